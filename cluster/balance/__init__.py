@@ -1,0 +1,1 @@
+"""Pure decisions about placement and load: values in, values out."""

@@ -1,0 +1,1 @@
+"""The moemesh command, one file per verb."""

@@ -1,0 +1,1 @@
+"""Running experts and trunk layers on kernels."""

@@ -1,0 +1,64 @@
+"""One frozen dataclass a role. The command line reads its defaults from these fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MiB = 1 << 20
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The router's engine: batching, KV pages and queues.
+
+    page_tokens: tokens a KV page, a multiple of 16.
+    kv_bytes: budget of the KV cache over all layers.
+    chunk_tokens: most prompt tokens prefilled in one step, over all sequences.
+    max_running: most sequences in a batch.
+    max_waiting: most requests admitted but not yet running; beyond it submit raises Overloaded.
+    micro_batches: 1, or 2 to compute one half of the batch while the other is at the experts.
+    context: longest sequence in tokens; 0 takes the model's own limit.
+    threads: compute threads of this process.
+    """
+
+    page_tokens: int = 64
+    kv_bytes: int = 64 * MiB
+    chunk_tokens: int = 512
+    max_running: int = 64
+    max_waiting: int = 256
+    micro_batches: int = 1
+    context: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """An expert node. memory_bytes is a hard limit for resident expert weights, 0 means no limit."""
+
+    memory_bytes: int = 0
+    threads: int = 1
+    host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """host: loopback unless `insecure` says out loud that the port may be reached from outside."""
+
+    host: str = "127.0.0.1"
+    port: int = 8471
+    insecure: bool = False
+    max_queued: int = 256
+    max_message_bytes: int = 16 * MiB
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """What `moemesh up` starts. model: a library folder, "" for the bundled one; variant: "" for its first."""
+
+    model: str = ""
+    variant: str = ""
+    nodes: int = 3
+    routers: int = 1
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    node: NodeConfig = field(default_factory=NodeConfig)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)

@@ -1,0 +1,1 @@
+"""The controller: membership and the placement table."""

@@ -1,0 +1,137 @@
+"""Every error a user can meet. Each carries the gRPC status code the gateway answers with.
+
+    MoemeshError                     INTERNAL
+    ├── InvalidRequest               INVALID_ARGUMENT     the request itself is wrong
+    ├── UnknownModel                 NOT_FOUND
+    ├── Overloaded                   RESOURCE_EXHAUSTED   try again after `retry_after_s`
+    ├── Unavailable                  UNAVAILABLE          not ready, draining, or a peer is gone
+    │   └── NodeLost                 UNAVAILABLE          an expert node died and did not come back in time
+    ├── RequestAborted               CANCELLED
+    ├── NonFinite                    INTERNAL             NaN or Inf in the activations of a layer
+    ├── ModelError                   FAILED_PRECONDITION  a checkpoint we cannot serve
+    │   ├── UnsupportedModel         FAILED_PRECONDITION  architecture, rope type, bias, activation
+    │   └── BrokenCheckpoint         FAILED_PRECONDITION  missing shard, NaN weights, tokenizer mismatch
+    ├── LibraryError                 FAILED_PRECONDITION  a packed library that cannot be used
+    │   └── CorruptBlob              DATA_LOSS            digest or length of a blob does not match
+    ├── OutOfMemoryBudget            FAILED_PRECONDITION  a budget is below what the work needs
+    ├── ProtocolError                FAILED_PRECONDITION  a peer speaks another protocol, numerics or library
+    └── ClusterError                 FAILED_PRECONDITION  up, down, status: what the operator must do
+        ├── AlreadyUp                ALREADY_EXISTS
+        ├── NotUp                    FAILED_PRECONDITION
+        ├── PortInUse                FAILED_PRECONDITION
+        └── StartFailed              UNAVAILABLE          a process died or was not ready in time
+
+Messages are one line: what was wrong, then what to do. The command line prints them as they are.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MoemeshError(Exception):
+    code: ClassVar[str] = "INTERNAL"
+
+
+class InvalidRequest(MoemeshError):
+    code = "INVALID_ARGUMENT"
+
+
+class UnknownModel(MoemeshError):
+    code = "NOT_FOUND"
+
+
+class Overloaded(MoemeshError):
+    code = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(MoemeshError):
+    code = "UNAVAILABLE"
+
+
+class NodeLost(Unavailable):
+    pass
+
+
+class RequestAborted(MoemeshError):
+    code = "CANCELLED"
+
+
+class NonFinite(MoemeshError):
+    """NaN or Inf met at the input of `layer` (layers = the final norm)."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__(
+            f"NaN or Inf in the activations at layer {layer}; the model's weights or its quantisation are broken"
+        )
+        self.layer = layer
+
+
+class ModelError(MoemeshError):
+    code = "FAILED_PRECONDITION"
+
+
+class UnsupportedModel(ModelError):
+    pass
+
+
+class BrokenCheckpoint(ModelError):
+    pass
+
+
+class LibraryError(MoemeshError):
+    code = "FAILED_PRECONDITION"
+
+
+class CorruptBlob(LibraryError):
+    code = "DATA_LOSS"
+
+
+class OutOfMemoryBudget(MoemeshError):
+    code = "FAILED_PRECONDITION"
+
+
+class ProtocolError(MoemeshError):
+    code = "FAILED_PRECONDITION"
+
+
+class ClusterError(MoemeshError):
+    code = "FAILED_PRECONDITION"
+
+
+class AlreadyUp(ClusterError):
+    code = "ALREADY_EXISTS"
+
+
+class NotUp(ClusterError):
+    pass
+
+
+class PortInUse(ClusterError):
+    pass
+
+
+class StartFailed(ClusterError):
+    code = "UNAVAILABLE"
+
+
+def error_from_wire(code: str, message: str) -> MoemeshError:
+    """Rebuild an error that travelled between our processes as (class name, message)."""
+    for cls in _all_errors():
+        if cls.__name__ == code and cls is not NonFinite:
+            return cls(message)
+    error = MoemeshError(message)
+    return error
+
+
+def _all_errors() -> list[type[MoemeshError]]:
+    found, queue = [], [MoemeshError]
+    while queue:
+        cls = queue.pop()
+        found.append(cls)
+        queue.extend(cls.__subclasses__())
+    return found

@@ -1,0 +1,1 @@
+"""The expert node: a shard of experts, its memory budget, its server."""

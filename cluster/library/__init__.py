@@ -1,0 +1,1 @@
+"""Packed models: pack, format, verify, read."""

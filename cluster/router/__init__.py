@@ -1,0 +1,1 @@
+"""The router: scheduler, KV pages, the engine's loop."""

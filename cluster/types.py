@@ -1,0 +1,101 @@
+"""The vocabulary that every role shares: ids, sampling parameters, requests and what becomes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, NewType
+
+import numpy as np
+
+NodeId = NewType("NodeId", str)
+"""Stable name of an expert node; survives a restart of its process (its *incarnation* does not)."""
+
+RouterId = NewType("RouterId", str)
+RequestId = NewType("RequestId", str)
+
+FinishReason = Literal["stop", "length", "aborted"]
+RequestKind = Literal["generate", "score"]
+
+
+class ExpertId(NamedTuple):
+    """One routed expert of the model: `index` counts within its layer, `layer` over all layers."""
+
+    layer: int
+    index: int
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen. Defaults are greedy.
+
+    temperature: 0 is greedy (arg max, ties to the lower id); otherwise logits are divided by it.
+    top_k: keep the k largest logits; 0 keeps all.
+    top_p: keep the smallest set whose probability reaches top_p; 1 keeps all.
+    min_p: drop tokens below min_p times the largest probability; 0 drops none.
+    repetition_penalty: divides positive and multiplies negative logits of tokens already seen
+        (prompt and output), Keskar et al. 2019 (CTRL), section 4.1; 1 is off.
+    seed: key of the counter-based generator, 0 ≤ seed < 2**64; the gateway draws a missing one.
+    stop_token_ids: ids that end the sequence besides the model's own end-of-sequence ids.
+    ignore_eos: go on after an end-of-sequence id (benchmarks).
+    """
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """A request as a router's engine sees it: token ids, never text.
+
+    kind "generate" continues the prompt; "score" returns the log-probability of every prompt token
+    after the first and generates nothing.
+    """
+
+    request_id: RequestId
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams = SamplingParams()
+    kind: RequestKind = "generate"
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """One generated token. `logprob` is its natural-log probability before temperature and filters."""
+
+    request_id: RequestId
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    request_id: RequestId
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Answer to a "score" request; `logprobs`: [len(prompt) - 1] float32, natural log."""
+
+    request_id: RequestId
+    logprobs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request ended with an error; `emitted` tokens had been produced and stay valid."""
+
+    request_id: RequestId
+    error: Exception
+    emitted: int
+
+
+Event = Emitted | Finished | Scored | Failed
