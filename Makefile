@@ -1,0 +1,54 @@
+# Every target sets itself up: `make up` and `make test` need Python 3.11 or newer and nothing else.
+
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PYTEST_ARGS ?=
+PRESET ?= minimal
+
+.PHONY: up down test test-parity check format bench protos clean
+
+up: $(VENV)/.installed          ## start a local cluster, run a sample prompt, print what to try next
+	@$(BIN)/moemesh up
+
+down: $(VENV)/.installed        ## stop it
+	@$(BIN)/moemesh down
+
+test: $(VENV)/.installed-dev    ## run the tests; PYTEST_ARGS="-k name -x" narrows
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-parity: $(VENV)/.installed-parity   ## the tests against torch and transformers (a large download)
+	$(BIN)/python -m pytest -m parity $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-dev   ## lint, formatting, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed       ## measure engine and cluster; PRESET=full for more repetitions
+	@$(BIN)/moemesh bench engine --preset $(PRESET)
+	@$(BIN)/moemesh bench cluster --preset $(PRESET)
+
+protos: $(VENV)/.installed-dev  ## regenerate the client code from protos/*.proto
+	$(BIN)/python protos/compile.py
+
+clean:                          ## remove caches and build outputs, keep the environment
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache *.egg-info
+	find cluster kernels protos tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp an extra: installing again happens only when pyproject.toml changed.
+$(VENV)/.installed: pyproject.toml
+	@.ci/install $(VENV) .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml
+	@.ci/install $(VENV) '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-parity: pyproject.toml
+	@.ci/install $(VENV) '.[dev,parity]'
+	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed
