@@ -1,0 +1,75 @@
+"""SIMD values in numba: sixteen virtual lanes on every CPU.
+
+Kernels are written once over `i32x16` and `f32x16`. Operations are generic LLVM vector IR, which the
+compiler maps to one 512-bit, two 256-bit or four 128-bit registers; what LLVM cannot be trusted to find
+(the byte dot product) comes from one file per instruction set. All of them give the same bits.
+"""
+
+from kernels.simd.ops import (
+    bits_of,
+    bitwise_and,
+    broadcast4,
+    float_of_bits,
+    fma,
+    load_bf16x16,
+    load_f32,
+    load_f32x16,
+    load_i8x16,
+    load_i32x16,
+    load_i64,
+    load_u8x16,
+    max_f32,
+    min_f32,
+    reduce_add_f32,
+    reduce_add_i32,
+    reduce_max_f32,
+    round_even,
+    select_lt,
+    shift_left,
+    shift_right,
+    splat_f32,
+    splat_i32,
+    store_bf16x16,
+    store_f32x16,
+    store_i8x16,
+    store_i32x16,
+    to_f32,
+    to_i32,
+)
+from kernels.simd.target import dot_u8s8
+from kernels.simd.vectors import f32x16, i32x16
+
+__all__ = [
+    "bits_of",
+    "bitwise_and",
+    "broadcast4",
+    "dot_u8s8",
+    "f32x16",
+    "float_of_bits",
+    "fma",
+    "i32x16",
+    "load_bf16x16",
+    "load_f32",
+    "load_f32x16",
+    "load_i8x16",
+    "load_i32x16",
+    "load_i64",
+    "load_u8x16",
+    "max_f32",
+    "min_f32",
+    "reduce_add_f32",
+    "reduce_add_i32",
+    "reduce_max_f32",
+    "round_even",
+    "select_lt",
+    "shift_left",
+    "shift_right",
+    "splat_f32",
+    "splat_i32",
+    "store_bf16x16",
+    "store_f32x16",
+    "store_i8x16",
+    "store_i32x16",
+    "to_f32",
+    "to_i32",
+]
