@@ -1,0 +1,1 @@
+"""The contract with clients: protocol definitions and the code generated from them."""
