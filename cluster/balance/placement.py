@@ -115,20 +115,22 @@ def round_robin(
 ) -> PlacementTable:
     """One replica an expert, dealt out over `nodes` in turn.
 
-    sparse: the layers that have experts; None means all `layers` of them. Each layer starts dealing at the
-    next node, so that the remainders of `experts / nodes` do not all fall to the first ones.
-    Raises ValueError without nodes.
+    sparse: the layers that have experts; None means all `layers` of them. A layer starts where the one before
+    stopped, so that no two nodes differ by more than one expert in all. Raises ValueError without nodes.
     """
     if not nodes:
         raise ValueError("a placement needs at least one node")
-    having = set(range(layers) if sparse is None else sparse)
-    count = len(nodes)
+    order = {layer: i for i, layer in enumerate(range(layers) if sparse is None else sorted(sparse))}
     return PlacementTable(
         epoch=epoch,
         version=version,
         nodes=tuple(nodes),
         replicas=tuple(
-            tuple(((layer + index) % count,) for index in range(experts)) if layer in having else ()
+            tuple(
+                (dealt % len(nodes),) for dealt in range(order[layer] * experts, (order[layer] + 1) * experts)
+            )
+            if layer in order
+            else ()
             for layer in range(layers)
         ),
     )

@@ -25,6 +25,7 @@ def test_round_robin_gives_every_expert_one_node_and_spreads_them_evenly(layers,
     for layer in range(layers):
         held = [sum(e.layer == layer for e in share) for share in shares]
         assert max(held) - min(held) <= 1
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_remainders_do_not_all_fall_to_the_first_node():

@@ -1,0 +1,229 @@
+"""What the controller knows and how it changes. Pure: values and `now` in, values out.
+
+A role calls SYNC again and again; each call is folded into the state with `sync`, and `view` is the answer.
+Members are never asked for anything: they pull, so a dead one costs nothing and a new one needs no list.
+
+    expected nodes have registered ──► round-robin table ──► every node has loaded it ──► table is active
+    node comes back as a new incarnation: same name, same place, nothing loaded ──► not active until it has
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, cast
+
+from cluster.balance.placement import PlacementTable, newer, round_robin
+from cluster.errors import ProtocolError
+from cluster.types import NodeId
+
+SUSPECTED_AFTER_S = 2.5
+"""A member syncs every second; beyond two missed syncs others should stop counting on it."""
+
+DEAD_AFTER_S = 10.0
+"""Beyond this it is gone until it registers again."""
+
+NO_TABLE = (0, 0)
+"""The (epoch, version) of a member that has loaded nothing."""
+
+
+class Role(StrEnum):
+    NODE = "node"
+    ROUTER = "router"
+    GATEWAY = "gateway"
+
+
+class Health(StrEnum):
+    ALIVE = "alive"
+    SUSPECTED = "suspected"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A role as of its last sync.
+
+    table: (epoch, version) of the table that it has loaded, NO_TABLE before the first.
+    error: (class name, message) of what keeps it from getting ready, None while nothing does.
+    last_seen: controller's monotonic clock, seconds.
+    """
+
+    role: Role
+    id: str
+    incarnation: int
+    address: str
+    table: tuple[int, int]
+    ready: bool
+    error: tuple[str, str] | None
+    last_seen: float
+    stats: Mapping[str, Any] = field(default_factory=dict)
+    leaving: bool = False
+
+    @staticmethod
+    def from_wire(header: Mapping[str, Any], now: float) -> Member:
+        """A SYNC header as a member seen at `now`. Raises ProtocolError if it is not one."""
+        try:
+            error = header["error"]
+            return Member(
+                role=Role(header["role"]),
+                id=str(header["id"]),
+                incarnation=int(header["incarnation"]),
+                address=str(header["address"]),
+                table=(int(header["epoch"]), int(header["table"])),
+                ready=bool(header["ready"]),
+                error=None if error is None else (str(error[0]), str(error[1])),
+                last_seen=now,
+                stats=dict(header["stats"]),
+                leaving=bool(header.get("leaving", False)),
+            )
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ProtocolError(
+                f"a peer sent a broken SYNC ({error!r}); are all versions the same?"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a table must place: `experts` in each of the `sparse` layers, over `nodes` expert nodes."""
+
+    nodes: int
+    layers: int
+    experts: int
+    sparse: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ControllerState:
+    """Immutable. members: by id, in order of registration."""
+
+    epoch: int
+    shape: Shape
+    members: Mapping[str, Member] = field(default_factory=dict)
+    table: PlacementTable | None = None
+    stopping: bool = False
+
+    def of(self, role: Role) -> list[Member]:
+        return [member for member in self.members.values() if member.role is role]
+
+
+def health(member: Member, now: float) -> Health:
+    silence = now - member.last_seen
+    if silence > DEAD_AFTER_S:
+        return Health.DEAD
+    return Health.SUSPECTED if silence > SUSPECTED_AFTER_S else Health.ALIVE
+
+
+def sync(state: ControllerState, member: Member) -> ControllerState:
+    """Fold in one SYNC. A late message of an older incarnation changes nothing."""
+    known = state.members.get(member.id)
+    if known is not None and known.role is not member.role:
+        raise ProtocolError(f"{member.role} {member.id!r} has the name of a {known.role}; give it another id")
+    if known is not None and known.incarnation > member.incarnation:
+        return state
+    members = dict(state.members)
+    if member.leaving:
+        members.pop(member.id, None)
+    else:
+        members[member.id] = member
+    return _with_first_table(dataclasses.replace(state, members=members))
+
+
+def offer(state: ControllerState, table: PlacementTable) -> ControllerState:
+    """Adopt `table` if it is newer than the present one; an old or equal one changes nothing."""
+    return dataclasses.replace(state, table=table) if newer(table, state.table) else state
+
+
+def stop(state: ControllerState) -> ControllerState:
+    """From now on every answer tells its member to stop."""
+    return dataclasses.replace(state, stopping=True)
+
+
+def active_version(state: ControllerState) -> int:
+    """Version of the table once every node in it reports having loaded it, else 0."""
+    if state.table is None:
+        return 0
+    wanted = (state.table.epoch, state.table.version)
+    nodes = (state.members.get(node) for node in state.table.nodes)
+    return state.table.version if all(node is not None and node.table == wanted for node in nodes) else 0
+
+
+def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
+    """The answer to a SYNC of `member_id` (header of STATE). The table is left out if the member has it."""
+    member = state.members.get(member_id)
+    current = (
+        state.table is not None
+        and member is not None
+        and member.table == (state.table.epoch, state.table.version)
+    )
+    return {
+        "epoch": state.epoch,
+        "table": None if state.table is None or current else state.table.to_wire(),
+        "active": active_version(state),
+        "nodes": {
+            node.id: {
+                "address": node.address,
+                "incarnation": node.incarnation,
+                "alive": health(node, now) is Health.ALIVE,
+            }
+            for node in state.of(Role.NODE)
+        },
+        "routers": {
+            router.id: {
+                "address": router.address,
+                "incarnation": router.incarnation,
+                "ready": router.ready and health(router, now) is Health.ALIVE,
+            }
+            for router in state.of(Role.ROUTER)
+        },
+        "stop": state.stopping,
+    }
+
+
+def status(state: ControllerState, now: float) -> dict[str, Any]:
+    """Everything an operator may ask (header of the answer to STATUS)."""
+    table = state.table
+    return {
+        "epoch": state.epoch,
+        "version": table.version if table else 0,
+        "active": active_version(state),
+        "expected_nodes": state.shape.nodes,
+        "members": [
+            {
+                "role": member.role.value,
+                "id": member.id,
+                "incarnation": member.incarnation,
+                "address": member.address,
+                "table": member.table[1],
+                "ready": member.ready,
+                "health": health(member, now).value,
+                "error": None if member.error is None else list(member.error),
+                "experts": len(table.experts_of(NodeId(member.id))) if table else 0,
+                "stats": dict(member.stats),
+            }
+            for member in sorted(state.members.values(), key=lambda m: (list(Role).index(m.role), m.id))
+        ],
+    }
+
+
+def _with_first_table(state: ControllerState) -> ControllerState:
+    """The first table of this epoch, made when the last expected node has registered.
+
+    After a restart of the controller the nodes still hold what an earlier epoch gave them. Sorting by name
+    deals the same experts to the same nodes, and the version goes on from the highest one seen.
+    """
+    nodes = state.of(Role.NODE)
+    if state.table is not None or len(nodes) < state.shape.nodes:
+        return state
+    seen = max(node.table[1] for node in nodes)
+    names = sorted((cast(NodeId, node.id) for node in nodes), key=_natural)
+    shape = state.shape
+    table = round_robin(shape.layers, shape.experts, names, state.epoch, seen + 1, shape.sparse)
+    return offer(state, table)
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """node-10 after node-9."""
+    stem, _, number = name.rpartition("-")
+    return (stem, int(number)) if number.isdigit() else (name, 0)
