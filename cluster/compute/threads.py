@@ -1,0 +1,69 @@
+"""Our own compute threads: they run nogil kernels over ranges of work items."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+Kernel = Callable[..., None]
+
+
+class Workers:
+    """`threads` - 1 helper threads and the caller itself.
+
+    Every kernel takes its range of work items as its last two arguments, and its results do not depend
+    on how the items are split: one thread or many, the same bits. Helpers sleep in a queue; they never
+    spin, since a machine is shared with other actors. (numba's own `parallel=True` is not used: its
+    workqueue layer aborts on concurrent use, its OpenMP layer dies after a fork.)
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, not {threads}")
+        self.threads = threads
+        self._tasks: SimpleQueue[tuple[Kernel, tuple[Any, ...], SimpleQueue[BaseException | None]] | None]
+        self._tasks = SimpleQueue()
+        self._helpers: list[threading.Thread] = []
+
+    def run(self, kernel: Kernel, items: int, *args: Any) -> None:
+        """kernel(*args, begin, end) over all of range(items); returns when every part is done."""
+        parts = min(self.threads, items)
+        if parts <= 1:
+            kernel(*args, 0, items)
+            return
+        if not self._helpers:
+            self._start()
+        done: SimpleQueue[BaseException | None] = SimpleQueue()
+        bounds = [items * part // parts for part in range(parts + 1)]
+        for part in range(1, parts):
+            self._tasks.put((kernel, (*args, bounds[part], bounds[part + 1]), done))
+        kernel(*args, 0, bounds[1])
+        failures = [done.get() for _ in range(1, parts)]
+        for failure in failures:
+            if failure is not None:
+                raise failure
+
+    def close(self) -> None:
+        for _ in self._helpers:
+            self._tasks.put(None)
+        for helper in self._helpers:
+            helper.join()
+        self._helpers = []
+
+    def _start(self) -> None:
+        for number in range(1, self.threads):
+            helper = threading.Thread(target=self._work, name=f"compute-{number}", daemon=True)
+            helper.start()
+            self._helpers.append(helper)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            kernel, args, done = task
+            try:
+                kernel(*args)
+            except BaseException as failure:  # handed to the caller of run, who raises it
+                done.put(failure)
+            else:
+                done.put(None)

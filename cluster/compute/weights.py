@@ -1,0 +1,73 @@
+"""Weights as the kernels want them: one byte array, and where in it each matrix begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A packed matrix (kernels/layout.py).
+
+    data: the blob, [bytes] uint8, read-only; base: byte offset of the matrix's block table;
+    blocks: blocks of 16 output rows; width: padded inputs; floating: bf16 or f32 kinds, which take
+    float32 activations instead of int8.
+    """
+
+    data: np.ndarray
+    base: int
+    blocks: int
+    width: int
+    floating: bool
+
+    @property
+    def rows(self) -> int:
+        return self.blocks * 16
+
+
+@dataclass(frozen=True)
+class FfnWeights:
+    """A SwiGLU network in the form of an expert blob: gate and up blocks alternate, then the down matrix.
+
+    width: padded inner width; down_offset: bytes from `base` to the down matrix.
+    """
+
+    data: np.ndarray
+    base: int
+    down_offset: int
+    width: int
+    floating: bool
+
+
+@dataclass(frozen=True)
+class TrunkLayer:
+    """One layer less its routed experts. Float arrays are float32 and padded with zeros.
+
+    attn_norm, mlp_norm: [Hp]; qkv_bias: [qkv rows]; q_norm, k_norm: [Dp] per head or [heads * Dp] and
+    [kv_heads * Dp]; gate: [E16 / 16, Hp, 16]; shared_gate: [Hp].
+    """
+
+    attn_norm: np.ndarray
+    mlp_norm: np.ndarray
+    qkv: Matrix
+    o: Matrix
+    qkv_bias: np.ndarray | None = None
+    q_norm: np.ndarray | None = None
+    k_norm: np.ndarray | None = None
+    gate: np.ndarray | None = None
+    shared: FfnWeights | None = None
+    shared_gate: np.ndarray | None = None
+    dense: FfnWeights | None = None
+
+
+@dataclass(frozen=True)
+class TrunkWeights:
+    """embed and head: [vocab padded to 16, Hp]; the same matrix where embeddings are tied."""
+
+    embed: Matrix
+    head: Matrix
+    final_norm: np.ndarray
+    layers: tuple[TrunkLayer, ...]
+    floating: bool

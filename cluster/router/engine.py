@@ -1,0 +1,277 @@
+"""The engine: continuous batching over a trunk and whatever carries rows to the experts."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from cluster.compute.trunk import KvView, Trunk
+from cluster.config import EngineConfig
+from cluster.dispatch.transport import ExpertTransport
+from cluster.errors import InvalidRequest, MoemeshError, NonFinite, Overloaded
+from cluster.router.forward import GateProbe, Outcome, drive, forward
+from cluster.router.kv import KvCache
+from cluster.router.sampler import Sampler
+from cluster.router.scheduler import Chunk, Limits, plan_step
+from cluster.router.sequence import Batch, Piece, Sequence, build_batch
+from cluster.types import Emitted, EngineRequest, Event, Failed, Finished, FinishReason, RequestId, Scored
+
+HEAD_ROWS = 64
+"""Rows whose logits are held at a time: bounds memory at large vocabularies."""
+
+
+class Probe(GateProbe, Protocol):
+    """Sees gates and logits as they are computed; for quality figures, traces and tests."""
+
+    def logits(self, request_id: RequestId, position: int, logits: np.ndarray) -> None:
+        """logits: [vocab] float32 after the token at `position`; copied by whoever keeps it."""
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """steps and rows count since the start; the rest is the present."""
+
+    steps: int
+    rows: int
+    running: int
+    waiting: int
+    preemptions: int
+    kv_pages_total: int
+    kv_pages_used: int
+
+
+class Engine:
+    """Not thread-safe: one thread submits, aborts and steps.
+
+    The output of a request depends on the library, its prompt and its sampling parameters alone, never
+    on what else is in the batch, on chunking, paging or placement.
+    """
+
+    def __init__(
+        self, trunk: Trunk, experts: ExpertTransport, config: EngineConfig, probe: Probe | None = None
+    ) -> None:
+        self.trunk, self.experts, self.config, self.probe = trunk, experts, config, probe
+        self.kv = KvCache(trunk.spec, config.page_tokens, config.kv_bytes, trunk.kv_dtype)
+        limit = config.context or trunk.spec.context
+        self.context = min(limit, trunk.spec.context, self.kv.pages * config.page_tokens)
+        trunk.prepare_positions(self.context)
+        self._limits = Limits(config.page_tokens, config.chunk_tokens, config.max_running)
+        self._page_table = np.zeros((config.max_running, self.kv.pages_for(self.context)), np.int32)
+        self._view = KvView(self.kv.keys, self.kv.values, config.page_tokens, self._page_table)
+        self._work = [trunk.workspace() for _ in range(config.micro_batches)]
+        self._sampler = Sampler(trunk.spec.vocab, trunk.workers)
+        self._free_slots = list(range(config.max_running))
+        self._running: list[Sequence] = []
+        self._waiting: list[Sequence] = []
+        self._arrivals = itertools.count()
+        self._steps = self._rows = self._preemptions = 0
+
+    @property
+    def idle(self) -> bool:
+        return not self._running and not self._waiting
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            self._steps,
+            self._rows,
+            len(self._running),
+            len(self._waiting),
+            self._preemptions,
+            self.kv.pages,
+            self.kv.used_pages,
+        )
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a request. Raises InvalidRequest (empty or too long prompt, unknown token id) and
+        Overloaded when `max_waiting` requests wait already."""
+        self._check(request)
+        if len(self._waiting) >= self.config.max_waiting:
+            raise Overloaded(f"{len(self._waiting)} requests are waiting already; try again later")
+        self._waiting.append(Sequence(request, next(self._arrivals), list(request.prompt_ids)))
+
+    def abort(self, request_id: RequestId) -> bool:
+        """Forget a request at once and free all it holds; False if it is not (or no longer) known."""
+        for sequence in itertools.chain(self._running, self._waiting):
+            if sequence.id == request_id:
+                self._retire(sequence)
+                return True
+        return False
+
+    def step(self) -> list[Event]:
+        """Compute one batch. A request submitted before the call takes part in it if there is room.
+
+        An error of the transport ends the requests of the batch with `Failed`; the engine goes on.
+        """
+        pieces = self._schedule()
+        if not pieces:
+            return []
+        self._steps += 1
+        self._rows += sum(piece.count for piece in pieces)
+        batches = [
+            build_batch(part, self._page_table, self.config.page_tokens) for part in self._split(pieces)
+        ]
+        runs = [
+            forward(self.trunk, self._work[i], self._view, batch, self._steps, i, self.probe)
+            for i, batch in enumerate(batches)
+        ]
+        try:
+            outcomes = drive(runs, self._steps, self.experts)
+        except MoemeshError as error:
+            return [self._fail(piece.sequence, error) for piece in pieces]
+        events: list[Event] = []
+        for batch, outcome in zip(batches, outcomes, strict=True):
+            events += self._conclude(batch, outcome)
+        return events
+
+    def _check(self, request: EngineRequest) -> None:
+        ids = request.prompt_ids
+        if not ids:
+            raise InvalidRequest("the prompt is empty; give at least one token")
+        if len(ids) + (request.kind == "generate") > self.context:
+            raise InvalidRequest(
+                f"the prompt has {len(ids)} tokens and the context holds {self.context}; shorten the prompt"
+            )
+        if min(ids) < 0 or max(ids) >= self.trunk.spec.vocab:
+            raise InvalidRequest(f"token ids must be below the vocabulary size {self.trunk.spec.vocab}")
+
+    def _schedule(self) -> list[Piece]:
+        """Apply the plan of the next step to the sequences and the KV pages."""
+        plan = plan_step(self._running, self._waiting, self.kv.free_pages, self._limits)
+        known = [*self._running, *self._waiting]
+        for index in plan.preempted:
+            self._preempt(known[index])
+        for index in plan.admitted:
+            self._admit(known[index])
+        return [self._allocate(known[chunk.sequence], chunk) for chunk in plan.chunks]
+
+    def _admit(self, sequence: Sequence) -> None:
+        self._waiting.remove(sequence)
+        sequence.slot = self._free_slots.pop()
+        self._running.append(sequence)
+        self._running.sort(key=lambda s: s.number)
+        self._sampler.assign(sequence.slot, sequence.request.sampling)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._release(sequence)
+        self._running.remove(sequence)
+        sequence.computed = 0
+        self._waiting.insert(0, sequence)
+        self._waiting.sort(key=lambda s: s.number)
+        self._preemptions += 1
+
+    def _allocate(self, sequence: Sequence, chunk: Chunk) -> Piece:
+        held = sequence.held
+        sequence.pages += self.kv.take(chunk.pages)
+        self._page_table[sequence.slot, held : sequence.held] = sequence.pages[held:]
+        return Piece(sequence, sequence.computed, chunk.count)
+
+    def _split(self, pieces: list[Piece]) -> list[tuple[Piece, ...]]:
+        """Into micro-batches of about equal rows; a sequence is never in two."""
+        parts = min(self.config.micro_batches, len(pieces))
+        total, bounds, seen = sum(p.count for p in pieces), [0], 0
+        for number, piece in enumerate(pieces[:-1]):
+            seen += piece.count
+            if len(bounds) < parts and seen * parts >= total * len(bounds):
+                bounds.append(number + 1)
+        return [tuple(pieces[a:b]) for a, b in itertools.pairwise([*bounds, len(pieces)])]
+
+    def _conclude(self, batch: Batch, outcome: Outcome) -> list[Event]:
+        """Logits, scores and the next tokens of a micro-batch."""
+        events: list[Event] = []
+        rows: list[int] = []
+        sampled: list[Sequence] = []
+        first = 0
+        for piece in batch.pieces:
+            sequence, last = piece.sequence, first + piece.count - 1
+            broken = outcome.broken[first : last + 1]
+            sequence.computed += piece.count
+            if (broken >= 0).any():
+                events.append(self._fail(sequence, NonFinite(int(broken[broken >= 0][0]))))
+            elif sequence.request.kind == "score":
+                events += self._score(piece, outcome.hidden[first : last + 1])
+            elif piece.completes:
+                rows.append(last)
+                sampled.append(sequence)
+            first += piece.count
+        for begin in range(0, len(rows), HEAD_ROWS):
+            part = slice(begin, begin + HEAD_ROWS)
+            events += self._sample(sampled[part], outcome.hidden[rows[part]])
+        return events
+
+    def _logits(self, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """([rows, padded vocab] float32, [rows] finite flags)."""
+        return self.trunk.head(self._work[0], hidden)
+
+    def _sample(self, sequences: list[Sequence], hidden: np.ndarray) -> list[Event]:
+        logits, finite = self._logits(hidden)
+        self._observe(sequences, [s.length - 1 for s in sequences], logits)
+        tokens, logprobs = self._sampler.sample(logits, sequences)
+        events: list[Event] = []
+        for sequence, token, logprob, sound in zip(
+            sequences, tokens.tolist(), logprobs.tolist(), finite.tolist(), strict=True
+        ):
+            if not sound:
+                events.append(self._fail(sequence, NonFinite(self.trunk.spec.layers)))
+                continue
+            sequence.tokens.append(token)
+            sequence.emitted += 1
+            events.append(Emitted(sequence.id, token, logprob))
+            reason = self._finish_reason(sequence, token)
+            if reason:
+                self._retire(sequence)
+                events.append(Finished(sequence.id, reason, sequence.prompt_length, sequence.emitted))
+        return events
+
+    def _score(self, piece: Piece, hidden: np.ndarray) -> list[Event]:
+        sequence = piece.sequence
+        for begin in range(0, piece.count, HEAD_ROWS):
+            part = hidden[begin : begin + HEAD_ROWS]
+            position = piece.begin + begin
+            logits, finite = self._logits(part)
+            if not finite.all():
+                return [self._fail(sequence, NonFinite(self.trunk.spec.layers))]
+            self._observe([sequence] * len(part), list(range(position, position + len(part))), logits)
+            targets = np.array(sequence.tokens[position + 1 : position + 1 + len(part)], np.int32)
+            sequence.scores.append(self._sampler.score(logits[: len(targets)], targets))
+        if not piece.completes:
+            return []
+        self._retire(sequence)
+        return [Scored(sequence.id, np.concatenate(sequence.scores))]
+
+    def _observe(self, sequences: list[Sequence], positions: list[int], logits: np.ndarray) -> None:
+        if self.probe is None:
+            return
+        for sequence, position, row in zip(sequences, positions, logits, strict=True):
+            self.probe.logits(sequence.id, position, row[: self.trunk.spec.vocab])
+
+    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
+        sampling = sequence.request.sampling
+        ends = () if sampling.ignore_eos else self.trunk.spec.eos_ids
+        if token in ends or token in sampling.stop_token_ids:
+            return "stop"
+        if sequence.emitted >= sampling.max_tokens or sequence.length >= self.context:
+            return "length"
+        return None
+
+    def _fail(self, sequence: Sequence, error: MoemeshError) -> Failed:
+        self._retire(sequence)
+        return Failed(sequence.id, error, sequence.emitted)
+
+    def _retire(self, sequence: Sequence) -> None:
+        if sequence.slot < 0:
+            self._waiting.remove(sequence)
+            return
+        self._release(sequence)
+        self._running.remove(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.kv.release(sequence.pages)
+        sequence.pages = []
+        self._free_slots.append(sequence.slot)
+        sequence.slot = -1
+
+

@@ -1,0 +1,71 @@
+"""The paged KV cache: fixed memory, handed out in pages of tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import psutil
+
+from cluster.errors import OutOfMemoryBudget
+from cluster.model.spec import ModelSpec
+
+PAGE_MULTIPLE = 16
+"""Tokens of a page are a multiple of this: K is stored in columns of 16 tokens."""
+
+
+def page_bytes(spec: ModelSpec, page_tokens: int, itemsize: int) -> int:
+    """Bytes of one page over all layers, K and V."""
+    return 2 * spec.layers * spec.kv_heads * page_tokens * spec.padded_head * itemsize
+
+
+class KvCache:
+    """K and V of every layer in pages.
+
+    keys:   [layers, pages, kv_heads, page_tokens / 16, padded_head, 16] bf16 bits (uint16) or float32
+    values: [layers, pages, kv_heads, page_tokens, padded_head]
+
+    Pages are handed out in no particular order: results do not depend on which page holds what.
+    A released page keeps its stale contents; attention never reads a slot that was not written.
+    """
+
+    def __init__(self, spec: ModelSpec, page_tokens: int, budget_bytes: int, dtype: type[np.generic]) -> None:
+        """Raises OutOfMemoryBudget when the budget holds no page or the machine lacks the memory."""
+        if page_tokens < PAGE_MULTIPLE or page_tokens % PAGE_MULTIPLE:
+            raise ValueError(f"page_tokens must be a multiple of {PAGE_MULTIPLE}, not {page_tokens}")
+        one = page_bytes(spec, page_tokens, np.dtype(dtype).itemsize)
+        self.pages = budget_bytes // one
+        if self.pages < 1:
+            raise OutOfMemoryBudget(
+                f"the KV budget of {budget_bytes} bytes holds no page of {page_tokens} tokens; "
+                f"give at least {one} bytes (--kv-memory)"
+            )
+        free = psutil.virtual_memory().available
+        if self.pages * one > free:
+            raise OutOfMemoryBudget(
+                f"no memory for the KV budget: {self.pages * one} bytes asked, {free} available; "
+                f"lower it (--kv-memory)"
+            )
+        self.page_tokens = page_tokens
+        head, columns = spec.padded_head, page_tokens // PAGE_MULTIPLE
+        shape = (spec.layers, self.pages, spec.kv_heads)
+        self.keys = np.zeros((*shape, columns, head, PAGE_MULTIPLE), dtype)
+        self.values = np.zeros((*shape, page_tokens, head), dtype)
+        self._free = list(range(self.pages - 1, -1, -1))
+
+    @property
+    def free_pages(self) -> int:
+        return len(self._free)
+
+    @property
+    def used_pages(self) -> int:
+        return self.pages - len(self._free)
+
+    def pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_tokens)
+
+    def take(self, count: int) -> list[int]:
+        """`count` pages; the caller has checked `free_pages`."""
+        taken = [self._free.pop() for _ in range(count)]
+        return taken
+
+    def release(self, pages: list[int]) -> None:
+        self._free.extend(pages)

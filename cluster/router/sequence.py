@@ -1,0 +1,87 @@
+"""One request while it lives in the engine, and the arrays a step is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cluster.types import EngineRequest, RequestId
+
+
+@dataclass
+class Sequence:
+    """Mutable; owned by the engine.
+
+    number: order of arrival. tokens: prompt and generated ids. computed: tokens whose K and V are
+    stored. pages: KV pages it owns. slot: its row in the engine's page table, -1 while it waits.
+    scores: log-probabilities gathered so far ("score" requests). emitted: tokens given to the client.
+    """
+
+    request: EngineRequest
+    number: int
+    tokens: list[int]
+    computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    slot: int = -1
+    scores: list[np.ndarray] = field(default_factory=list)
+    emitted: int = 0
+
+    @property
+    def id(self) -> RequestId:
+        return self.request.request_id
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def held(self) -> int:
+        return len(self.pages)
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.prompt_ids)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of one sequence in a step: tokens[begin : begin + count]."""
+
+    sequence: Sequence
+    begin: int
+    count: int
+
+    @property
+    def completes(self) -> bool:
+        """Whether the last row is the sequence's last token, so that its logits choose the next."""
+        return self.begin + self.count == self.sequence.length
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one micro-batch, T in all.
+
+    tokens: [T] int32; positions: [T] int64; slots: [T] int64, where K and V go (page * page_tokens +
+    offset); sequence: [T] int64, row of the page table.
+    """
+
+    pieces: tuple[Piece, ...]
+    tokens: np.ndarray
+    positions: np.ndarray
+    slots: np.ndarray
+    sequence: np.ndarray
+
+
+def build_batch(pieces: tuple[Piece, ...], page_table: np.ndarray, page_tokens: int) -> Batch:
+    """page_table: [slots, pages] int32."""
+    counts = [piece.count for piece in pieces]
+    tokens = np.fromiter(
+        (t for p in pieces for t in p.sequence.tokens[p.begin : p.begin + p.count]), np.int32, sum(counts)
+    )
+    begins = np.array([piece.begin for piece in pieces], np.int64)
+    starts = np.cumsum([0, *counts[:-1]], dtype=np.int64)
+    positions = np.arange(len(tokens), dtype=np.int64) + np.repeat(begins - starts, counts)
+    sequence = np.repeat(np.array([piece.sequence.slot for piece in pieces], np.int64), counts)
+    pages = page_table[sequence, positions // page_tokens].astype(np.int64)
+    return Batch(pieces, tokens, positions, pages * page_tokens + positions % page_tokens, sequence)
