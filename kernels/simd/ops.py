@@ -80,6 +80,9 @@ load_u8x16 = _loader(i32x16, vector(I8), lambda builder, v: builder.zext(v, V_I3
 load_i8x16 = _loader(i32x16, vector(I8), lambda builder, v: builder.sext(v, V_I32))
 load_i64 = _loader(types.int64, I64)
 load_f32 = _loader(types.float32, FLOAT)
+load_bf16 = _loader(
+    types.float32, I16, lambda builder, v: builder.bitcast(builder.shl(builder.zext(v, I32), I32(16)), FLOAT)
+)
 
 
 def _storer(vec: Any, narrow: Any = None) -> Any:

@@ -1,0 +1,157 @@
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+"""Trunk matrices: y = x Wᵀ over blocks of 16 output rows (kernels/layout.py), and rows of the embedding.
+
+`w` is any byte array that holds the packed matrix at byte `base`; `begin..end` are blocks (or rows, where
+said), so that threads can split the work: no result depends on the split or on the other rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.jit import BYTES, F32_1R, F32_2, F32_2R, I8_2R, I32_1R, I32_2R, INT, VOID, inline, kernel
+from kernels.layout import BF16, F32, GROUP, INT8, ROWS
+from kernels.simd import load_bf16, load_f32, load_f32x16, store_f32x16
+from kernels.tiles import (
+    block_at,
+    chain_1,
+    chain_4,
+    dots_1,
+    dots_2,
+    dots_4,
+    multipliers_at,
+    row_scales,
+    scaled,
+    scaled_planes,
+    scales_at,
+)
+
+
+@inline
+def pair_at(w, base, block, end):
+    """(kind, offset 0, offset 1, block 1): `block` and its neighbour, or itself if that is of another kind."""
+    at0, kind = block_at(w, base, block)
+    if block + 1 < end:
+        at1, kind1 = block_at(w, base, block + 1)
+        if kind1 == kind:
+            return kind, at0, at1, block + 1
+    return kind, at0, at0, block
+
+
+@inline
+def put(out, row, block0, block1, y0, y1):
+    """Store the 16 outputs of two blocks in out[row]."""
+    line = row * out.shape[1]
+    store_f32x16(out, (line + block0 * ROWS) * 4, y0)
+    store_f32x16(out, (line + block1 * ROWS) * 4, y1)
+
+
+@inline
+def put_planes(out, row, block0, block1, hi0, hi1, lo0, lo1, scale, s0, s1):
+    put(out, row, block0, block1, scaled_planes(hi0, lo0, scale, s0), scaled_planes(hi1, lo1, scale, s1))
+
+
+@inline
+def put_one(out, row, block, y):
+    store_f32x16(out, (row * out.shape[1] + block * ROWS) * 4, y)
+
+
+@kernel(VOID(BYTES, INT, I8_2R, I8_2R, I32_2R, I32_2R, F32_1R, INT, F32_2, INT, INT))
+def matmul_int(w, base, hi, lo, sums_hi, sums_lo, scale, planes, out, begin, end):
+    """out[:, 16 b : 16 b + 16] = the product of every row with each int8 or int4 block b in begin..end.
+
+    hi, lo [T, K] int8; sums_* [T, K/64] int32; scale [T]; out [T, >= 16 * blocks] float32.
+    planes = 1: y = f32(I) * (s_a * s_row); lo and sums_lo are not part of it: pass hi and sums_hi again.
+    planes = 2: y = fma(128, f32(I_hi), f32(I_lo)) * (s_a * s_row).
+    """
+    rows, width = hi.shape
+    tile = 4 // planes
+    block = begin
+    while block < end:
+        kind, at0, at1, other = pair_at(w, base, block, end)
+        s0 = row_scales(w, kind, at0, width)
+        s1 = row_scales(w, kind, at1, width)
+        row = 0
+        while row + tile <= rows:
+            r1, r2, r3 = row + 1 // planes, row + 2 // planes, row + 3 // planes
+            a0, b0, a1, b1, a2, b2, a3, b3 = dots_4(
+                w, kind, at0, at1, hi, lo, sums_hi, sums_lo, row, r1, r2, r3
+            )
+            if planes == 1:
+                put(out, row, block, other, scaled(a0, scale[row], s0), scaled(b0, scale[row], s1))
+                put(out, r1, block, other, scaled(a1, scale[r1], s0), scaled(b1, scale[r1], s1))
+                put(out, r2, block, other, scaled(a2, scale[r2], s0), scaled(b2, scale[r2], s1))
+                put(out, r3, block, other, scaled(a3, scale[r3], s0), scaled(b3, scale[r3], s1))
+            else:
+                put_planes(out, row, block, other, a0, b0, a1, b1, scale[row], s0, s1)
+                put_planes(out, r2, block, other, a2, b2, a3, b3, scale[r2], s0, s1)
+            row += tile
+        while row < rows:
+            if planes == 1:
+                a0, b0 = dots_1(w, kind, at0, at1, hi, sums_hi, row)
+                put(out, row, block, other, scaled(a0, scale[row], s0), scaled(b0, scale[row], s1))
+            else:
+                a0, b0, a1, b1 = dots_2(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, row, row)
+                put_planes(out, row, block, other, a0, b0, a1, b1, scale[row], s0, s1)
+            row += 1
+        block = other + 1
+
+
+@kernel(VOID(BYTES, INT, F32_2R, F32_2, INT, INT))
+def matmul_float(w, base, x, out, begin, end):
+    """The same for bf16 and f32 blocks: y = one sequential chain of fused multiply-adds over ascending k.
+
+    x [T, K] float32, out [T, >= 16 * blocks] float32.
+    """
+    rows = x.shape[0]
+    for block in range(begin, end):
+        at, kind = block_at(w, base, block)
+        row = 0
+        while row + 4 <= rows:
+            y0, y1, y2, y3 = chain_4(w, kind, at, x, row, row + 1, row + 2, row + 3)
+            put_one(out, row, block, y0)
+            put_one(out, row + 1, block, y1)
+            put_one(out, row + 2, block, y2)
+            put_one(out, row + 3, block, y3)
+            row += 4
+        while row < rows:
+            put_one(out, row, block, chain_1(w, kind, at, x, row))
+            row += 1
+
+
+@inline
+def element(w, kind, at, width, lane, k):
+    """Weight (output row `lane`, input k) of a block as float32; the integer part of int4 is exact."""
+    if kind == F32:
+        return load_f32(w, at + (k * ROWS + lane) * 4)
+    if kind == BF16:
+        return load_bf16(w, at + (k * ROWS + lane) * 2)
+    scale = load_f32(w, scales_at(kind, at, width) + lane * 4)
+    if kind == INT8:
+        level = np.int64(w[at + k // 4 * 64 + lane * 4 + k % 4]) - 128
+    else:
+        pair = np.int64(w[at + k // 8 * 64 + lane * 4 + k % 4])
+        nibble = pair >> 4 if k % 8 >= 4 else pair & 15
+        level = (nibble - 8) * np.int64(w[multipliers_at(at, width) + k // GROUP * ROWS + lane])
+    return scale * np.float32(level)
+
+
+@kernel(VOID(BYTES, INT, INT, I32_1R, F32_2))
+def embed_rows(w, base, width, ids, out):
+    """out[t] = row ids[t] of a matrix of any kind over `width` inputs, dequantised.
+
+    ids [T] int32, each within the matrix; out [T, width] float32; int8: s * (u - 128), int4: s * (m (u - 8)).
+    """
+    for t in range(ids.shape[0]):
+        at, kind = block_at(w, base, np.int64(ids[t]) // ROWS)
+        lane = np.int64(ids[t]) % ROWS
+        for k in range(width):
+            out[t, k] = element(w, kind, at, width, lane, k)
+
+
+@kernel(VOID(F32_2, F32_2R, INT, INT))
+def add_rows(x, y, begin, end):
+    """x += y on rows begin..end; both [T, N] float32, N a multiple of 16. Adds a block's output to the residual."""
+    width = x.shape[1]
+    for at in range(begin * width * 4, end * width * 4, 64):
+        store_f32x16(x, at, load_f32x16(x, at) + load_f32x16(y, at))
