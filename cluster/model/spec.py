@@ -15,14 +15,16 @@ class ModelSpec:
 
     family: the family file that read it, e.g. "qwen3_moe".
     qk_norm: RMSNorm of q and k: "head" over each head, "full" over the whole projection.
-    clip_qkv: clamp q, k, v to ±clip after the norm; 0 is off.
+    clip_qkv: clamp q, k, v to ±clip after the norm and before RoPE; 0 is off.
     inv_freq: head_dim/2 rotary frequencies, float32 values, computed once when the model is packed.
     expert_width, experts, top_k: routed experts of a sparse layer.
-    norm_topk: renormalise the chosen experts' weights to sum 1.
+    norm_topk: renormalise the chosen experts' softmax weights to sum 1.
     shared_width: width of the shared expert, 0 for none (Qwen2-MoE scales it by a sigmoid gate).
     dense_widths: one entry a layer: 0 for a sparse layer, else the width of its dense MLP.
-    windows: one entry a layer: sliding-window length in tokens, 0 for full attention.
-    eos_ids: ids that end a sequence; bos_id: prepended by the tokenizer if its own rules say so, None if unknown.
+    windows: one entry a layer: 0 for full attention, else w: the token at position p attends to positions
+        p - w < j <= p, itself included.
+    eos_ids: ids that end a sequence; bos_id: prepended by the tokenizer if its own rules say so, None if
+        unknown.
     """
 
     family: str
@@ -67,4 +69,5 @@ class ModelSpec:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> ModelSpec:
         """Raises TypeError on unknown or missing keys; lists become tuples."""
-        return ModelSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return ModelSpec(**fields)

@@ -1,0 +1,96 @@
+"""Text to token ids and back, over Hugging Face's `tokenizers`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tokenizers
+
+from cluster.errors import BrokenCheckpoint, InvalidRequest
+
+REPLACEMENT = "\ufffd"  # what decoding puts where bytes are no complete UTF-8 character
+
+
+class Tokenizer:
+    """Immutable; safe to share between threads."""
+
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        inner.no_truncation()  # tokenizer.json may carry the settings of its last training run
+        inner.no_padding()
+        self._inner = inner
+        self.vocab_size = max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        """One more than the largest id."""
+
+    @staticmethod
+    def from_bytes(data: bytes, vocab: int | None = None) -> Tokenizer:
+        """From the bytes of a tokenizer.json; `vocab`: the model's vocabulary, checked against it.
+
+        Raises BrokenCheckpoint if it cannot be parsed or has ids that the model has no embedding for. Fewer
+        ids than the vocabulary are fine: models pad theirs.
+        """
+        try:
+            inner = tokenizers.Tokenizer.from_str(data.decode())
+        except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
+            raise BrokenCheckpoint(f"tokenizer.json is not readable ({error}); download it again") from error
+        tokenizer = Tokenizer(inner)
+        if vocab is not None and tokenizer.vocab_size > vocab:
+            raise BrokenCheckpoint(
+                f"tokenizer.json has ids up to {tokenizer.vocab_size - 1}, the model's end at {vocab - 1}; "
+                "the two belong to different models"
+            )
+        return tokenizer
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids. add_special_tokens: let the tokenizer's own rules add e.g. a beginning of sequence;
+        False for text from a chat template, which has them already."""
+        try:
+            return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise InvalidRequest("the text is not valid Unicode (a lone surrogate?)") from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids` without special tokens: by definition what a StreamDecoder makes of them."""
+        stream = StreamDecoder(self)
+        return "".join([*map(stream.push, ids), stream.flush()])
+
+    def decode_window(self, ids: Sequence[int]) -> str:
+        """The library's own decoding of a run of ids. Parts of a text do not simply concatenate."""
+        return str(self._inner.decode(ids, skip_special_tokens=True))
+
+
+class StreamDecoder:
+    """Ids one at a time in, text out: `push` returns what has become certain, `flush` the rest.
+
+    Never splits a character. Text is decoded behind the last piece given out, since a token's text may
+    depend on the token before it (a leading space). tokenizers' own DecodeStream was rejected: it keeps an
+    unfinished character for ever where a flush should give it out, and raises where byte tokens turn out
+    to be invalid.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._given: list[int] = []  # the ids of the last piece given out: context for the next
+        self._held: list[int] = []  # ids since then
+
+    def push(self, token_id: int) -> str:
+        self._held.append(token_id)
+        text = self._pending()
+        if not text or text.endswith(REPLACEMENT):  # nothing yet, or perhaps an unfinished character
+            return ""
+        self._given, self._held = self._held, []
+        return text
+
+    def flush(self) -> str:
+        """What is held, with U+FFFD for an unfinished character; the decoder starts afresh."""
+        text = self._pending()
+        self._given, self._held = [], []
+        return text
+
+    def _pending(self) -> str:
+        before = self._tokenizer.decode_window(self._given)
+        both = self._tokenizer.decode_window(self._given + self._held)
+        if both.startswith(before):
+            return both[len(before) :]
+        # Byte-fallback decoders judge a run of byte tokens as a whole: an unfinished character behind a good
+        # one spoils both. The good one has been given out, so the rest is decoded by itself.
+        return self._tokenizer.decode_window(self._held)
