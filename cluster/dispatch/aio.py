@@ -1,0 +1,191 @@
+"""Frames on asyncio, for the gateway. Nothing on the dispatch path comes here."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from types import TracebackType
+
+from cluster.dispatch.connection import Buffer
+from cluster.dispatch.frames import (
+    DEFAULT_LIMITS,
+    FRAGMENT_BYTES,
+    Frame,
+    FrameDecoder,
+    Header,
+    Limits,
+    fragment_prefix,
+    pack_header,
+)
+from cluster.dispatch.handshake import Identity, error_of, split_address
+from cluster.dispatch.kinds import FIRST_ORDERED, Kind
+from cluster.errors import MoemeshError, ProtocolError, Unavailable
+
+CONNECT_S = 5.0
+READ_AHEAD_BYTES = 1 << 20
+"""Frames received beyond what `recv` took; above it the socket is left unread until the owner catches up."""
+
+FRAME_COST = 256
+
+
+class FrameStream(asyncio.BufferedProtocol):
+    """One connection of frames: `stream = await FrameStream.open(address)`; send from any task, recv from one.
+
+    server: the Identity that the server answered, if one was given to `open`.
+    """
+
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.server: Identity | None = None
+        self._decoder = FrameDecoder(limits)
+        self._transport: asyncio.Transport | None = None
+        self._frames: deque[Frame] = deque()
+        self._ahead = 0
+        self._arrived = asyncio.Event()
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+        self._ordered = asyncio.Lock()
+        self._error: MoemeshError | None = None
+        self._lost = asyncio.Event()
+        self._streams = 0
+
+    @staticmethod
+    async def open(
+        address: str,
+        *,
+        identity: Identity | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        timeout_s: float = CONNECT_S,
+    ) -> FrameStream:
+        """Connect, and say HELLO if there is an `identity`. Raises Unavailable or what the server refused with."""
+        host, port = split_address(address)
+        loop = asyncio.get_running_loop()
+        stream: FrameStream | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, stream = await loop.create_connection(lambda: FrameStream(limits), host, port)
+                if identity is not None:
+                    await stream._introduce(identity)
+                return stream
+        except (OSError, MoemeshError) as error:  # TimeoutError is an OSError
+            if stream is not None:
+                await stream.close()
+            if isinstance(error, MoemeshError):
+                raise
+            raise Unavailable(f"cannot connect to {address}: {error or 'no answer in time'}") from error
+
+    @property
+    def closed(self) -> bool:
+        return self._error is not None
+
+    async def send(self, kind: Kind, header: Header, *buffers: Buffer) -> None:
+        """Returns when the bytes are with the socket or in its small buffer. Raises Unavailable when closed."""
+        body = memoryview(buffers[0] if len(buffers) == 1 else b"".join(buffers)).cast("B")
+        if kind < FIRST_ORDERED:
+            await self._write(kind, header, body)
+        else:
+            async with self._ordered:
+                await self._write(kind, header, body)
+
+    async def recv(self) -> Frame:
+        """The next frame. Raises Unavailable at the end of the stream, ProtocolError on a broken one."""
+        while not self._frames:
+            if self._error is not None:
+                raise self._error
+            self._arrived.clear()
+            await self._arrived.wait()
+        frame = self._frames.popleft()
+        before = self._ahead
+        self._ahead -= FRAME_COST + len(frame.payload)
+        if before > READ_AHEAD_BYTES >= self._ahead and self._transport is not None and self._error is None:
+            self._transport.resume_reading()
+        return frame
+
+    async def close(self) -> None:
+        """Idempotent; waits until the socket is closed."""
+        if self._transport is not None:
+            self._transport.abort()
+            await self._lost.wait()
+
+    async def __aenter__(self) -> FrameStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _introduce(self, identity: Identity) -> None:
+        await self.send(Kind.HELLO, identity.to_header())
+        frame = await self.recv()
+        if frame.kind is Kind.REFUSED:
+            raise error_of(frame.header)
+        if frame.kind is not Kind.WELCOME:
+            raise ProtocolError(f"the server answered HELLO with {frame.kind.name}")
+        self.server = Identity.from_header(frame.header)
+        identity.check(self.server)
+
+    async def _write(self, kind: Kind, header: Header, body: memoryview) -> None:
+        transport = self._transport
+        if transport is None or self._error is not None:
+            raise self._error or Unavailable("the connection is closed")
+        if len(body) <= FRAGMENT_BYTES:
+            transport.write(pack_header(kind, header, len(body)) + bytes(body))
+            await self._drained()
+            return
+        self._streams = stream = self._streams % 0xFFFF + 1
+        transport.write(pack_header(kind, header, len(body), stream))
+        try:
+            for at in range(0, len(body), FRAGMENT_BYTES):
+                piece = body[at : at + FRAGMENT_BYTES]
+                transport.write(fragment_prefix(kind, stream, len(piece)) + bytes(piece))
+                await self._drained()
+        except asyncio.CancelledError:
+            transport.abort()  # the peer could not make sense of half a message
+            raise
+
+    async def _drained(self) -> None:
+        await self._may_write.wait()
+        if self._error is not None:
+            raise self._error
+
+    # asyncio calls these.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._decoder.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        assert self._transport is not None
+        before = self._ahead
+        try:
+            for frame in self._decoder.advance(nbytes):
+                self._frames.append(frame)
+                self._ahead += FRAME_COST + len(frame.payload)
+        except ProtocolError as error:
+            self._error = error
+            self._transport.abort()
+        self._arrived.set()
+        if before <= READ_AHEAD_BYTES < self._ahead:
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        self._may_write.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._error is None:
+            self._error = Unavailable(f"the connection is closed{f': {exc}' if exc else ''}")
+        self._arrived.set()
+        self._may_write.set()
+        self._lost.set()

@@ -1,0 +1,191 @@
+"""One non-blocking TCP connection that carries frames. It never waits: whoever owns it owns the waiting."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from cluster.dispatch.frames import DEFAULT_LIMITS, FRAGMENT_BYTES, Frame, FrameDecoder, Header, Limits, Sink, pack_header
+from cluster.dispatch.kinds import Kind
+from cluster.dispatch.outbox import Message, Outbox
+from cluster.errors import Overloaded, Unavailable
+
+MAX_QUEUED_BYTES = 256 << 20
+Buffer = bytes | bytearray | memoryview
+_EMPTY = memoryview(b"")
+
+
+class Connection:
+    """Sending is thread-safe and never blocks; reading belongs to one thread.
+
+    A frame is offered to the socket at once. What does not fit is queued (at most `max_queued` bytes beside
+    the message that is being sent) and `on_blocked` is called, once, so that the owner waits for the socket
+    to be writable and calls `flush()`.
+
+    peer, context: the owner's, e.g. what the peer said in its HELLO.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        sink: Sink | None = None,
+        max_queued: int = MAX_QUEUED_BYTES,
+        on_blocked: Callable[[Connection], None] | None = None,
+    ) -> None:
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock
+        self.peer: Any = None
+        self.context: Any = None
+        self.closed = False
+        self._decoder = FrameDecoder(limits, sink)
+        self._lock = threading.Lock()
+        self._outbox = Outbox()
+        self._writing: deque[memoryview] = deque()
+        self._queued = 0
+        self._max_queued = max_queued
+        self._on_blocked = on_blocked
+        self._streams = 0
+        self._announced = False
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether bytes wait for the socket to become writable."""
+        return self._queued > 0
+
+    @property
+    def queued_bytes(self) -> int:
+        return self._queued
+
+    def send(self, kind: Kind, header: Header, *buffers: Buffer) -> None:
+        """Send one message; `buffers` (C-contiguous) together are its payload and are copied if they must wait.
+
+        Raises Unavailable if the connection is closed or breaks, Overloaded if the queue is full.
+        """
+        if not buffers:
+            body = _EMPTY
+        elif len(buffers) == 1:
+            body = memoryview(buffers[0]).cast("B")
+        else:
+            body = memoryview(b"".join(buffers))
+        self.send_body(kind, header, body)
+
+    def send_body(self, kind: Kind, header: Header, body: memoryview, keep: bool = False) -> int:
+        """As `send`, with one payload of format "B". Returns the bytes of prefix and header.
+
+        keep: the caller will not write to `body` before it is sent, so it is queued without a copy.
+        """
+        stream = 0
+        size = len(body)
+        if size > FRAGMENT_BYTES:
+            stream = self._streams = self._streams % 0xFFFF + 1
+        head = pack_header(kind, header, size, stream)
+        with self._lock:
+            if self.closed:
+                raise Unavailable("the connection is closed")
+            if self._queued == 0 and not stream:
+                sent = self._try((head, body) if size else (head,))
+                if sent == len(head) + size:
+                    return len(head)
+                self._hold(head, body, sent)
+            else:
+                self._enqueue(Message(kind, head, body, stream), keep)
+        if self._queued and not self._announced and self._on_blocked is not None:
+            self._announced = True
+            self._on_blocked(self)
+        return len(head)
+
+    def read(self) -> list[Frame]:
+        """Receive what is there, at most one buffer full of it.
+
+        Raises ConnectionError at the end of the stream, OSError, ProtocolError; close the connection then.
+        """
+        try:
+            count = self.sock.recv_into(self._decoder.buffer())
+        except (BlockingIOError, InterruptedError):
+            return []
+        if count == 0:
+            raise ConnectionResetError("the peer closed the connection")
+        return self._decoder.advance(count)
+
+    def flush(self) -> bool:
+        """Write what the socket takes; True when nothing is left. Raises Unavailable if it is broken."""
+        with self._lock:
+            return self._pump()
+
+    def close(self) -> None:
+        with self._lock:
+            if not self.closed:
+                self.closed = True
+                self._outbox = Outbox()
+                self._writing.clear()
+                self._queued = 0
+                self.sock.close()
+
+    def _try(self, buffers: Any) -> int:
+        try:
+            return self.sock.sendmsg(buffers)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            raise Unavailable(f"the connection broke: {error}") from error
+
+    def _hold(self, head: bytes, body: memoryview, sent: int) -> None:
+        """Keep the rest of a small frame of which the socket took `sent` bytes."""
+        rest = memoryview((head + bytes(body))[sent:])
+        self._writing.append(rest)
+        self._queued = len(rest)
+
+    def _enqueue(self, message: Message, keep: bool) -> None:
+        size = message.wire_bytes
+        if self._queued and self._queued + size > self._max_queued:
+            raise Overloaded(
+                f"{self._queued} bytes wait to be sent and the peer does not read them", retry_after_s=0.1
+            )
+        if not message.large and not keep:
+            message.body = memoryview(bytes(message.body))
+        self._queued += size
+        self._outbox.add(message)
+        self._pump()
+        if message.large and not keep and self._queued:
+            self._own(message)
+
+    def _own(self, message: Message) -> None:
+        """Copy what is left of a large message, now that the socket has taken what it takes at once."""
+        borrowed = message.body.obj
+        message.body = memoryview(bytes(message.body))
+        self._writing = deque(
+            memoryview(bytes(piece)) if piece.obj is borrowed else piece for piece in self._writing
+        )
+
+    def _pump(self) -> bool:
+        while True:
+            if not self._writing:
+                if not self._outbox:
+                    self._announced = False
+                    return True
+                self._writing.extend(map(memoryview, self._outbox.chunk()))
+            sent = self._try(self._writing)
+            if sent == 0:
+                return False
+            self._queued -= sent
+            self._drop(sent)
+
+    def _drop(self, sent: int) -> None:
+        writing = self._writing
+        while sent:
+            first = len(writing[0])
+            if sent < first:
+                writing[0] = writing[0][sent:]
+                return
+            writing.popleft()
+            sent -= first

@@ -1,0 +1,93 @@
+"""HELLO and WELCOME: two processes agree on protocol, numerics and library before anything else is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.dispatch.frames import PROTOCOL, accepted
+from cluster.errors import MoemeshError, ProtocolError, error_from_wire
+
+NUMERICS = 1
+"""Version of the numeric rules that this code computes by; written in every library's manifest too."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a process is.
+
+    library: digest of the manifest it serves, "" for a process that serves any (controller, tools).
+    incarnation: 0 ≤ incarnation < 2**32, another one after every restart of the process.
+    """
+
+    role: str
+    id: str
+    incarnation: int = 0
+    library: str = ""
+    numerics: int = NUMERICS
+    protocol: int = PROTOCOL
+
+    def to_header(self) -> dict[str, Any]:
+        return {
+            "protocol": self.protocol,
+            "numerics": self.numerics,
+            "library": self.library,
+            "role": self.role,
+            "id": self.id,
+            "incarnation": self.incarnation,
+        }
+
+    @staticmethod
+    def from_header(header: Any) -> Identity:
+        """Raises ProtocolError on anything that is not the header of a HELLO or WELCOME."""
+        try:
+            return Identity(
+                role=str(header["role"]),
+                id=str(header["id"]),
+                incarnation=int(header["incarnation"]),
+                library=str(header["library"]),
+                numerics=int(header["numerics"]),
+                protocol=int(header["protocol"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"a peer introduced itself with a broken header: {error!r}") from error
+
+    def check(self, peer: Identity) -> None:
+        """Raises ProtocolError, naming what differs, if the two must not work together."""
+        if not accepted(peer.protocol):
+            raise ProtocolError(
+                f"{peer.role} {peer.id} speaks protocol {peer.protocol}, {self.role} {self.id} speaks "
+                f"{self.protocol}; upgrade the older one"
+            )
+        if peer.numerics != self.numerics:
+            raise ProtocolError(
+                f"{peer.role} {peer.id} computes by numerics {peer.numerics}, {self.role} {self.id} by "
+                f"{self.numerics}; their bits would differ: upgrade the older one"
+            )
+        if peer.library and self.library and peer.library != self.library:
+            raise ProtocolError(
+                f"{peer.role} {peer.id} serves library {peer.library[:12]}, {self.role} {self.id} serves "
+                f"{self.library[:12]}; start both with the same model"
+            )
+
+
+def error_header(error: Exception) -> dict[str, Any]:
+    """Header of a REFUSED or ERROR frame: the error's class name and its message."""
+    if isinstance(error, MoemeshError):
+        return {"error": type(error).__name__, "message": str(error)}
+    return {"error": "MoemeshError", "message": f"internal error: {error!r}"}
+
+
+def error_of(header: Any) -> MoemeshError:
+    """Inverse of `error_header`."""
+    if not isinstance(header, dict):
+        return ProtocolError("a peer refused with a broken header")
+    return error_from_wire(str(header.get("error", "")), str(header.get("message", "")))
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """ "host:port" as a pair. Raises ProtocolError on anything else."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ProtocolError(f"{address!r} is not an address; give HOST:PORT")
+    return host.strip("[]"), int(port)

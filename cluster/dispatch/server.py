@@ -1,0 +1,224 @@
+"""A server of frames: one thread waits for all its connections, and never for a single one."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import selectors
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from cluster.dispatch.connection import MAX_QUEUED_BYTES, Connection
+from cluster.dispatch.frames import DEFAULT_LIMITS, Frame, Limits
+from cluster.dispatch.handshake import Identity, error_header
+from cluster.dispatch.kinds import Kind
+from cluster.errors import MoemeshError, PortInUse, ProtocolError
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 1024
+JOIN_S = 10.0
+
+
+class FrameServer:
+    """Calls back on its own thread:
+
+    on_frame(connection, frame)   for every message but PING and HELLO, which it answers itself. An error that
+                                  the callback raises is answered with an ERROR frame.
+    on_close(connection)          once for every connection on which on_frame may have been called
+    on_round()                    after all that had arrived together was given to on_frame
+
+    With an `identity` a peer must say HELLO first and is refused by name if it does not fit;
+    `connection.peer` is then its Identity. Lifecycle: start() → address, shutdown(); not restartable.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        on_frame: Callable[[Connection, Frame], None],
+        on_close: Callable[[Connection], None] | None = None,
+        on_round: Callable[[], None] | None = None,
+        identity: Identity | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        max_queued: int = MAX_QUEUED_BYTES,
+        name: str = "frames",
+    ) -> None:
+        self._where = (host, port)
+        self._on_frame = on_frame
+        self._on_close = on_close
+        self._on_round = on_round
+        self._identity = identity
+        self._limits = limits
+        self._max_queued = max_queued
+        self._name = name
+        self._selector = selectors.DefaultSelector()
+        self._connections: set[Connection] = set()
+        self._blocked: deque[Connection] = deque()
+        self._stopping = False
+        self._listener: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+
+    @property
+    def address(self) -> str:
+        """ "host:port", with the port that the system chose if 0 was asked for. Needs start()."""
+        assert self._listener is not None, "start() first"
+        host, port = self._listener.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    def start(self) -> str:
+        """Listen and serve; returns the address. Raises PortInUse."""
+        host, port = self._where
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._listener = socket.create_server((host, port), family=family, backlog=128)
+        except OSError as error:
+            self._release()
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUse(f"port {port} on {host} is in use; stop what uses it or choose another") from None
+            raise PortInUse(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
+        self._selector.register(self._wake_out, selectors.EVENT_READ, None)
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._thread.start()
+        return self.address
+
+    def shutdown(self) -> None:
+        """Close every connection and the port, and wait for the thread; idempotent, callable from any thread.
+
+        From a callback it only asks the thread to stop.
+        """
+        self._stopping = True
+        self._wake()
+        thread = self._thread
+        if thread is None:
+            self._release()
+        elif thread is not threading.current_thread():
+            thread.join(JOIN_S)
+
+    def _wake(self) -> None:
+        try:
+            self._wake_in.send(b"\0")
+        except OSError:
+            pass  # full: it is awake anyway; closed: it has stopped
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                for key, mask in self._selector.select():
+                    if key.data is not None:
+                        self._serve(key.data, mask)
+                    elif key.fileobj is self._wake_out:
+                        self._woken()
+                    else:
+                        self._accept()
+                while self._blocked:
+                    self._watch(self._blocked.popleft())
+                if self._on_round is not None:
+                    self._on_round()
+        finally:
+            for connection in list(self._connections):
+                self._drop(connection)
+            self._release()
+
+    def _release(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        self._selector.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def _woken(self) -> None:
+        try:
+            self._wake_out.recv(4096)
+        except BlockingIOError:
+            pass
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:  # the peer has gone again, or we are out of descriptors
+            return
+        if len(self._connections) >= MAX_CONNECTIONS:
+            sock.close()
+            return
+        connection = Connection(
+            sock, limits=self._limits, max_queued=self._max_queued, on_blocked=self._note_blocked
+        )
+        self._connections.add(connection)
+        self._selector.register(sock, selectors.EVENT_READ, connection)
+
+    def _note_blocked(self, connection: Connection) -> None:
+        """Called by whichever thread sends."""
+        self._blocked.append(connection)
+        if threading.current_thread() is not self._thread:
+            self._wake()
+
+    def _watch(self, connection: Connection) -> None:
+        if not connection.closed:
+            mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.blocked else 0)
+            self._selector.modify(connection.sock, mask, connection)
+
+    def _serve(self, connection: Connection, mask: int) -> None:
+        try:
+            if mask & selectors.EVENT_WRITE and connection.flush():
+                self._watch(connection)
+            if mask & selectors.EVENT_READ:
+                for frame in connection.read():
+                    self._deliver(connection, frame)
+        except ProtocolError as error:
+            self._refuse(connection, error)
+        except (OSError, MoemeshError):  # gone, or it does not read what it asked for
+            self._drop(connection)
+
+    def _deliver(self, connection: Connection, frame: Frame) -> None:
+        kind = frame.kind
+        if kind is Kind.PING:
+            connection.send(Kind.PONG, frame.header)
+        elif kind is Kind.HELLO:
+            self._welcome(connection, frame)
+        elif self._identity is not None and connection.peer is None:
+            raise ProtocolError(f"a {kind.name} frame before HELLO")
+        else:
+            try:
+                self._on_frame(connection, frame)
+            except Exception as error:
+                if not isinstance(error, MoemeshError):
+                    log.exception("%s: a %s frame failed; its sender gets an ERROR", self._name, kind.name)
+                connection.send(Kind.ERROR, error_header(error))
+
+    def _welcome(self, connection: Connection, frame: Frame) -> None:
+        peer = Identity.from_header(frame.header)
+        mine = self._identity or Identity("server", self._name)
+        mine.check(peer)
+        connection.peer = peer
+        connection.send(Kind.WELCOME, mine.to_header())
+
+    def _refuse(self, connection: Connection, error: ProtocolError) -> None:
+        log.warning("%s: refused a peer: %s", self._name, error)
+        try:
+            connection.send(Kind.REFUSED, error_header(error))
+        except MoemeshError:
+            pass  # it has gone: nobody to tell
+        self._drop(connection)
+
+    def _drop(self, connection: Connection) -> None:
+        if connection not in self._connections:
+            return
+        self._connections.discard(connection)
+        self._selector.unregister(connection.sock)
+        connection.close()
+        if self._on_close is not None:
+            self._on_close(connection)
