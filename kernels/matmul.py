@@ -20,40 +20,13 @@ from kernels.tiles import (
     dots_2,
     dots_4,
     multipliers_at,
+    pair_at,
+    put,
+    put_pair,
+    put_pair_planes,
     row_scales,
-    scaled,
-    scaled_planes,
     scales_at,
 )
-
-
-@inline
-def pair_at(w, base, block, end):
-    """(kind, offset 0, offset 1, block 1): `block` and its neighbour, or itself if that is of another kind."""
-    at0, kind = block_at(w, base, block)
-    if block + 1 < end:
-        at1, kind1 = block_at(w, base, block + 1)
-        if kind1 == kind:
-            return kind, at0, at1, block + 1
-    return kind, at0, at0, block
-
-
-@inline
-def put(out, row, block0, block1, y0, y1):
-    """Store the 16 outputs of two blocks in out[row]."""
-    line = row * out.shape[1]
-    store_f32x16(out, (line + block0 * ROWS) * 4, y0)
-    store_f32x16(out, (line + block1 * ROWS) * 4, y1)
-
-
-@inline
-def put_planes(out, row, block0, block1, hi0, hi1, lo0, lo1, scale, s0, s1):
-    put(out, row, block0, block1, scaled_planes(hi0, lo0, scale, s0), scaled_planes(hi1, lo1, scale, s1))
-
-
-@inline
-def put_one(out, row, block, y):
-    store_f32x16(out, (row * out.shape[1] + block * ROWS) * 4, y)
 
 
 @kernel(VOID(BYTES, INT, I8_2R, I8_2R, I32_2R, I32_2R, F32_1R, INT, F32_2, INT, INT))
@@ -78,21 +51,21 @@ def matmul_int(w, base, hi, lo, sums_hi, sums_lo, scale, planes, out, begin, end
                 w, kind, at0, at1, hi, lo, sums_hi, sums_lo, row, r1, r2, r3
             )
             if planes == 1:
-                put(out, row, block, other, scaled(a0, scale[row], s0), scaled(b0, scale[row], s1))
-                put(out, r1, block, other, scaled(a1, scale[r1], s0), scaled(b1, scale[r1], s1))
-                put(out, r2, block, other, scaled(a2, scale[r2], s0), scaled(b2, scale[r2], s1))
-                put(out, r3, block, other, scaled(a3, scale[r3], s0), scaled(b3, scale[r3], s1))
+                put_pair(out, row, block, other, a0, b0, scale[row], s0, s1)
+                put_pair(out, r1, block, other, a1, b1, scale[r1], s0, s1)
+                put_pair(out, r2, block, other, a2, b2, scale[r2], s0, s1)
+                put_pair(out, r3, block, other, a3, b3, scale[r3], s0, s1)
             else:
-                put_planes(out, row, block, other, a0, b0, a1, b1, scale[row], s0, s1)
-                put_planes(out, r2, block, other, a2, b2, a3, b3, scale[r2], s0, s1)
+                put_pair_planes(out, row, block, other, a0, b0, a1, b1, scale[row], s0, s1)
+                put_pair_planes(out, r2, block, other, a2, b2, a3, b3, scale[r2], s0, s1)
             row += tile
         while row < rows:
             if planes == 1:
                 a0, b0 = dots_1(w, kind, at0, at1, hi, sums_hi, row)
-                put(out, row, block, other, scaled(a0, scale[row], s0), scaled(b0, scale[row], s1))
+                put_pair(out, row, block, other, a0, b0, scale[row], s0, s1)
             else:
                 a0, b0, a1, b1 = dots_2(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, row, row)
-                put_planes(out, row, block, other, a0, b0, a1, b1, scale[row], s0, s1)
+                put_pair_planes(out, row, block, other, a0, b0, a1, b1, scale[row], s0, s1)
             row += 1
         block = other + 1
 
@@ -109,13 +82,13 @@ def matmul_float(w, base, x, out, begin, end):
         row = 0
         while row + 4 <= rows:
             y0, y1, y2, y3 = chain_4(w, kind, at, x, row, row + 1, row + 2, row + 3)
-            put_one(out, row, block, y0)
-            put_one(out, row + 1, block, y1)
-            put_one(out, row + 2, block, y2)
-            put_one(out, row + 3, block, y3)
+            put(out, row, block, y0)
+            put(out, row + 1, block, y1)
+            put(out, row + 2, block, y2)
+            put(out, row + 3, block, y3)
             row += 4
         while row < rows:
-            put_one(out, row, block, chain_1(w, kind, at, x, row))
+            put(out, row, block, chain_1(w, kind, at, x, row))
             row += 1
 
 

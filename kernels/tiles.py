@@ -35,6 +35,7 @@ from kernels.simd import (
     shift_right,
     splat_f32,
     splat_i32,
+    store_f32x16,
     to_f32,
 )
 
@@ -54,6 +55,17 @@ def block_at(w, base, block):
     entry = load_i64(w, base + 8 * block)
     kind = entry & KIND_MASK
     return base + entry - kind, kind
+
+
+@inline
+def pair_at(w, base, block, end):
+    """(kind, offset 0, offset 1, block 1): `block` and its neighbour, or itself if that is of another kind."""
+    at0, kind = block_at(w, base, block)
+    if block + 1 < end:
+        at1, kind1 = block_at(w, base, block + 1)
+        if kind1 == kind:
+            return kind, at0, at1, block + 1
+    return kind, at0, at0, block
 
 
 @inline
@@ -297,6 +309,26 @@ def scaled(integers, scale, row_scale):
 def scaled_planes(upper, lower, scale, row_scale):
     """y = fma(128, f32(I_hi), f32(I_lo)) * (s_a * s_row), two planes."""
     return fma(splat_f32(PLANE_F32), to_f32(upper), to_f32(lower)) * (splat_f32(scale) * row_scale)
+
+
+@inline
+def put(out, row, block, y):
+    """out[row, 16 block : 16 block + 16] = y."""
+    store_f32x16(out, (row * out.shape[1] + block * ROWS) * 4, y)
+
+
+@inline
+def put_pair(out, row, block0, block1, i0, i1, scale, s0, s1):
+    """Scale and store the integers of one plane in two blocks of out[row]."""
+    put(out, row, block0, scaled(i0, scale, s0))
+    put(out, row, block1, scaled(i1, scale, s1))
+
+
+@inline
+def put_pair_planes(out, row, block0, block1, hi0, hi1, lo0, lo1, scale, s0, s1):
+    """put_pair for two planes."""
+    put(out, row, block0, scaled_planes(hi0, lo0, scale, s0))
+    put(out, row, block1, scaled_planes(hi1, lo1, scale, s1))
 
 
 @inline
