@@ -127,6 +127,10 @@ class Engine:
             events += self._conclude(batch, outcome)
         return events
 
+    def fail_all(self, error: MoemeshError) -> list[Event]:
+        """End every request with `error` and free all they hold."""
+        return [self._fail(sequence, error) for sequence in [*self._running, *self._waiting]]
+
     def _check(self, request: EngineRequest) -> None:
         ids = request.prompt_ids
         if not ids:

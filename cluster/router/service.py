@@ -1,0 +1,217 @@
+"""The router as a process: a front door for gateways, an engine on a thread of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cluster.dispatch.connection import Connection
+from cluster.dispatch.frames import Frame
+from cluster.dispatch.handshake import Identity
+from cluster.dispatch.kinds import Kind
+from cluster.dispatch.server import FrameServer
+from cluster.errors import InvalidRequest, MoemeshError, ProtocolError, Unavailable
+from cluster.router.engine import Engine, EngineStats
+from cluster.types import (
+    Emitted,
+    EngineRequest,
+    Event,
+    Failed,
+    Finished,
+    RequestId,
+    SamplingParams,
+    Scored,
+)
+
+log = logging.getLogger(__name__)
+
+JOIN_S = 10.0
+
+Client = tuple[Connection, int]
+"""Who asked: a gateway's connection, and the number that it gave the request."""
+
+
+class RouterService:
+    """Lifecycle: start() -> address, ready, shutdown(). Three threads meet here.
+
+    The front door's thread parses requests and puts them into an inbox; the engine's thread owns the engine,
+    its sockets to the nodes and the KV pages, and sends the events of a step, one frame a gateway;
+    a control thread may call `open`, `stats` and `shutdown`.
+    """
+
+    def __init__(self, engine: Engine, identity: Identity, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._engine = engine
+        self._server = FrameServer(
+            host,
+            port,
+            on_frame=self._on_frame,
+            on_close=self._on_close,
+            on_round=self._wake,
+            identity=identity,
+            name="router",
+        )
+        self._inbox: deque[Callable[[], list[Event]]] = deque()
+        self._signal = threading.Event()
+        self._stopping = False
+        self._open = False
+        self._clients: dict[RequestId, Client] = {}
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> str:
+        """Listen and step; requests are refused as Unavailable until `open`. Returns the address."""
+        address = self._server.start()
+        self._thread.start()
+        return address
+
+    def open(self) -> None:
+        """The experts can be reached: accept requests."""
+        self._open = True
+
+    @property
+    def ready(self) -> bool:
+        return self._open and not self._stopping
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._engine.stats
+
+    def shutdown(self) -> None:
+        self._stopping = True
+        self._server.shutdown()
+        self._signal.set()
+        if self._thread.is_alive():
+            self._thread.join(JOIN_S)
+        self._engine.experts.close()
+
+    def _on_frame(self, connection: Connection, frame: Frame) -> None:
+        if frame.kind is Kind.SUBMIT:
+            self._receive(connection, frame)
+        elif frame.kind is Kind.ABORT:
+            client = (connection, int(frame.header["n"]))
+            self._inbox.append(lambda: self._abort(client))
+        elif frame.kind is Kind.STATUS:
+            connection.send(Kind.REPLY, {**dataclasses.asdict(self.stats), "ready": self.ready})
+        else:
+            raise ProtocolError(f"a router does not answer {frame.kind.name} frames")
+
+    def _receive(self, connection: Connection, frame: Frame) -> None:
+        number = int(frame.header["n"])
+        client = (connection, number)
+        try:
+            if not self.ready:
+                raise Unavailable("the router is not ready yet; try again")
+            request = parse_request(client, frame)
+        except MoemeshError as error:
+            connection.send(Kind.EVENTS, {"e": [_failure(number, error, 0)]})
+            return
+        self._inbox.append(lambda: self._submit(client, request))
+
+    def _on_close(self, connection: Connection) -> None:
+        """A gateway is gone: nobody would read the answers to its requests."""
+        self._inbox.append(lambda: self._forget(connection))
+
+    def _wake(self) -> None:
+        if self._inbox:
+            self._signal.set()
+
+    def _submit(self, client: Client, request: EngineRequest) -> list[Event]:
+        self._clients[request.request_id] = client
+        try:
+            self._engine.submit(request)
+        except MoemeshError as error:
+            return [Failed(request.request_id, error, 0)]
+        return []
+
+    def _abort(self, client: Client) -> list[Event]:
+        request_id = request_key(client)
+        if request_id in self._clients and self._engine.abort(request_id):
+            del self._clients[request_id]
+        return []
+
+    def _forget(self, connection: Connection) -> list[Event]:
+        for client in [c for c in self._clients.values() if c[0] is connection]:
+            self._abort(client)
+        return []
+
+    def _run(self) -> None:
+        while not self._stopping:
+            if self._engine.idle and not self._inbox:
+                self._signal.wait()
+            self._signal.clear()
+            events: list[Event] = []
+            while self._inbox:
+                events += self._inbox.popleft()()
+            if not self._engine.idle:
+                events += self._step()
+            self._publish(events)
+
+    def _step(self) -> list[Event]:
+        try:
+            return self._engine.step()
+        except Exception:
+            # A bug, not an event of the world: end what was in flight with an error, keep the door open.
+            log.exception("a step failed; its requests are ended")
+            return self._engine.fail_all(MoemeshError("internal error in the router; see its log"))
+
+    def _publish(self, events: list[Event]) -> None:
+        """One EVENTS frame for every gateway that any of them concerns."""
+        outgoing: dict[Connection, tuple[list[list[Any]], list[np.ndarray]]] = {}
+        for event in events:
+            client = self._clients.get(event.request_id)
+            if client is None:
+                continue
+            connection, number = client
+            entries, scores = outgoing.setdefault(connection, ([], []))
+            entries.append(_entry(number, event))
+            if isinstance(event, Scored):
+                scores.append(event.logprobs)
+            if not isinstance(event, Emitted):
+                del self._clients[event.request_id]
+        for connection, (entries, scores) in outgoing.items():
+            try:
+                connection.send(Kind.EVENTS, {"e": entries}, *scores)
+            except MoemeshError as error:
+                log.warning("a gateway cannot be told of %d events: %s", len(entries), error)
+
+
+def request_key(client: Client) -> RequestId:
+    """Unique within this router, whatever ids the clients of several gateways choose."""
+    return RequestId(f"{id(client[0]):x}/{client[1]}")
+
+
+def parse_request(client: Client, frame: Frame) -> EngineRequest:
+    """Raises InvalidRequest on a malformed SUBMIT."""
+    header = frame.header
+    try:
+        ids = np.frombuffer(frame.payload, "<i4")
+        fields = dict(header["sampling"])
+        fields["stop_token_ids"] = tuple(fields.get("stop_token_ids", ()))
+        sampling = SamplingParams(**fields)
+        kind = header["kind"]
+        if kind not in ("generate", "score"):
+            raise ValueError(f"unknown kind {kind!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidRequest(f"malformed request to the router: {error}") from error
+    return EngineRequest(request_key(client), tuple(ids.tolist()), sampling, kind)
+
+
+def _entry(number: int, event: Event) -> list[Any]:
+    match event:
+        case Emitted():
+            return [number, "t", event.token_id, event.logprob]
+        case Finished():
+            return [number, "f", event.reason, event.prompt_tokens, event.completion_tokens]
+        case Scored():
+            return [number, "s", len(event.logprobs)]
+        case Failed():
+            return _failure(number, event.error, event.emitted)
+
+
+def _failure(number: int, error: Exception, emitted: int) -> list[Any]:
+    return [number, "x", type(error).__name__, str(error), emitted]
