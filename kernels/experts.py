@@ -17,23 +17,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernels.blocks import block_at, pair_at, row_scales
+from kernels.dots import dots_1, dots_2, dots_4
 from kernels.jit import BYTES, F32_1R, F32_2, F32_2R, I8_2R, I32_2R, I64_1R, INT, VOID, inline, kernel
 from kernels.layout import ROWS
 from kernels.maths import exp_f32x16
 from kernels.simd import splat_f32
-from kernels.tiles import (
-    block_at,
-    chain_1,
-    chain_4,
-    dots_1,
-    dots_2,
-    dots_4,
-    pair_at,
-    put,
-    put_pair_planes,
-    row_scales,
-    scaled,
-)
+from kernels.tiles import chain_1, chain_4, put, put_pair_planes, scaled
 
 ZERO = np.float32(0)
 ONE = np.float32(1)

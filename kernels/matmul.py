@@ -9,24 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernels.blocks import block_at, multipliers_at, pair_at, row_scales, scales_at
+from kernels.dots import dots_1, dots_2, dots_4
 from kernels.jit import BYTES, F32_1R, F32_2, F32_2R, I8_2R, I32_1R, I32_2R, INT, VOID, inline, kernel
 from kernels.layout import BF16, F32, GROUP, INT8, ROWS
 from kernels.simd import load_bf16, load_f32, load_f32x16, store_f32x16
-from kernels.tiles import (
-    block_at,
-    chain_1,
-    chain_4,
-    dots_1,
-    dots_2,
-    dots_4,
-    multipliers_at,
-    pair_at,
-    put,
-    put_pair,
-    put_pair_planes,
-    row_scales,
-    scales_at,
-)
+from kernels.tiles import chain_1, chain_4, put, put_pair, put_pair_planes
 
 
 @kernel(VOID(BYTES, INT, I8_2R, I8_2R, I32_2R, I32_2R, F32_1R, INT, F32_2, INT, INT))
@@ -124,7 +112,7 @@ def embed_rows(w, base, width, ids, out):
 
 @kernel(VOID(F32_2, F32_2R, INT, INT))
 def add_rows(x, y, begin, end):
-    """x += y on rows begin..end; both [T, N] float32, N a multiple of 16. Adds a block's output to the residual."""
+    """x += y on rows begin..end; both [T, N] float32, N a multiple of 16. Joins an output to the residual."""
     width = x.shape[1]
     for at in range(begin * width * 4, end * width * 4, 64):
         store_f32x16(x, at, load_f32x16(x, at) + load_f32x16(y, at))

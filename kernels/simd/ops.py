@@ -64,7 +64,7 @@ def widen_bf16(builder: Any, value: Any) -> Any:
 
 
 def narrow_bf16(builder: Any, value: Any) -> Any:
-    """float32 to bf16 bits, to nearest even, in integers: LLVM's fptrunc may flush denormals. NaN stays NaN."""
+    """float32 to bf16 bits, to nearest even, in integers (LLVM's fptrunc may flush denormals); keeps NaN."""
     bits = builder.bitcast(value, V_I32)
     odd = builder.and_(builder.lshr(bits, constant(V_I32, 16)), constant(V_I32, 1))
     rounded = builder.lshr(builder.add(bits, builder.add(odd, constant(V_I32, 0x7FFF))), constant(V_I32, 16))
@@ -241,7 +241,7 @@ def select_lt(typing: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
 def _operator(symbol: Any, emitters: dict[Any, str]) -> None:
     """Teach numba a Python operator on vectors: `a + b` in a kernel reads like the formula."""
 
-    class Template(ConcreteTemplate):  # type: ignore[misc]
+    class Template(ConcreteTemplate):
         key = symbol
         cases = [signature(vec, vec, vec) for vec in emitters]  # noqa: RUF012
 

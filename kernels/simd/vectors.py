@@ -16,7 +16,7 @@ def vector(element: ir.Type, lanes: int = LANES) -> ir.VectorType:
     return ir.VectorType(element, lanes)
 
 
-class Vector(types.Type):  # type: ignore[misc]
+class Vector(types.Type):
     """A SIMD value: `lanes` elements of one LLVM type, living in registers."""
 
     def __init__(self, name: str, element: ir.Type, lanes: int) -> None:
@@ -25,7 +25,7 @@ class Vector(types.Type):  # type: ignore[misc]
 
 
 @register_model(Vector)
-class VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class VectorModel(models.PrimitiveModel):
     def __init__(self, manager: object, fe_type: Vector) -> None:
         super().__init__(manager, fe_type, fe_type.ir)
 
