@@ -1,0 +1,141 @@
+"""inference.GRPCInferenceService: the open inference protocol v2, with Triton's stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import cluster
+from cluster.errors import InvalidRequest, MoemeshError
+from cluster.gateway import admission
+from cluster.gateway.admission import Admitted
+from cluster.gateway.generation import draw_id, draw_seed
+from cluster.gateway.routers import RouterPool
+from cluster.gateway.run import Delta, Run
+from cluster.gateway.served import ServedModel
+from cluster.gateway.status import Context, answering, line_of
+from cluster.gateway.text_tensors import FINAL, INPUTS, OUTPUTS, Answers, TextRequest, read_request
+from cluster.types import RequestId
+from protos import open_inference_pb2 as pb
+from protos import open_inference_pb2_grpc
+
+PLATFORM = "moemesh"
+VERSION = "1"
+
+Send = Callable[[pb.ModelStreamInferResponse], Awaitable[None]]
+
+
+class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+    def __init__(self, served: ServedModel, pool: RouterPool) -> None:
+        self._served = served
+        self._pool = pool
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._pool.ready)
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
+        async with answering(context):
+            admission.check_model(request.name, self._served.name, request.version)
+        return pb.ModelReadyResponse(ready=self._pool.ready)
+
+    async def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, context: Context
+    ) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(name=PLATFORM, version=cluster.__version__)
+
+    async def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, context: Context
+    ) -> pb.ModelMetadataResponse:
+        async with answering(context):
+            admission.check_model(request.name, self._served.name, request.version)
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        return pb.ModelMetadataResponse(
+            name=self._served.name,
+            versions=[VERSION],
+            platform=PLATFORM,
+            inputs=[tensor(name=name, datatype=kind, shape=[1]) for name, (kind, _) in INPUTS.items()],
+            outputs=[tensor(name=name, datatype=kind, shape=[1]) for name, kind in OUTPUTS.items()],
+        )
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        async with answering(context) as answer:
+            text, admitted = await self._admit(request)
+            if text.stream:
+                raise InvalidRequest("input 'stream' is true; ModelStreamInfer streams, ModelInfer cannot")
+            with Run(self._served, self._pool, admitted) as run:
+                try:
+                    whole = await _whole(run)
+                finally:
+                    answer.emitted = run.emitted
+            return self._answers(request, text, admitted).of(whole)
+        raise AssertionError("unreachable: an error ends the RPC")
+
+    async def ModelStreamInfer(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
+    ) -> None:
+        """Requests run side by side; it ends when the client has closed its side."""
+        lock = asyncio.Lock()
+
+        async def send(response: pb.ModelStreamInferResponse) -> None:
+            async with lock:  # gRPC allows one write at a time
+                await context.write(response)
+
+        async with answering(context), asyncio.TaskGroup() as requests:
+            async for request in request_iterator:
+                requests.create_task(self._stream_one(request, send))
+
+    async def _stream_one(self, request: pb.ModelInferRequest, send: Send) -> None:
+        """A bad request is answered inside the stream, which stays open for the others."""
+        try:
+            text, admitted = await self._admit(request)
+            answers = self._answers(request, text, admitted)
+            with Run(self._served, self._pool, admitted) as run:
+                await self._stream_run(run, text, answers, send)
+        except MoemeshError as error:
+            failed = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+            failed.parameters[FINAL].bool_param = True
+            message = f"[{error.code}] {line_of(error)}"
+            await send(pb.ModelStreamInferResponse(error_message=message, infer_response=failed))
+
+    async def _stream_run(self, run: Run, text: TextRequest, answers: Answers, send: Send) -> None:
+        if text.stream:
+            while (delta := await run.next()).outcome is None:
+                if delta.token_ids:
+                    await send(_streamed(answers.of(delta), final=False))
+        else:
+            delta = await _whole(run)
+        await send(_streamed(answers.of(delta), final=not text.empty_final))
+        if text.empty_final:
+            await send(_streamed(answers.empty(), final=True))
+
+    async def _admit(self, request: pb.ModelInferRequest) -> tuple[TextRequest, Admitted]:
+        served = self._served
+        admission.check_model(request.model_name, served.name, request.model_version)
+        text = read_request(request)
+        prompt = admission.check_prompt(await served.tokenise(text.text), served.limits)
+        sampling = admission.check_sampling(text.wishes, len(prompt), served.limits, draw_seed)
+        # The client's id is for its own book-keeping and often repeats; ours must be unique.
+        return text, Admitted(RequestId(draw_id()), prompt, sampling)
+
+    def _answers(self, request: pb.ModelInferRequest, text: TextRequest, admitted: Admitted) -> Answers:
+        return Answers(self._served.name, request.id, len(admitted.prompt_ids), text.outputs)
+
+
+async def _whole(run: Run) -> Delta:
+    """All of a generation as one delta."""
+    whole = Delta()
+    while whole.outcome is None:
+        delta = await run.next()
+        whole.text += delta.text
+        whole.token_ids += delta.token_ids
+        whole.logprobs += delta.logprobs
+        whole.outcome = delta.outcome
+    return whole
+
+
+def _streamed(response: pb.ModelInferResponse, final: bool) -> pb.ModelStreamInferResponse:
+    response.parameters[FINAL].bool_param = final
+    return pb.ModelStreamInferResponse(infer_response=response)

@@ -1,0 +1,146 @@
+"""The text model behind the open inference protocol: its tensors, what they ask for, what they answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from cluster.errors import InvalidRequest
+from cluster.gateway.admission import Wishes
+from cluster.gateway.run import Delta
+from cluster.gateway.tensors import Element, read_inputs, write_output
+from protos import open_inference_pb2 as pb
+
+SCALARS: Mapping[str, tuple[str, type]] = {
+    "max_tokens": ("INT32", int),
+    "temperature": ("FP32", float),
+    "top_k": ("INT32", int),
+    "top_p": ("FP32", float),
+    "min_p": ("FP32", float),
+    "repetition_penalty": ("FP32", float),
+    "seed": ("UINT64", int),
+    "ignore_eos": ("BOOL", bool),
+}
+INPUTS: Mapping[str, tuple[str, type]] = {
+    "text_input": ("BYTES", str),
+    "stream": ("BOOL", bool),
+    "sampling_parameters": ("BYTES", str),
+    **SCALARS,
+}
+OUTPUTS: Mapping[str, str] = {
+    "text_output": "BYTES",
+    "finish_reason": "BYTES",
+    "num_input_tokens": "UINT32",
+    "num_output_tokens": "UINT32",
+    "cumulative_logprob": "FP32",
+}
+EMPTY_FINAL = "triton_enable_empty_final_response"
+FINAL = "triton_final_response"
+KNOWN_TYPES = {name: kind for name, (_, kind) in INPUTS.items()}
+JSON_KEYS = frozenset(field.name for field in fields(Wishes))
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """outputs: the names asked for, in order; empty_final: end a stream with an answer without outputs."""
+
+    text: str
+    stream: bool
+    wishes: Wishes
+    outputs: tuple[str, ...]
+    empty_final: bool
+
+
+def read_request(request: pb.ModelInferRequest) -> TextRequest:
+    """Raises InvalidRequest naming the tensor, key or parameter that is wrong."""
+    values = read_inputs(request, KNOWN_TYPES)
+    if "text_input" not in values:
+        raise InvalidRequest("input 'text_input' is missing")
+    sampling = _json_sampling(str(values.pop("sampling_parameters", "{}")))
+    text, stream = str(values.pop("text_input")), bool(values.pop("stream", False))
+    sampling.update(values)
+    return TextRequest(text, stream, Wishes(**sampling), _outputs(request), _empty_final(request))
+
+
+def _json_sampling(text: str) -> dict[str, Any]:
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"sampling_parameters is not JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise InvalidRequest("sampling_parameters must be a JSON object")
+    unknown = sorted(set(given) - JSON_KEYS)
+    if unknown:
+        raise InvalidRequest(
+            f"sampling_parameters has unknown key {unknown[0]!r}; known are {', '.join(sorted(JSON_KEYS))}"
+        )
+    return {key: _json_value(key, value) for key, value in given.items()}
+
+
+def _json_value(key: str, value: Any) -> Any:
+    """Numbers may come as strings, as some published clients send them."""
+    if key == "stop_token_ids":
+        if not isinstance(value, list) or not all(type(item) is int for item in value):
+            raise InvalidRequest("sampling_parameters: stop_token_ids must be a list of integers")
+        return tuple(value)
+    kind = SCALARS[key][1]
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"sampling_parameters: {key} must be true or false")
+        return value
+    try:
+        if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+            raise ValueError
+        return kind(value)
+    except (TypeError, ValueError):
+        raise InvalidRequest(f"sampling_parameters: {key} is {value!r}; it must be {_NOUN[kind]}") from None
+
+
+_NOUN = {int: "an integer", float: "a number"}
+
+
+def _outputs(request: pb.ModelInferRequest) -> tuple[str, ...]:
+    names = tuple(output.name for output in request.outputs)
+    for name in names:
+        if name not in OUTPUTS:
+            raise InvalidRequest(f"unknown output {name!r}; known are {', '.join(OUTPUTS)}")
+    return names or tuple(OUTPUTS)
+
+
+def _empty_final(request: pb.ModelInferRequest) -> bool:
+    for name, value in request.parameters.items():
+        if name != EMPTY_FINAL:
+            raise InvalidRequest(f"unknown parameter {name!r}; known is {EMPTY_FINAL}")
+        if value.WhichOneof("parameter_choice") != "bool_param":
+            raise InvalidRequest(f"parameter {EMPTY_FINAL} must be a bool")
+    return request.parameters[EMPTY_FINAL].bool_param if EMPTY_FINAL in request.parameters else False
+
+
+class Answers:
+    """Builds the answers of one request: each delta of a stream, or all of it at once."""
+
+    def __init__(self, model: str, request_id: str, prompt_tokens: int, outputs: tuple[str, ...]) -> None:
+        self._model = model
+        self._id = request_id
+        self._prompt_tokens = prompt_tokens
+        self._outputs = outputs
+        self._logprob = 0.0
+
+    def of(self, delta: Delta) -> pb.ModelInferResponse:
+        self._logprob += sum(delta.logprobs)
+        values: dict[str, Element] = {
+            "text_output": delta.text,
+            "finish_reason": "" if delta.outcome is None else delta.outcome.reason,
+            "num_input_tokens": self._prompt_tokens,
+            "num_output_tokens": len(delta.token_ids),
+            "cumulative_logprob": self._logprob,
+        }
+        response = self.empty()
+        for name in self._outputs:
+            write_output(response, name, OUTPUTS[name], values[name])
+        return response
+
+    def empty(self) -> pb.ModelInferResponse:
+        return pb.ModelInferResponse(model_name=self._model, model_version="1", id=self._id)
