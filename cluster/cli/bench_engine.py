@@ -48,6 +48,7 @@ def kernel_clock() -> Iterator[KernelClock]:
     kernels of helper threads would be added up.
     """
     clock, call = KernelClock(), Dispatcher.__call__
+    dispatcher: Any = Dispatcher
 
     def timed(self: Any, *args: Any) -> Any:
         start = time.perf_counter()
@@ -57,11 +58,11 @@ def kernel_clock() -> Iterator[KernelClock]:
             clock.seconds += time.perf_counter() - start
             clock.calls += 1
 
-    Dispatcher.__call__ = timed
+    dispatcher.__call__ = timed
     try:
         yield clock
     finally:
-        del Dispatcher.__call__  # the slot of its C base class is in force again
+        del dispatcher.__call__  # the slot of its C base class is in force again
 
 
 @dataclass(frozen=True)

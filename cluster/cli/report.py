@@ -22,18 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 VERSIONS = ("moemesh", "numpy", "numba", "llvmlite", "ray", "grpcio")
-FEATURES = (
-    "avx2",
-    "avxvnni",
-    "avx512f",
-    "avx512vnni",
-    "avx512bf16",
-    "amx-int8",
-    "neon",
-    "dotprod",
-    "i8mm",
-    "sve2",
-)
+X86_FEATURES = ("avx2", "avxvnni", "avx512f", "avx512vnni", "avx512bf16", "amx-int8")
+ARM_FEATURES = ("neon", "dotprod", "i8mm", "sve2")
 
 
 @dataclass(frozen=True)
