@@ -1,0 +1,73 @@
+"""The controller over sockets: folds every SYNC into the state and answers with the view of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cluster.controller import state as decisions
+from cluster.controller.state import ControllerState, Member, Shape
+from cluster.dispatch.connection import Connection
+from cluster.dispatch.frames import Frame
+from cluster.dispatch.handshake import Identity
+from cluster.dispatch.kinds import Kind
+from cluster.dispatch.server import FrameServer
+from cluster.errors import ProtocolError
+
+
+class ControllerService:
+    """Answers SYNC, STATUS and SHUTDOWN. All state changes happen on the server's one IO thread.
+
+    epoch: higher than that of every controller before this one.
+    clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        epoch: int,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._state = ControllerState(epoch=epoch, shape=shape)
+        self._clock = clock
+        self._stopped = threading.Event()
+        self._server = FrameServer(
+            host,
+            port,
+            on_frame=self._on_frame,
+            identity=Identity("controller", "controller", epoch),
+            name="controller",
+        )
+
+    def start(self) -> str:
+        """Listen; returns the address host:port. Raises PortInUse."""
+        return self._server.start()
+
+    @property
+    def ready(self) -> bool:
+        return not self._stopped.is_set()
+
+    def shutdown(self) -> None:
+        self._stopped.set()
+        self._server.shutdown()
+
+    def _on_frame(self, connection: Connection, frame: Frame) -> None:
+        kind, header = self._answer(frame)  # the server answers with the error that this raises
+        connection.send(kind, header)
+
+    def _answer(self, frame: Frame) -> tuple[Kind, dict[str, Any]]:
+        now = self._clock()
+        if frame.kind is Kind.SYNC:
+            member = Member.from_wire(frame.header, now)
+            self._state = decisions.sync(self._state, member)
+            return Kind.STATE, decisions.view(self._state, member.id, now)
+        if frame.kind is Kind.STATUS:
+            return Kind.REPLY, decisions.status(self._state, now)
+        if frame.kind is Kind.SHUTDOWN:
+            self._state = decisions.stop(self._state)
+            return Kind.REPLY, decisions.status(self._state, now)
+        raise ProtocolError(f"the controller does not answer {frame.kind.name}")

@@ -1,0 +1,184 @@
+"""A role and its controller: one thread syncs, another does what the answers ask for.
+
+Two threads, because loading experts may take longer than the controller's patience with a silent member.
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.balance.placement import PlacementTable, newer
+from cluster.controller.state import NO_TABLE, Role
+from cluster.dispatch.client import ControlClient
+from cluster.dispatch.handshake import Identity
+from cluster.dispatch.kinds import Kind
+from cluster.errors import MoemeshError
+
+log = logging.getLogger(__name__)
+
+SYNC_STARTING_S = 0.1
+SYNC_PERIOD_S = 1.0
+SYNC_TIMEOUT_S = 2.0
+JOIN_S = 10.0
+INCARNATION_EPOCH = 1_767_225_600.0
+"""2026-01-01 UTC: tenths of a second since then fit 32 bits until 2039."""
+
+
+def new_incarnation(now: float) -> int:
+    """Higher with every restart: a process takes longer than a tenth of a second to come back."""
+    return int((now - INCARNATION_EPOCH) * 10)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the controller last said. nodes and routers: as in `cluster.controller.state.view`.
+
+    active: version of the table that all nodes have loaded, 0 while one is missing.
+    """
+
+    table: PlacementTable | None = None
+    active: int = 0
+    nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    routers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def merged(self, answer: Mapping[str, Any]) -> View:
+        """With a STATE header folded in; a table that is left out or not newer changes nothing."""
+        sent = answer["table"]
+        table = None if sent is None else PlacementTable.from_wire(sent)
+        if table is None or not newer(table, self.table):
+            table = self.table
+        return View(table, int(answer["active"]), dict(answer["nodes"]), dict(answer["routers"]))
+
+
+class ControlledRole(abc.ABC):
+    """A role that follows a controller. Construction starts it; `shutdown` ends it for good.
+
+    A subclass implements build, apply, ready, stats and close. build and apply run on the worker thread,
+    one at a time; an error that they raise is reported to the controller and ends the work, not the syncs.
+    """
+
+    role: Role
+
+    def __init__(self, name: str, controller: str) -> None:
+        self.name = name
+        self.incarnation = new_incarnation(time.time())
+        self._client = ControlClient(controller, identity=Identity(self.role.value, name, self.incarnation))
+        self._address = ""
+        self._loaded = NO_TABLE
+        self._error: tuple[str, str] | None = None
+        self._view = View()
+        self._changed = threading.Condition()
+        self._fresh = False
+        self._stopping = threading.Event()
+        self._threads = (
+            threading.Thread(target=self._work, name=f"{name} work", daemon=True),
+            threading.Thread(target=self._follow, name=f"{name} sync", daemon=True),
+        )
+        for thread in self._threads:
+            thread.start()
+
+    @abc.abstractmethod
+    def build(self) -> str:
+        """Make and start the service; returns its address."""
+
+    @abc.abstractmethod
+    def apply(self, view: View) -> tuple[int, int]:
+        """Bring the service in line with `view`; returns (epoch, version) of the table it has loaded."""
+
+    @property
+    @abc.abstractmethod
+    def ready(self) -> bool: ...
+
+    @abc.abstractmethod
+    def stats(self) -> dict[str, Any]:
+        """Counts for status displays, msgpack-able; called every sync, also before `build` has returned."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Stop the service, if there is one; called once."""
+
+    def shutdown(self) -> None:
+        """Stop the service and tell the controller; idempotent."""
+        if not self._stopping.is_set():
+            self._stop()
+        for thread in self._threads:
+            if thread is not threading.current_thread() and thread.is_alive():
+                thread.join(JOIN_S)
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._stopping.set()
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        try:
+            self._address = self.build()
+            while self._wait_for_news():
+                self._loaded = self.apply(self._view)
+        except Exception as error:
+            # Reported with the next syncs; whoever waits for this role reads it there.
+            log.exception("%s stops working", self.name)
+            known = isinstance(error, MoemeshError)
+            self._error = (
+                type(error).__name__ if known else "MoemeshError",
+                str(error) if known else repr(error),
+            )
+        finally:
+            self._stopping.wait()
+            self.close()
+
+    def _wait_for_news(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._fresh or self._stopping.is_set())
+            self._fresh = False
+        return not self._stopping.is_set()
+
+    def _follow(self) -> None:
+        while not self._stopping.is_set():
+            self._sync_once()
+            self._stopping.wait(SYNC_PERIOD_S if self.ready else SYNC_STARTING_S)
+        self._threads[0].join(JOIN_S)
+        self._say_goodbye()
+
+    def _sync_once(self) -> None:
+        try:
+            answer = self._client.call(Kind.SYNC, self._report(), timeout_s=SYNC_TIMEOUT_S).header
+        except MoemeshError as error:
+            log.debug("no sync: %s", error)  # the controller restarts, or has not started yet
+            return
+        if answer["stop"]:
+            self._stop()
+            return
+        view = self._view.merged(answer)
+        if view != self._view:
+            with self._changed:
+                self._view = view
+                self._fresh = True
+                self._changed.notify_all()
+
+    def _say_goodbye(self) -> None:
+        try:
+            self._client.call(Kind.SYNC, self._report() | {"leaving": True}, timeout_s=SYNC_TIMEOUT_S)
+        except MoemeshError as error:
+            log.debug("left without a word: %s", error)
+        self._client.close()
+
+    def _report(self) -> dict[str, Any]:
+        epoch, version = self._loaded
+        return {
+            "role": self.role.value,
+            "id": self.name,
+            "incarnation": self.incarnation,
+            "address": self._address,
+            "epoch": epoch,
+            "table": version,
+            "ready": self.ready and self._error is None,
+            "error": None if self._error is None else list(self._error),
+            "stats": self.stats(),
+        }

@@ -1,0 +1,143 @@
+"""The state folder: what `up` has started, so that `status` and `down` find it, and the logs of the roles.
+
+state.json   written before the first process starts and after every step, removed by `down`
+token        Ray's authentication token, readable by the owner alone
+epoch        the last epoch of a controller, so that the next one is higher
+logs/        one file a role; kept after a failed start, because the error points there
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.errors import AlreadyUp, ClusterError, NotUp
+from cluster.fleet import processes
+from cluster.fleet.processes import Mark
+
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """state.json. Addresses are host:port, "" while unknown.
+
+    owner: the `moemesh up` that is starting the cluster, meaningful while phase is "starting".
+    processes: every process that was started; the first is the parent of Ray's.
+    temp: Ray's temporary folder, removed with the cluster.
+    """
+
+    phase: Literal["starting", "up"]
+    owner: Mark
+    processes: tuple[Mark, ...] = ()
+    temp: str = ""
+    ray: str = ""
+    controller: str = ""
+    grpc: str = ""
+    model: str = ""
+    variant: str = ""
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    version: int = RECORD_VERSION
+
+    def alive(self) -> bool:
+        """Whether anything of it runs."""
+        return any(processes.alive(one) for one in self.processes) or (
+            self.phase == "starting" and processes.alive(self.owner)
+        )
+
+
+class Folder:
+    """$MOEMESH_STATE_DIR, else $XDG_STATE_HOME/moemesh, else ~/.local/state/moemesh; made when needed."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or _from_environment()
+        self.logs = self.path / "logs"
+        self.token = self.path / "token"
+        self._state = self.path / "state.json"
+
+    def read(self) -> Record | None:
+        """None if nothing was started. Raises ClusterError for a record that cannot be understood."""
+        try:
+            values = json.loads(self._state.read_text())
+            if values["version"] != RECORD_VERSION:
+                raise ValueError(f"version {values['version']}")
+            values["owner"] = Mark(*values["owner"])
+            values["processes"] = tuple(Mark(*one) for one in values["processes"])
+            return Record(**values)
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ClusterError(
+                f"{self._state} is not readable ({error}); end what runs by hand, then delete the file"
+            ) from error
+
+    def require(self) -> Record:
+        """The record of a cluster that is up. Raises NotUp."""
+        record = self.read()
+        if record is None or not record.alive():
+            raise NotUp("no cluster is up; start one with `moemesh up`")
+        if record.phase != "up":
+            raise NotUp(f"a cluster is being started by process {record.owner.pid}; wait for it")
+        return record
+
+    def write(self, record: Record) -> None:
+        """Replace state.json at once or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = self._state.with_suffix(".tmp")
+        draft.write_text(json.dumps(dataclasses.asdict(record), indent=1))
+        draft.replace(self._state)
+
+    def write_token(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with open(self.token, "w", opener=_owner_only) as file:
+            file.write(secrets.token_hex(32))
+
+    def clear_logs(self) -> None:
+        shutil.rmtree(self.logs, ignore_errors=True)
+        self.logs.mkdir(parents=True)
+
+    def forget(self, keep_logs: bool = False) -> None:
+        """Remove what a cluster wrote here, except the epoch file of its controllers."""
+        for file in (self._state, self.token):
+            file.unlink(missing_ok=True)
+        if not keep_logs:
+            shutil.rmtree(self.logs, ignore_errors=True)
+        with suppress(OSError):  # not empty
+            self.path.rmdir()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One `up` or `down` at a time, or AlreadyUp. The lock of a killed process is gone."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(self.path, os.O_RDONLY)  # the folder itself: no lock file to leave behind
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise AlreadyUp(
+                f"another `moemesh up` or `down` is at work in {self.path}; wait until it has finished"
+            ) from None
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+
+def _from_environment() -> Path:
+    if path := os.environ.get("MOEMESH_STATE_DIR"):
+        return Path(path)
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "moemesh"
+
+
+def _owner_only(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
