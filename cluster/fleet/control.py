@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -61,15 +62,17 @@ class ControlledRole(abc.ABC):
 
     A subclass implements build, apply, ready, stats and close. build and apply run on the worker thread,
     one at a time; an error that they raise is reported to the controller and ends the work, not the syncs.
+
+    address: host:port where the service listens, set by build or apply, "" before.
     """
 
     role: Role
+    address: str = ""
 
     def __init__(self, name: str, controller: str) -> None:
         self.name = name
         self.incarnation = new_incarnation(time.time())
         self._client = ControlClient(controller, identity=Identity(self.role.value, name, self.incarnation))
-        self._address = ""
         self._loaded = NO_TABLE
         self._error: tuple[str, str] | None = None
         self._view = View()
@@ -84,8 +87,8 @@ class ControlledRole(abc.ABC):
             thread.start()
 
     @abc.abstractmethod
-    def build(self) -> str:
-        """Make and start the service; returns its address."""
+    def build(self) -> None:
+        """What can be done before the first table: open, load, listen."""
 
     @abc.abstractmethod
     def apply(self, view: View) -> tuple[int, int]:
@@ -103,6 +106,9 @@ class ControlledRole(abc.ABC):
     def close(self) -> None:
         """Stop the service, if there is one; called once."""
 
+    def pid(self) -> int:
+        return os.getpid()
+
     def shutdown(self) -> None:
         """Stop the service and tell the controller; idempotent."""
         if not self._stopping.is_set():
@@ -118,7 +124,7 @@ class ControlledRole(abc.ABC):
 
     def _work(self) -> None:
         try:
-            self._address = self.build()
+            self.build()
             while self._wait_for_news():
                 self._loaded = self.apply(self._view)
         except Exception as error:
@@ -175,7 +181,7 @@ class ControlledRole(abc.ABC):
             "role": self.role.value,
             "id": self.name,
             "incarnation": self.incarnation,
-            "address": self._address,
+            "address": self.address,
             "epoch": epoch,
             "table": version,
             "ready": self.ready and self._error is None,

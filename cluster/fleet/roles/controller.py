@@ -1,0 +1,50 @@
+"""The controller as a process. Its epoch is in a file, so that it is higher after every restart."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.controller.service import ControllerService
+from cluster.controller.state import Shape
+from cluster.fleet.roles.process import log_to_file
+
+
+@dataclass(frozen=True)
+class ControllerPlace:
+    """port: the same after a restart, since roles know no other; epoch_file: outlives the process."""
+
+    shape: Shape
+    host: str
+    port: int
+    epoch_file: str
+    logs: str
+
+
+class ControllerRole:
+    """Construction starts it; `shutdown` ends it for good."""
+
+    def __init__(self, place: ControllerPlace) -> None:
+        log_to_file(place.logs, "controller")
+        epoch = next_epoch(Path(place.epoch_file))
+        self._service = ControllerService(place.shape, epoch, place.host, place.port)
+        self._service.start()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def shutdown(self) -> None:
+        self._service.shutdown()
+
+
+def next_epoch(file: Path) -> int:
+    """One more than the number in `file`, which is replaced at once or not at all. Starts at 1."""
+    try:
+        epoch = int(file.read_text()) + 1
+    except FileNotFoundError:
+        epoch = 1
+    draft = file.with_suffix(".tmp")
+    draft.write_text(str(epoch))
+    draft.replace(file)
+    return epoch

@@ -1,0 +1,41 @@
+"""What every role's process has in common: where its controller is, where it logs."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+MAX_LOG_BYTES = 64 << 20
+"""A log that a long-lived process grew beyond this is started afresh when the process restarts."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """name: unique in the cluster, also the log's name; controller: host:port; library: its folder;
+    variant: of the experts; logs: folder."""
+
+    name: str
+    controller: str
+    library: str
+    variant: str
+    logs: str
+
+
+def log_to_file(logs: str, name: str) -> None:
+    """Send this process's log, and the traces of a crash, to `logs`/`name`.log. Prompts are never logged."""
+    file = Path(logs) / f"{name}.log"
+    if file.exists() and file.stat().st_size > MAX_LOG_BYTES:
+        file.unlink()
+    stream = open(file, "a")  # noqa: SIM115 - held until the process ends
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter(FORMAT))
+    root = logging.getLogger("cluster")
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    faulthandler.enable(stream)
+    root.info("%s starts as process %d", name, os.getpid())
