@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, NewType
+from typing import Literal, NewType
 
 import numpy as np
 
@@ -17,7 +17,8 @@ FinishReason = Literal["stop", "length", "aborted"]
 RequestKind = Literal["generate", "score"]
 
 
-class ExpertId(NamedTuple):
+@dataclass(frozen=True, order=True, slots=True)
+class ExpertId:
     """One routed expert of the model: `index` counts within its layer, `layer` over all layers."""
 
     layer: int

@@ -68,7 +68,7 @@ class ExpertCompute:
             )
         if not self._round:
             return out
-        rounded = self._scratch.take("rounded", *out.shape, np.uint16)
+        rounded = self._scratch.take("rounded", len(out), out.shape[1], np.uint16)
         self._workers.run(quantise.round_bf16, len(out), out, rounded)
         return rounded
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -29,17 +29,27 @@ class Workers:
 
     def run(self, kernel: Kernel, items: int, *args: Any) -> None:
         """kernel(*args, begin, end) over all of range(items); returns when every part is done."""
-        parts = min(self.threads, items)
-        if parts <= 1:
+        if self.threads == 1 or items <= 1:
             kernel(*args, 0, items)
             return
+        self._split(kernel, items, [args] * self.threads)
+
+    def run_with(self, scratch: Sequence[Any], kernel: Kernel, items: int, *args: Any) -> None:
+        """kernel(*args, scratch of the thread, begin, end); scratch holds one element a thread."""
+        if self.threads == 1 or items <= 1:
+            kernel(*args, scratch[0], 0, items)
+            return
+        self._split(kernel, items, [(*args, own) for own in scratch])
+
+    def _split(self, kernel: Kernel, items: int, args: Sequence[tuple[Any, ...]]) -> None:
+        parts = min(self.threads, items)
         if not self._helpers:
             self._start()
         done: SimpleQueue[BaseException | None] = SimpleQueue()
         bounds = [items * part // parts for part in range(parts + 1)]
         for part in range(1, parts):
-            self._tasks.put((kernel, (*args, bounds[part], bounds[part + 1]), done))
-        kernel(*args, 0, bounds[1])
+            self._tasks.put((kernel, (*args[part], bounds[part], bounds[part + 1]), done))
+        kernel(*args[0], 0, bounds[1])
         failures = [done.get() for _ in range(1, parts)]
         for failure in failures:
             if failure is not None:

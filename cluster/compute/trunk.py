@@ -5,6 +5,7 @@ A call computes all rows of a batch; the number of kernel calls does not depend 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,9 @@ from cluster.compute.scratch import Scratch
 from cluster.compute.threads import Workers
 from cluster.compute.weights import FfnWeights, Matrix, TrunkWeights
 from cluster.model.spec import ModelSpec
-from kernels import attention, gate, layout, matmul, maths, norm, permute, quantise, rope
+from kernels import attention, gate, layout, maths, matmul, norm, permute, quantise, rope
 
-QK_MODES = {"none": 0, "head": 1, "full": 2}
+QK_MODES = {"none": rope.QK_NONE, "head": rope.QK_HEAD, "full": rope.QK_FULL}
 
 _NONE = np.zeros(0, np.float32)
 _NO_SUMS = np.zeros((0, 1), np.int32)
@@ -55,18 +56,22 @@ class Workspace(Scratch):
 
 
 class Trunk:
-    """planes: int8 planes of the activations of the trunk's projections (NUMERICS section 2), 1 or 2."""
+    """float_rows: the routed experts are float weights, so rows go to them as float32."""
 
-    def __init__(self, spec: ModelSpec, weights: TrunkWeights, workers: Workers, planes: int = 1) -> None:
-        self.spec, self.weights, self.workers, self.planes = spec, weights, workers, planes
+    def __init__(
+        self, spec: ModelSpec, weights: TrunkWeights, workers: Workers, float_rows: bool = False
+    ) -> None:
+        self.spec, self.weights, self.workers, self.float_rows = spec, weights, workers, float_rows
         self.kv_dtype: type[np.generic] = np.float32 if weights.floating else np.uint16
-        self._scale = np.float32(1.0 / np.sqrt(np.float64(spec.head_dim)))
+        self._scale = np.float32(1.0 / math.sqrt(spec.head_dim))
         self._inv_freq = np.array(spec.inv_freq, np.float32)
         self.prepare_positions(0)
 
     def prepare_positions(self, context: int) -> None:
-        """Rotary tables for positions below `context`; call before the first batch."""
+        """Rotary tables and scratch for positions below `context`; call before the first batch."""
         self._cos, self._sin = maths.rotary_tables(self._inv_freq, context)
+        shape = (self.spec.heads // self.spec.kv_heads, layout.pad(context, attention.BLOCK))
+        self._scores = [np.zeros(shape, np.float32) for _ in range(self.workers.threads)]
 
     def workspace(self) -> Workspace:
         return Workspace()
@@ -94,25 +99,12 @@ class Trunk:
         qkv = self._linear(work, weights.qkv, hidden, "qkv")
         q = work.take("q", len(x), self.spec.heads * self.spec.padded_head, np.float32)
         q = q.reshape(len(x), self.spec.heads, self.spec.padded_head)
-        self._store_kv(layer, qkv, q, kv, positions, slots)
+        stored = work.vector("stored", len(x), np.uint8)
+        self._store_kv(layer, qkv, q, kv, positions, slots, stored)
         mixed = work.take("mixed", len(x), weights.o.width, np.float32)
-        scores = work.take("scores", self._score_rows(len(x)), self._score_width(), np.float32)
-        self.workers.run(
-            attention.attend,
-            len(x) * self.spec.kv_heads,
-            q,
-            kv.keys[layer],
-            kv.values[layer],
-            kv.page_tokens,
-            kv.page_table,
-            sequence,
-            positions,
-            self.spec.windows[layer],
-            self._scale,
-            mixed,
-            scores,
-        )
+        self._attend(layer, q, kv, positions, sequence, mixed)
         self._add(x, self._linear(work, weights.o, mixed, "o"))
+        finite &= stored
         return finite
 
     def gate(self, work: Workspace, layer: int, x: np.ndarray) -> Gated:
@@ -130,18 +122,21 @@ class Trunk:
             logits,
             self.spec.experts,
             self.spec.top_k,
-            self.spec.norm_topk,
+            int(self.spec.norm_topk),
             ids,
             probabilities,
         )
-        return Gated(ids, probabilities, self._activations(work, hidden), hidden, finite)
+        return Gated(ids, probabilities, self._activations(work, hidden, self.float_rows), hidden, finite)
 
     def shared(self, work: Workspace, layer: int, gated: Gated) -> np.ndarray | None:
         """The shared expert's rows, [T, Hp] float32, scaled by its own gate; None without one."""
         weights = self.weights.layers[layer]
         if weights.shared is None:
             return None
-        out = self._ffn(work, weights.shared, gated.acts, "shared")
+        acts = gated.acts
+        if weights.shared.floating != acts.floating:
+            acts = self._activations(work, gated.hidden, weights.shared.floating)
+        out = self._ffn(work, weights.shared, acts, "shared")
         if weights.shared_gate is not None:
             self.workers.run(gate.sigmoid_gate, len(out), gated.hidden, weights.shared_gate, out)
         return out
@@ -151,7 +146,8 @@ class Trunk:
         weights = self.weights.layers[layer]
         assert weights.dense is not None
         hidden, finite = self._norm(work, x, weights.mlp_norm)
-        self._add(x, self._ffn(work, weights.dense, self._activations(work, hidden), "dense"))
+        acts = self._activations(work, hidden, weights.dense.floating)
+        self._add(x, self._ffn(work, weights.dense, acts, "dense"))
         return finite
 
     def combine(
@@ -187,6 +183,7 @@ class Trunk:
         kv: KvView,
         positions: np.ndarray,
         slots: np.ndarray,
+        finite: np.ndarray,
     ) -> None:
         weights, spec = self.weights.layers[layer], self.spec
         self.workers.run(
@@ -199,8 +196,6 @@ class Trunk:
             QK_MODES[spec.qk_norm],
             np.float32(spec.clip_qkv),
             np.float32(spec.rms_eps),
-            spec.heads,
-            spec.kv_heads,
             spec.head_dim,
             self._cos,
             self._sin,
@@ -208,8 +203,32 @@ class Trunk:
             slots,
             kv.keys[layer],
             kv.values[layer],
-            kv.page_tokens,
             q,
+            finite,
+        )
+
+    def _attend(
+        self,
+        layer: int,
+        q: np.ndarray,
+        kv: KvView,
+        positions: np.ndarray,
+        sequence: np.ndarray,
+        out: np.ndarray,
+    ) -> None:
+        self.workers.run_with(
+            self._scores,
+            attention.attend,
+            len(q) * self.spec.kv_heads,
+            q,
+            kv.keys[layer],
+            kv.values[layer],
+            kv.page_table,
+            sequence,
+            positions,
+            self.spec.windows[layer],
+            self._scale,
+            out,
         )
 
     def _linear(self, work: Workspace, matrix: Matrix, x: np.ndarray, name: str) -> np.ndarray:
@@ -218,34 +237,21 @@ class Trunk:
         if matrix.floating:
             self.workers.run(matmul.matmul_float, matrix.blocks, matrix.data, matrix.base, x, out)
             return out
-        high, low, sums_high, sums_low, scale = self._planes(work, x)
+        acts = self._quantise(work, x)
         self.workers.run(
             matmul.matmul_int,
             matrix.blocks,
             matrix.data,
             matrix.base,
-            high,
-            low,
-            sums_high,
-            sums_low,
-            scale,
-            self.planes,
+            acts.rows,
+            acts.rows,
+            acts.sums,
+            acts.sums,
+            acts.scale,
+            1,
             out,
         )
         return out
-
-    def _planes(self, work: Workspace, x: np.ndarray) -> tuple[np.ndarray, ...]:
-        if self.planes == 1:
-            acts = self._quantise(work, x)
-            return acts.rows, acts.rows, acts.sums, acts.sums, acts.scale
-        rows, width = x.shape
-        high = work.take("high", rows, width, np.int8)
-        low = work.take("low", rows, width, np.int8)
-        sums_high = work.take("sums_high", rows, width // layout.GROUP, np.int32)
-        sums_low = work.take("sums_low", rows, width // layout.GROUP, np.int32)
-        scale = work.vector("plane_scale", rows, np.float32)
-        self.workers.run(quantise.quantise_planes, rows, x, high, low, scale, sums_high, sums_low)
-        return high, low, sums_high, sums_low, scale
 
     def _quantise(self, work: Workspace, x: np.ndarray) -> Activations:
         rows, width = x.shape
@@ -255,9 +261,9 @@ class Trunk:
         self.workers.run(quantise.quantise_rows, rows, x, q, scale, sums)
         return Activations(q, scale, sums)
 
-    def _activations(self, work: Workspace, hidden: np.ndarray) -> Activations:
+    def _activations(self, work: Workspace, hidden: np.ndarray, floating: bool) -> Activations:
         """One int8 plane, or the rows themselves for float weights."""
-        if self.weights.floating:
+        if floating:
             return Activations(hidden, _NONE, _NO_SUMS)
         return self._quantise(work, hidden)
 
@@ -272,9 +278,3 @@ class Trunk:
 
     def _add(self, x: np.ndarray, y: np.ndarray) -> None:
         self.workers.run(matmul.add_rows, len(x), x, y)
-
-    def _score_rows(self, rows: int) -> int:
-        return rows
-
-    def _score_width(self) -> int:
-        return len(self._cos)

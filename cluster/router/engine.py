@@ -277,5 +277,3 @@ class Engine:
         sequence.pages = []
         self._free_slots.append(sequence.slot)
         sequence.slot = -1
-
-

@@ -58,7 +58,9 @@ def forward(
     x = trunk.embed(work, batch.tokens)
     broken = np.full(len(x), -1, np.int32)
     for layer in range(trunk.spec.layers):
-        _mark(broken, layer, trunk.attention(work, layer, x, kv, batch.positions, batch.slots, batch.sequence))
+        _mark(
+            broken, layer, trunk.attention(work, layer, x, kv, batch.positions, batch.slots, batch.sequence)
+        )
         if trunk.spec.dense_widths[layer]:
             _mark(broken, layer, trunk.dense(work, layer, x))
             continue

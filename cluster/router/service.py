@@ -175,7 +175,7 @@ class RouterService:
                 del self._clients[event.request_id]
         for connection, (entries, scores) in outgoing.items():
             try:
-                connection.send(Kind.EVENTS, {"e": entries}, *scores)
+                connection.send(Kind.EVENTS, {"e": entries}, *(row.tobytes() for row in scores))
             except MoemeshError as error:
                 log.warning("a gateway cannot be told of %d events: %s", len(entries), error)
 
