@@ -4,41 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 
 import numpy as np
 
-from cluster.compute.experts import ExpertCompute
 from cluster.compute.threads import Workers
-from cluster.compute.trunk import Trunk
 from cluster.config import EngineConfig
 from cluster.errors import MoemeshError
+from cluster.expert.build import all_experts, build_compute
 from cluster.expert.local import LocalExperts
 from cluster.expert.store import ExpertStore
-from cluster.library.format import FLOAT_KINDS
+from cluster.library.bundled import open_model
 from cluster.library.reader import Library
-from cluster.library.weights import trunk_weights
+from cluster.router.build import build_trunk
 from cluster.router.engine import Engine, Probe
-from cluster.types import EngineRequest, Event, ExpertId, Failed, RequestId, Scored
-
-BUNDLED = "reference-int8"
-
-
-def open_model(model: str = "") -> Library:
-    """A library by its folder; "" is the one that comes with the package. Raises LibraryError."""
-    if model:
-        return Library.open(model)
-    return Library.open(str(resources.files("cluster.library") / "data" / BUNDLED))
-
-
-def build_trunk(library: Library, variant: str, workers: Workers) -> Trunk:
-    float_rows = library.variant(variant).kind in FLOAT_KINDS
-    return Trunk(library.spec, trunk_weights(library), workers, float_rows)
-
-
-def all_experts(library: Library) -> list[ExpertId]:
-    spec = library.spec
-    return [ExpertId(layer, index) for layer in spec.sparse_layers for index in range(spec.experts)]
+from cluster.types import EngineRequest, Event, Failed, RequestId, Scored
 
 
 @contextmanager
@@ -58,8 +37,7 @@ def local_engine(
     workers = Workers(config.threads)
     store = ExpertStore(library, variant, all_experts(library), memory_bytes)
     try:
-        rounds = library.manifest.result_type == "bf16"
-        compute = ExpertCompute(store, library.spec.experts, workers, rounds)
+        compute = build_compute(library, store, workers)
         yield Engine(build_trunk(library, variant, workers), LocalExperts(compute), config, probe)
     finally:
         workers.close()

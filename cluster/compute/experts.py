@@ -17,22 +17,18 @@ class ExpertSource(Protocol):
     """Where the experts' weights lie.
 
     base: [bytes] uint8, read-only, holds every resident blob; down_offset: bytes from a blob's start to
-    its down matrix; width: padded inner width.
+    its down matrix.
     """
 
-    @property
-    def base(self) -> np.ndarray: ...
-    @property
-    def down_offset(self) -> int: ...
-    @property
-    def width(self) -> int: ...
+    base: np.ndarray
+    down_offset: int
 
-    def batches(self, layer: int, indices: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
-        """(begin, end, [end - begin] int64 byte offsets) for consecutive parts of `indices` that are
-        resident together; the offsets hold until the next part is asked for.
+    def batches(self, layer: int, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Consecutive parts of `indices`, each of which one `acquire` can hold."""
+        ...
 
-        Raises CorruptBlob for a blob that fails its digest.
-        """
+    def acquire(self, layer: int, indices: np.ndarray) -> np.ndarray:
+        """[len(indices)] int64 byte offsets into `base`, valid until the next acquire. Raises CorruptBlob."""
         ...
 
 
@@ -42,9 +38,13 @@ class ExpertCompute:
     Not thread-safe: one compute thread calls `run`.
     """
 
-    def __init__(self, source: ExpertSource, experts: int, workers: Workers, round_results: bool) -> None:
-        """experts: of a layer; round_results: results are bf16 bits, else float32."""
-        self._source, self._experts, self._workers, self._round = source, experts, workers, round_results
+    def __init__(
+        self, source: ExpertSource, experts: int, width: int, workers: Workers, round_results: bool
+    ) -> None:
+        """experts: of a layer; width: padded inner width of one; round_results: results are bf16 bits,
+        else float32."""
+        self._source, self._experts, self._width = source, experts, width
+        self._workers, self._round = workers, round_results
         self._scratch = Scratch()
 
     def run(
@@ -59,13 +59,13 @@ class ExpertCompute:
         groups = self._group(counts, experts)
         acts = received(self._workers, self._scratch, rows, scales)
         out = self._scratch.take("out", len(experts), rows.shape[1], np.float32)
-        source = self._source
-        for begin, end, base in source.batches(layer, groups.base):
-            part = groups.part(begin, end)
-            part = Groups(base, part.start, part.row_of, part.order)
+        source, begin = self._source, 0
+        for indices in source.batches(layer, groups.base):
+            part = groups.part(begin, begin + len(indices), source.acquire(layer, indices))
             run_ffn(
-                self._workers, self._scratch, source.base, source.down_offset, source.width, part, acts, out
+                self._workers, self._scratch, source.base, source.down_offset, self._width, part, acts, out
             )
+            begin += len(indices)
         if not self._round:
             return out
         rounded = self._scratch.take("rounded", len(out), out.shape[1], np.uint16)

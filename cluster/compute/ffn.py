@@ -24,9 +24,9 @@ class Groups:
     row_of: np.ndarray
     order: np.ndarray
 
-    def part(self, begin: int, end: int) -> Groups:
-        """Groups begin..end; their pairs keep their numbers."""
-        return Groups(self.base[begin:end], self.start[begin : end + 1], self.row_of, self.order)
+    def part(self, begin: int, end: int, base: np.ndarray) -> Groups:
+        """Groups begin..end with their blobs at `base`; their pairs keep their numbers."""
+        return Groups(base, self.start[begin : end + 1], self.row_of, self.order)
 
 
 @dataclass(frozen=True)
