@@ -1,0 +1,307 @@
+"""The open inference protocol with our own generated code; stock clients are in tests/clients."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from protos import open_inference_pb2 as pb
+from protos import open_inference_pb2_grpc
+from support.fake_router import FakeRouter, logprob
+from support.gateways import gateway, wait_until
+
+Stub = open_inference_pb2_grpc.GRPCInferenceServiceStub
+
+
+@pytest.fixture
+def router() -> Iterator[FakeRouter]:
+    with FakeRouter() as running:
+        yield running
+
+
+@pytest.fixture
+def stub(router: FakeRouter) -> Iterator[Stub]:
+    with gateway({"r0": router.address}) as service, grpc.insecure_channel(service.address) as channel:
+        yield Stub(channel)
+
+
+def raw_bytes(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<I", len(data)) + data
+
+
+RAW: dict[str, tuple[str, Any]] = {
+    "text_input": ("BYTES", raw_bytes),
+    "sampling_parameters": ("BYTES", raw_bytes),
+    "stream": ("BOOL", lambda value: struct.pack("<?", value)),
+    "max_tokens": ("INT32", lambda value: struct.pack("<i", value)),
+    "temperature": ("FP32", lambda value: struct.pack("<f", value)),
+    "seed": ("UINT64", lambda value: struct.pack("<Q", value)),
+}
+
+
+def asked(id: str = "", **inputs: Any) -> pb.ModelInferRequest:
+    """All inputs raw, as stock clients send them."""
+    request = pb.ModelInferRequest(model_name="tiny", id=id)
+    for name, value in inputs.items():
+        datatype, pack = RAW[name]
+        request.inputs.add(name=name, datatype=datatype, shape=[1])
+        request.raw_input_contents.append(pack(value))
+    return request
+
+
+def outputs(response: pb.ModelInferResponse) -> dict[str, Any]:
+    layouts = {"UINT32": "<I", "FP32": "<f"}
+    values: dict[str, Any] = {}
+    for tensor, data in zip(response.outputs, response.raw_output_contents, strict=True):
+        assert list(tensor.shape) == [1]
+        if tensor.datatype == "BYTES":
+            assert struct.unpack_from("<I", data)[0] == len(data) - 4
+            values[tensor.name] = data[4:].decode()
+        else:
+            values[tensor.name] = struct.unpack(layouts[tensor.datatype], data)[0]
+    return values
+
+
+def test_the_server_is_live_ready_and_known_by_name(stub: Stub) -> None:
+    assert stub.ServerLive(pb.ServerLiveRequest()).live
+    assert stub.ServerReady(pb.ServerReadyRequest()).ready
+    assert stub.ModelReady(pb.ModelReadyRequest(name="tiny", version="1")).ready
+    assert stub.ServerMetadata(pb.ServerMetadataRequest()).name == "moemesh"
+    metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny"))
+    assert (metadata.name, list(metadata.versions)) == ("tiny", ["1"])
+    assert {"text_input", "sampling_parameters", "stream"} < {tensor.name for tensor in metadata.inputs}
+    assert {"text_output", "finish_reason"} < {tensor.name for tensor in metadata.outputs}
+
+
+@pytest.mark.parametrize("call", ["ModelReady", "ModelMetadata", "ModelInfer"])
+def test_an_unknown_model_is_not_found(stub: Stub, call: str) -> None:
+    request = {
+        "ModelReady": pb.ModelReadyRequest(name="gpt"),
+        "ModelMetadata": pb.ModelMetadataRequest(name="gpt"),
+        "ModelInfer": pb.ModelInferRequest(model_name="gpt"),
+    }[call]
+    with pytest.raises(grpc.RpcError) as caught:
+        getattr(stub, call)(request)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_infer_answers_with_all_outputs(stub: Stub) -> None:
+    response = stub.ModelInfer(asked(id="7", text_input="añ", max_tokens=6))
+    assert (response.model_name, response.model_version, response.id) == ("tiny", "1", "7")
+    values = outputs(response)
+    assert values.pop("cumulative_logprob") == sum(logprob(i) for i in range(6))
+    assert values == {
+        "text_output": "añañ",
+        "finish_reason": "length",
+        "num_input_tokens": 3,
+        "num_output_tokens": 6,
+    }
+
+
+def test_typed_contents_and_wider_types_are_read(stub: Stub, router: FakeRouter) -> None:
+    request = pb.ModelInferRequest(model_name="tiny")
+    text = request.inputs.add(name="text_input", datatype="BYTES", shape=[1, 1])
+    text.contents.bytes_contents.append(b"ab")
+    request.inputs.add(name="max_tokens", datatype="INT64", shape=[1]).contents.int64_contents.append(3)
+    request.inputs.add(name="top_p", datatype="FP64", shape=[1]).contents.fp64_contents.append(0.9)
+    request.inputs.add(name="ignore_eos", datatype="BOOL", shape=[1]).contents.bool_contents.append(True)
+    assert outputs(stub.ModelInfer(request))["text_output"] == "aba"
+    sampling = router.counts.submitted[0].sampling
+    assert (sampling["top_p"], sampling["ignore_eos"]) == (0.9, True)
+
+
+def test_sampling_parameters_are_json_and_scalars_go_first(stub: Stub, router: FakeRouter) -> None:
+    parameters = {"temperature": "0.5", "top_k": 3, "seed": 1, "max_tokens": 9, "stop_token_ids": [7]}
+    request = asked(text_input="abcd", sampling_parameters=json.dumps(parameters), max_tokens=4)
+    assert outputs(stub.ModelInfer(request))["text_output"] == "bcda"
+    sampling = router.counts.submitted[0].sampling
+    assert (sampling["temperature"], sampling["top_k"], sampling["stop_token_ids"]) == (0.5, 3, [7])
+
+
+def test_only_the_outputs_asked_for_are_sent(stub: Stub) -> None:
+    request = asked(text_input="ab", max_tokens=1)
+    request.outputs.add(name="num_output_tokens")
+    request.outputs.add(name="text_output")
+    response = stub.ModelInfer(request)
+    assert [tensor.name for tensor in response.outputs] == ["num_output_tokens", "text_output"]
+
+
+def wrong(change: str) -> pb.ModelInferRequest:
+    request = asked(text_input="ab", max_tokens=1)
+    first = request.inputs[0]
+    match change:
+        case "shape [2]":
+            first.shape[:] = [2]
+        case "shape []":
+            first.shape[:] = []
+        case "shape [1, 1, 1]":
+            first.shape[:] = [1, 1, 1]
+        case "datatype":
+            first.datatype = "FP32"
+        case "no datatype":
+            first.datatype = ""
+        case "raw too short":
+            request.raw_input_contents[0] = b"\x09\0\0\0ab"
+        case "raw too long":
+            request.raw_input_contents[0] += b"x"
+        case "raw without length":
+            request.raw_input_contents[0] = b"ab"
+        case "raw scalar too short":
+            request.raw_input_contents[1] = b"\1"
+        case "one raw missing":
+            del request.raw_input_contents[1]
+        case "no contents":
+            del request.raw_input_contents[:]
+        case "not UTF-8":
+            request.raw_input_contents[0] = struct.pack("<I", 1) + b"\xff"
+        case "unknown input":
+            first.name = "prompt"
+        case "input twice":
+            request.inputs[1].name = "text_input"
+            request.inputs[1].datatype = "BYTES"
+        case "unknown output":
+            request.outputs.add(name="logits")
+        case "unknown parameter":
+            request.parameters["sequence_id"].int64_param = 4
+        case "parameter type":
+            request.parameters["triton_enable_empty_final_response"].int64_param = 1
+        case _:
+            raise AssertionError(change)
+    return request
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "shape [2]",
+        "shape []",
+        "shape [1, 1, 1]",
+        "datatype",
+        "no datatype",
+        "raw too short",
+        "raw too long",
+        "raw without length",
+        "raw scalar too short",
+        "one raw missing",
+        "no contents",
+        "not UTF-8",
+        "unknown input",
+        "input twice",
+        "unknown output",
+        "unknown parameter",
+        "parameter type",
+    ],
+)
+def test_a_malformed_request_is_an_invalid_argument(stub: Stub, change: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.ModelInfer(wrong(change))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"text_input": ""},
+        {"max_tokens": 4},
+        {"text_input": "a", "max_tokens": -1},
+        {"text_input": "a", "temperature": -0.5},
+        {"text_input": "a", "stream": True},
+        {"text_input": "a", "sampling_parameters": "{"},
+        {"text_input": "a", "sampling_parameters": "[]"},
+        {"text_input": "a", "sampling_parameters": '{"best_of": 2}'},
+        {"text_input": "a", "sampling_parameters": '{"top_k": 1.5}'},
+        {"text_input": "a", "sampling_parameters": '{"top_p": "high"}'},
+        {"text_input": "a", "sampling_parameters": '{"ignore_eos": 1}'},
+        {"text_input": "a", "sampling_parameters": '{"stop_token_ids": "7"}'},
+        {"text_input": "a", "sampling_parameters": '{"temperature": null}'},
+    ],
+)
+def test_a_bad_value_is_an_invalid_argument(stub: Stub, inputs: dict[str, Any]) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.ModelInfer(asked(**inputs))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def streamed(stub: Stub, *requests: pb.ModelInferRequest) -> list[pb.ModelStreamInferResponse]:
+    return list(stub.ModelStreamInfer(iter(requests)))
+
+
+def is_final(response: pb.ModelStreamInferResponse) -> bool:
+    return response.infer_response.parameters["triton_final_response"].bool_param
+
+
+def test_a_stream_sends_deltas_and_marks_the_last(stub: Stub) -> None:
+    responses = streamed(stub, asked(id="s", text_input="añ漢", stream=True, max_tokens=12))
+    values = [outputs(response.infer_response) for response in responses]
+    assert "".join(value["text_output"] for value in values) == "añ漢" * 2
+    assert sum(value["num_output_tokens"] for value in values) == 12
+    assert [is_final(response) for response in responses] == [False] * (len(responses) - 1) + [True]
+    assert [value["finish_reason"] for value in values[:-1]] == [""] * (len(values) - 1)
+    assert values[-1]["finish_reason"] == "length"
+    assert values[-1]["cumulative_logprob"] == sum(logprob(i) for i in range(12))
+    assert {response.infer_response.id for response in responses} == {"s"}
+
+
+def test_without_stream_one_answer_comes(stub: Stub) -> None:
+    responses = streamed(stub, asked(text_input="ab", max_tokens=5))
+    assert [outputs(r.infer_response)["text_output"] for r in responses] == ["ababa"]
+
+
+def test_an_empty_final_response_is_sent_if_asked_for(stub: Stub) -> None:
+    request = asked(id="e", text_input="ab", stream=True, max_tokens=3)
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    responses = streamed(stub, request)
+    assert [is_final(response) for response in responses] == [False] * (len(responses) - 1) + [True]
+    last = responses[-1].infer_response
+    assert not last.outputs
+    assert last.id == "e"
+
+
+def test_an_error_stays_inside_the_stream(stub: Stub) -> None:
+    responses = streamed(
+        stub,
+        asked(id="bad", text_input="a", max_tokens=-1),
+        pb.ModelInferRequest(model_name="gpt", id="unknown"),
+        asked(id="good", text_input="ab", max_tokens=2),
+    )
+    errors = {r.infer_response.id: r.error_message for r in responses if r.error_message}
+    assert set(errors) == {"bad", "unknown"}
+    assert "max_tokens" in errors["bad"]
+    assert errors["unknown"].startswith("[NOT_FOUND]")
+    good = [outputs(r.infer_response)["text_output"] for r in responses if not r.error_message]
+    assert good == ["ab"]
+
+
+def test_requests_of_one_stream_run_side_by_side() -> None:
+    with (
+        FakeRouter(paused=True) as router,
+        gateway({"r0": router.address}) as service,
+        grpc.insecure_channel(service.address) as channel,
+    ):
+        requests = [asked(id=str(i), text_input="ab", stream=True, max_tokens=4) for i in range(8)]
+        responses = Stub(channel).ModelStreamInfer(iter(requests))
+        wait_until(lambda: len(router.running) == 8, "all eight at the router")
+        router.resume()
+        texts = dict.fromkeys(map(str, range(8)), "")
+        for response in responses:
+            answer = response.infer_response
+            texts[answer.id] += outputs(answer)["text_output"]
+    assert set(texts.values()) == {"abab"}
+
+
+def test_cancelling_a_stream_aborts_all_its_requests() -> None:
+    with FakeRouter(paused=True) as router, gateway({"r0": router.address}) as service:
+        with grpc.insecure_channel(service.address) as channel:
+            requests = [asked(id=str(i), text_input="ab", stream=True, max_tokens=4) for i in range(8)]
+            responses = Stub(channel).ModelStreamInfer(iter(requests))
+            wait_until(lambda: len(router.running) == 8, "all eight at the router")
+            responses.cancel()
+            wait_until(lambda: not router.running, "all eight to be aborted")
+        wait_until(lambda: service.stats()["outstanding"] == 0, "the gateway to forget them")
+        assert len(router.counts.aborted) == 8
