@@ -44,14 +44,16 @@ _KINDS = {int(kind): kind for kind in Kind}
 
 
 class Frame:
-    """One received message. `payload` is writable and belongs to the receiver."""
+    """One received message. `payload` is writable and belongs to the receiver; `overhead` is what the message
+    took on the wire beside it, in bytes."""
 
-    __slots__ = ("header", "kind", "payload")
+    __slots__ = ("header", "kind", "overhead", "payload")
 
-    def __init__(self, kind: Kind, header: Any, payload: memoryview) -> None:
+    def __init__(self, kind: Kind, header: Any, payload: memoryview, overhead: int) -> None:
         self.kind = kind
         self.header = header
         self.payload = payload
+        self.overhead = overhead
 
     def __repr__(self) -> str:
         return f"Frame({self.kind.name}, {self.header!r:.80}, {self.payload.nbytes} bytes)"
@@ -94,13 +96,14 @@ def accepted(protocol: int) -> bool:
 class _Body:
     """A message whose payload is being received: `filled` of `size` bytes are there, `until` end this frame."""
 
-    __slots__ = ("filled", "header", "kind", "size", "target", "until")
+    __slots__ = ("filled", "header", "kind", "overhead", "size", "target", "until")
 
-    def __init__(self, kind: Kind, header: Any, target: memoryview | None, size: int) -> None:
+    def __init__(self, kind: Kind, header: Any, target: memoryview | None, size: int, overhead: int) -> None:
         self.kind = kind
         self.header = header
         self.target = target
         self.size = size
+        self.overhead = overhead
         self.filled = 0
         self.until = 0
 
@@ -219,11 +222,13 @@ class FrameDecoder:
         if flags == FRAGMENT:
             body = self._streams[stream]
             body.until = body.filled + payload_bytes
+            body.overhead += PREFIX_BYTES
             self._body = body
             return
         header = self._read_header(kind, header_bytes)
+        overhead = PREFIX_BYTES + header_bytes
         if payload_bytes == 0:
-            frames.append(Frame(kind, header, _EMPTY))
+            frames.append(Frame(kind, header, _EMPTY, overhead))
             return
         if payload_bytes > self._limits.payload:
             raise ProtocolError(
@@ -234,7 +239,7 @@ class FrameDecoder:
             target = memoryview(bytearray(payload_bytes))
         else:
             target = self._sink(kind, header, payload_bytes)
-        body = _Body(kind, header, target, payload_bytes)
+        body = _Body(kind, header, target, payload_bytes, overhead)
         if flags == OPEN:
             self._streams[stream] = body
         else:
@@ -273,7 +278,7 @@ class FrameDecoder:
                     del self._streams[stream]
                     break
         if body.target is not None:
-            frames.append(Frame(body.kind, body.header, body.target))
+            frames.append(Frame(body.kind, body.header, body.target, body.overhead))
 
     def _compact(self) -> None:
         """Move what is left to the front of a staging buffer that has room for the header it belongs to."""

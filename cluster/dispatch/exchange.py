@@ -1,0 +1,355 @@
+"""The all-to-all from a router's side: one message to every node that a layer needs, one result buffer.
+
+The calling thread does everything; no other thread, no asyncio. A reply's header is matched against what the
+node owes before a buffer is chosen for its rows, so that a late duplicate cannot touch a newer step. A node
+whose connection breaks keeps its debts: the same bytes are sent again when it is back, and since an expert's
+output is a pure function of the payload, nobody can tell.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cluster.balance.placement import PlacementTable, newer
+from cluster.dispatch.frames import Frame, Limits
+from cluster.dispatch.handshake import Identity
+from cluster.dispatch.kinds import Kind
+from cluster.dispatch.link import Counters, Link, Part, State
+from cluster.dispatch.messages import Call
+from cluster.dispatch.plan import Slot
+from cluster.dispatch.transport import Array, ExpertCall, ExpertRows, WireShape
+from cluster.errors import MoemeshError, NodeLost, Overloaded, ProtocolError, Unavailable, error_from_wire
+from cluster.types import NodeId
+
+DEADLINE_S = 10.0
+RETRY_S = 0.05
+"""Pause before a node that has not loaded its experts yet, or whose queue is full, is asked again."""
+
+TICK_S = 0.02
+IDLE_S = 0.25
+"""Longest sleeps in `wait`: while a node is missing, and otherwise (an update or a deadline may be due)."""
+
+MAX_REPLY_BYTES = 1 << 30
+"""No bound of ours: a reply's buffer exists before it arrives, and its length must match it."""
+
+
+class Flight:
+    """A call whose replies are not all in."""
+
+    __slots__ = ("error", "left", "parts", "slot", "table")
+
+    def __init__(self, slot: Slot, table: int) -> None:
+        self.slot = slot
+        self.table = table
+        self.parts: list[Part] = []
+        self.left = 0
+        self.error: MoemeshError | None = None
+
+
+class Exchange:
+    """An ExpertTransport over TCP. One thread calls send, wait, connect and close; any thread calls update.
+
+    identity: this router's; its library must be the nodes'.
+    deadline_s: a call fails with NodeLost when a node that owes rows has been silent for so long.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        shape: WireShape,
+        table: PlacementTable,
+        addresses: Mapping[NodeId, str],
+        *,
+        deadline_s: float = DEADLINE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counters = Counters()
+        self._identity = identity
+        self._shape = shape
+        self._deadline_s = deadline_s
+        self._clock = clock
+        self._selector = selectors.DefaultSelector()
+        self._links: dict[NodeId, Link] = {}
+        self._flights: dict[Call, Flight] = {}
+        self._slots: dict[int, deque[Slot]] = {}
+        self._unwell = False
+        self._table = table
+        self._owners: dict[int, Array] = {}
+        self._current: list[Link] = []
+        self._updates: deque[tuple[PlacementTable, dict[NodeId, str]]] = deque(maxlen=1)
+        self.update(table, addresses)
+        self._look_after()
+
+    def update(self, table: PlacementTable, addresses: Mapping[NodeId, str]) -> None:
+        """Use this table and these addresses from the next call on; calls in flight keep their nodes but
+        follow them to new addresses. An older table changes only addresses. Callable from any thread: the
+        update is left in a box of one, which the sending thread empties."""
+        self._updates.append((table, dict(addresses)))
+
+    @property
+    def table(self) -> PlacementTable:
+        return self._table
+
+    def connect(self, timeout_s: float) -> None:
+        """Wait until every node of the table is connected. Raises NodeLost or what a node refused with."""
+        deadline = self._clock() + timeout_s
+        self._look_after()
+        while not self.ready():
+            waiting = next(link for link in self._current if link.state is not State.READY)
+            if waiting.refusal is not None:
+                raise waiting.refusal
+            if self._clock() > deadline:
+                raise NodeLost(f"node {waiting.node} at {waiting.address} cannot be reached: {waiting.cause}")
+            self._turn()
+
+    def ready(self) -> bool:
+        """Whether every node of the table is connected."""
+        return all(link.state is State.READY for link in self._current)
+
+    def loads(self) -> dict[NodeId, tuple[int, int]]:
+        """(queue length, service time in µs) of every node, as its last reply told."""
+        return {link.node: (link.queue, link.service_us) for link in self._current}
+
+    def send(self, call: ExpertCall) -> None:
+        """Send every node its rows; nothing is awaited. Raises ValueError if the same call is in flight."""
+        if self._updates:
+            self._apply_update()
+        key = (call.step, call.layer, call.micro_batch)
+        if key in self._flights:
+            raise ValueError(f"call {key} is in flight already")
+        slot = self._free_slot(call.micro_batch)
+        slot.fill(call, self._owners_of(call.layer), len(self._current))
+        slot.busy = True
+        flight = self._flights[key] = Flight(slot, self._table.version)
+        now = self._clock()
+        starts = slot.row_start
+        for node, link in enumerate(self._current):
+            if starts[node] == starts[node + 1]:
+                continue
+            part = link.parts[key] = Part(flight, key, node, link, now)
+            flight.parts.append(part)
+        flight.left = len(flight.parts)
+        for part in flight.parts:
+            self._post(part)
+
+    def wait(self, step: int, layer: int, micro_batch: int) -> ExpertRows:
+        """The rows of one call, in one buffer. Raises as ExpertTransport says; KeyError if it was never sent."""
+        key = (step, layer, micro_batch)
+        flight = self._flights[key]
+        while flight.left and flight.error is None:
+            self._turn()
+        del self._flights[key]
+        if flight.error is not None:
+            self._abandon(flight)
+            raise flight.error
+        flight.slot.busy = False
+        return ExpertRows(flight.slot.results, flight.slot.index)
+
+    def close(self) -> None:
+        for link in self._links.values():
+            link.lose("the exchange is closed")
+        self._links.clear()
+        self._flights.clear()
+        self._selector.close()
+
+    def _post(self, part: Part) -> None:
+        """Send a part's request, if its node is there; otherwise it goes out when the node is."""
+        link = part.link
+        if link.state is not State.READY:
+            self._unwell = True
+            return
+        part.attempt += 1
+        flight: Flight = part.flight
+        slot = flight.slot
+        rows, counts, experts = slot.header_parts(part.node)
+        body = slot.payload(part.node)
+        step, layer, micro_batch = part.call
+        incarnations = self._identity.incarnation, link.incarnation
+        sent = link.send(
+            Kind.DISPATCH,
+            [*incarnations, step, layer, micro_batch, part.attempt, flight.table, rows, counts, experts],
+            body,
+        )
+        counters = self.counters
+        counters.header_bytes_out += sent
+        counters.payload_bytes_out += len(body)
+        counters.messages_out += 1
+        if part.attempt:
+            counters.resends += 1
+
+    def _turn(self) -> None:
+        """Wait for the sockets once and handle what they bring."""
+        events = self._selector.select(TICK_S if self._unwell else IDLE_S)
+        if events:
+            now = self._clock()
+            for key, mask in events:
+                link: Link = key.data
+                if link.connection is not None:  # an earlier event of this turn may have closed it
+                    link.on_event(mask, now)
+        if self._unwell or not events:
+            self._look_after()
+
+    def _match(self, link: Link, header: Any) -> Part | None:
+        """The part that a reply answers; None for a reply to something that is over."""
+        try:
+            router, node, step, layer, micro_batch, attempt = header[:6]
+        except (TypeError, ValueError) as error:
+            raise ProtocolError(f"a reply without its numbers: {error}") from error
+        part = link.parts.get((step, layer, micro_batch))
+        if (
+            part is None
+            or attempt != part.attempt
+            or router != self._identity.incarnation
+            or node != link.incarnation
+        ):
+            self.counters.stale += 1
+            return None
+        return part
+
+    def _buffer_for(self, link: Link, kind: Kind, header: Any, count: int) -> memoryview | None:
+        part = self._match(link, header) if kind is Kind.RESULT else None
+        if part is None:
+            return None
+        region: memoryview = part.flight.slot.region(part.node)
+        if len(region) != count:
+            raise ProtocolError(f"{count} bytes of results where {len(region)} were asked for")
+        return region
+
+    def _receive(self, link: Link, frame: Frame) -> None:
+        kind, header = frame.kind, frame.header
+        if kind is Kind.PONG:
+            return
+        counters = self.counters
+        counters.messages_in += 1
+        counters.header_bytes_in += frame.overhead
+        part = self._match(link, header)
+        if part is None:
+            return
+        if kind is Kind.RESULT:
+            if len(frame.payload) == 0:
+                raise ProtocolError("a RESULT without rows")
+            counters.payload_bytes_in += len(frame.payload)
+            link.queue, link.service_us = header[8], header[9]
+            del link.parts[part.call]
+            part.flight.left -= 1
+        elif kind is Kind.NOT_HERE:
+            self._not_here(part, header[6])
+        elif kind is Kind.FAULT:
+            self._fault(part, str(header[7]), str(header[8]))
+        else:
+            raise ProtocolError(f"a {kind.name} frame where a reply was expected")
+
+    def _not_here(self, part: Part, version: int) -> None:
+        link, flight = part.link, part.flight
+        error = Unavailable(
+            f"node {link.node} does not hold the experts of layer {part.call[1]} that table {flight.table} gives "
+            f"it; it has loaded table {version}"
+        )
+        if version < flight.table:
+            self._try_later(part, error)
+        else:
+            flight.error = error
+
+    def _fault(self, part: Part, name: str, message: str) -> None:
+        error = error_from_wire(name, f"node {part.link.node}: {message}")
+        if isinstance(error, Overloaded):
+            self._try_later(part, error)
+        else:
+            part.flight.error = error
+
+    def _try_later(self, part: Part, error: MoemeshError) -> None:
+        part.failure = error
+        part.retry_at = self._clock() + RETRY_S
+        self._unwell = True
+
+    def _look_after(self) -> None:
+        """Everything that is not the fast path: updates, lost links, retries, deadlines."""
+        if self._updates:
+            self._apply_update()
+        self._unwell = False
+        now = self._clock()
+        for link in list(self._links.values()):
+            link.due(now)
+            if link.state is not State.READY:
+                self._unwell = True
+            for part in list(link.parts.values()):
+                self._check(part, now)
+
+    def _check(self, part: Part, now: float) -> None:
+        """Retry or fail one part whose reply is not in."""
+        link, flight = part.link, part.flight
+        since = part.since if part.failure is not None else max(part.since, link.last_heard)
+        if link.refusal is not None:
+            flight.error = flight.error or link.refusal
+        elif now - since > self._deadline_s:
+            why = "it is silent" if link.state is State.READY else link.cause
+            flight.error = flight.error or part.failure or NodeLost(
+                f"node {link.node} at {link.address} did not answer layer {part.call[1]} within "
+                f"{self._deadline_s:g} s: {why}"
+            )
+        elif part.retry_at:
+            self._unwell = True
+            if now >= part.retry_at and link.state is State.READY:
+                part.retry_at = 0.0
+                self._post(part)
+
+    def _changed(self, link: Link) -> None:
+        """A link has come up or was lost."""
+        self._unwell = True
+        if link.state is State.READY:
+            for part in list(link.parts.values()):
+                part.retry_at = 0.0
+                self._post(part)
+
+    def _abandon(self, flight: Flight) -> None:
+        """Forget a failed call. Its slot is not used again: late rows may still be on their way into it."""
+        for part in flight.parts:
+            part.link.parts.pop(part.call, None)
+        for slots in self._slots.values():
+            if flight.slot in slots:
+                slots.remove(flight.slot)
+
+    def _free_slot(self, micro_batch: int) -> Slot:
+        slots = self._slots.setdefault(micro_batch, deque())
+        if len(slots) < 2 or slots[0].busy:
+            slots.append(Slot(self._shape))
+        else:
+            slots.rotate(-1)
+        return slots[-1]
+
+    def _owners_of(self, layer: int) -> Array:
+        owner = self._owners.get(layer)
+        if owner is None:
+            owner = self._owners[layer] = self._table.owners(layer)
+        return owner
+
+    def _apply_update(self) -> None:
+        table, addresses = self._updates.popleft()
+        if not newer(self._table, table):
+            self._table = table
+            self._owners.clear()
+        for node in self._table.nodes:
+            if node not in self._links:
+                self._links[node] = self._new_link(node, addresses.get(node))
+            elif node in addresses:
+                self._links[node].move(addresses[node])
+        self._current = [self._links[node] for node in self._table.nodes]
+        for node in set(self._links) - set(self._table.nodes):
+            if not self._links[node].parts:
+                self._links.pop(node).lose("it left the table")
+
+    def _new_link(self, node: NodeId, address: str | None) -> Link:
+        return Link(
+            node,
+            address,
+            identity=self._identity,
+            selector=self._selector,
+            limits=Limits(payload=MAX_REPLY_BYTES),
+            sink=self._buffer_for,
+            on_frame=self._receive,
+            on_change=self._changed,
+        )

@@ -1,0 +1,205 @@
+"""A router's connection to one node: it comes up, breaks and comes back; what it owes is kept meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import selectors
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from cluster.dispatch.connection import Connection
+from cluster.dispatch.frames import Frame, Limits, Sink
+from cluster.dispatch.handshake import Identity, error_of, split_address
+from cluster.dispatch.kinds import Kind
+from cluster.dispatch.messages import Call
+from cluster.errors import MoemeshError, ProtocolError, Unavailable
+from cluster.types import NodeId
+
+RETRY_FIRST_S = 0.02
+RETRY_MOST_S = 0.2
+
+READ = selectors.EVENT_READ
+WRITE = selectors.EVENT_WRITE
+
+
+class State(Enum):
+    DOWN = "down"
+    CONNECTING = "connecting"
+    GREETING = "greeting"
+    READY = "ready"
+
+
+@dataclass(slots=True)
+class Counters:
+    """Bytes and messages of the data plane; header bytes include the frame's prefix."""
+
+    header_bytes_out: int = 0
+    payload_bytes_out: int = 0
+    header_bytes_in: int = 0
+    payload_bytes_in: int = 0
+    messages_out: int = 0
+    messages_in: int = 0
+    resends: int = 0
+    stale: int = 0
+
+
+class Part:
+    """One node's share of a call: its request, kept until the reply is in, and where the reply goes."""
+
+    __slots__ = ("attempt", "call", "failure", "flight", "link", "node", "retry_at", "since")
+
+    def __init__(self, flight: Any, call: Call, node: int, link: Link, since: float) -> None:
+        self.flight = flight
+        self.call = call
+        self.node = node
+        self.link = link
+        self.attempt = -1
+        self.since = since
+        self.retry_at = 0.0
+        self.failure: MoemeshError | None = None
+
+
+class Link:
+    """Driven by the exchange: `due`, `on_event`. Nothing here waits.
+
+    on_change: called when it has become READY and when it is lost.
+    parts: what the node owes us; survives a lost connection.
+    last_heard: when bytes of replies last arrived; a greeting is no sign that work gets done.
+    queue, service_us: the node's load as its last reply told it.
+    """
+
+    def __init__(
+        self,
+        node: NodeId,
+        address: str | None,
+        *,
+        identity: Identity,
+        selector: selectors.BaseSelector,
+        limits: Limits,
+        sink: Callable[[Link, Kind, Any, int], memoryview | None],
+        on_frame: Callable[[Link, Frame], None],
+        on_change: Callable[[Link], None],
+    ) -> None:
+        self.node = node
+        self.address = address
+        self.state = State.DOWN
+        self.incarnation = 0
+        self.parts: dict[Call, Part] = {}
+        self.last_heard = 0.0
+        self.queue = self.service_us = 0
+        self.connection: Connection | None = None
+        self.refusal: MoemeshError | None = None
+        self.cause = "it was never reached"
+        self._retry_at = 0.0
+        self._retry_s = RETRY_FIRST_S
+        self._identity = identity
+        self._selector = selector
+        self._limits = limits
+        self._sink: Sink = lambda kind, header, count: sink(self, kind, header, count)
+        self._on_frame = on_frame
+        self._on_change = on_change
+
+    def due(self, now: float) -> None:
+        """Start the next attempt to connect if it is time for one."""
+        if self.state is not State.DOWN or now < self._retry_at or self.address is None:
+            return
+        self._retry_at = now + self._retry_s
+        self._retry_s = min(2 * self._retry_s, RETRY_MOST_S)
+        try:
+            host, port = split_address(self.address)
+            sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+            self.connection = Connection(
+                sock, limits=self._limits, sink=self._sink, on_blocked=self._watch_writes
+            )
+            code = sock.connect_ex((host, port))
+        except (OSError, ProtocolError) as error:
+            self.lose(str(error))
+            return
+        if code not in (0, errno.EINPROGRESS):
+            self.lose(errno.errorcode.get(code, str(code)))
+            return
+        self.state = State.CONNECTING
+        self._selector.register(sock, READ | WRITE, self)
+
+    def move(self, address: str | None) -> None:
+        """The node's address is another one: the next connection goes there."""
+        if address != self.address:
+            self.lose(f"it moved from {self.address}")
+            self.address = address
+            self._retry_at, self._retry_s = 0.0, RETRY_FIRST_S
+
+    def on_event(self, mask: int, now: float) -> None:
+        connection = self.connection
+        assert connection is not None
+        try:
+            if self.state is State.CONNECTING:
+                self._connected(connection)
+                return
+            if mask & WRITE and connection.flush():
+                self._selector.modify(connection.sock, READ, self)
+            if mask & READ:
+                frames = connection.read()
+                if self.state is State.READY:
+                    self.last_heard = now
+                for frame in frames:
+                    self._receive(frame)
+        except ProtocolError as error:
+            self.refuse(error)
+        except (OSError, Unavailable) as error:
+            self.lose(str(error))
+
+    def send(self, kind: Kind, header: list[Any], body: memoryview) -> int:
+        """Bytes of prefix and header, 0 if the connection has just been lost. `body` is not copied."""
+        assert self.connection is not None
+        try:
+            return self.connection.send_body(kind, header, body, keep=True)
+        except Unavailable as error:
+            self.lose(str(error))
+            return 0
+
+    def refuse(self, error: MoemeshError) -> None:
+        """The node and we must not work together; calls that need it fail with `error`."""
+        self.refusal = type(error)(f"node {self.node} at {self.address}: {error}")
+        self.lose(str(error))
+
+    def lose(self, cause: str) -> None:
+        self.cause = cause
+        self.state = State.DOWN
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            if connection.sock in self._selector.get_map():
+                self._selector.unregister(connection.sock)
+            connection.close()
+        self._on_change(self)
+
+    def _connected(self, connection: Connection) -> None:
+        code = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self.lose(errno.errorcode.get(code, str(code)))
+            return
+        self.state = State.GREETING
+        self._selector.modify(connection.sock, READ, self)
+        connection.send(Kind.HELLO, self._identity.to_header())
+
+    def _receive(self, frame: Frame) -> None:
+        if self.state is State.READY:
+            self._on_frame(self, frame)
+        elif frame.kind is Kind.WELCOME:
+            peer = Identity.from_header(frame.header)
+            self._identity.check(peer)
+            self.incarnation = peer.incarnation
+            self.state = State.READY
+            self.refusal = None
+            self._retry_at, self._retry_s = 0.0, RETRY_FIRST_S
+            self._on_change(self)
+        elif frame.kind is Kind.REFUSED:
+            self.refuse(error_of(frame.header))
+        else:
+            raise ProtocolError(f"HELLO was answered with {frame.kind.name}")
+
+    def _watch_writes(self, connection: Connection) -> None:
+        if self.state is not State.DOWN:
+            self._selector.modify(connection.sock, READ | WRITE, self)

@@ -1,0 +1,85 @@
+"""Buffers of a call, and the split of its rows over nodes. Reused from call to call: nothing here allocates
+once the largest batch has been seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cluster.dispatch.transport import Array, ExpertCall, WireShape
+from kernels import permute
+
+
+class Slot:
+    """What one call in flight needs. A slot is reused only when its call is over.
+
+    After `fill`, node n has rows row_start[n]:row_start[n+1] and pairs pair_start[n]:pair_start[n+1];
+    pairs are numbered node by node, then by row, then by gate rank.
+    """
+
+    def __init__(self, shape: WireShape) -> None:
+        self._shape = shape
+        self._nodes = self._capacity = 0
+        self.busy = False
+        self.row_start: list[int] = []
+        self.pair_start: list[int] = []
+
+    def fill(self, call: ExpertCall, owner: Array, nodes: int) -> None:
+        """Plan the call over `nodes` and gather every node's payload. owner: [experts] int32."""
+        tokens = len(call.ids)
+        if tokens > self._capacity or nodes != self._nodes:
+            self._reserve(max(tokens, self._capacity), nodes)
+        index = self._index[:tokens]
+        permute.plan_dispatch(
+            call.ids, owner, nodes, self._row_start, self._pair_start, self._rows, self._counts, self._experts, index
+        )
+        if self._shape.float_rows:
+            permute.gather_f32(call.rows, self._rows, self._row_start, self._payload)
+        else:
+            permute.gather_int8(call.rows, call.scales, self._rows, self._row_start, self._payload)
+        self.index = index
+        self.row_start = self._row_start.tolist()
+        self.pair_start = self._pair_start.tolist()
+        pairs = self.pair_start[-1]
+        np.copyto(self._narrow[:pairs], self._experts[:pairs], casting="unsafe")
+        self.results = self._results[:pairs]
+
+    def header_parts(self, node: int) -> tuple[int, memoryview, memoryview]:
+        """(rows, counts, experts) of node `node`, for its DISPATCH header."""
+        first, last = self.row_start[node], self.row_start[node + 1]
+        width = self._shape.expert_dtype.itemsize
+        pairs = self._narrow_bytes[self.pair_start[node] * width : self.pair_start[node + 1] * width]
+        return last - first, self._counts_bytes[first:last], pairs
+
+    def payload(self, node: int) -> memoryview:
+        width = self._shape.row_bytes
+        return self._payload_bytes[self.row_start[node] * width : self.row_start[node + 1] * width]
+
+    def region(self, node: int) -> memoryview:
+        """Where node `node`'s result rows belong."""
+        width = self._shape.result_bytes
+        return self._results_bytes[self.pair_start[node] * width : self.pair_start[node + 1] * width]
+
+    def _reserve(self, tokens: int, nodes: int) -> None:
+        shape = self._shape
+        pairs = tokens * shape.top_k
+        rows = tokens * min(nodes, shape.top_k)  # a row goes to no more nodes than it has experts
+        self._nodes, self._capacity = nodes, tokens
+        self._row_start = np.zeros(nodes + 1, np.int64)
+        self._pair_start = np.zeros(nodes + 1, np.int64)
+        self._rows = np.empty(nodes * tokens, np.int32)
+        self._counts = np.empty(nodes * tokens, np.uint8)
+        self._experts = np.empty(pairs, np.int32)
+        self._narrow = np.empty(pairs, shape.expert_dtype)
+        self._index = np.empty((tokens, shape.top_k), np.int32)
+        self._payload = np.empty(rows * shape.row_bytes, np.uint8)
+        self._results = np.empty((pairs, shape.hidden), shape.result_dtype)
+        self._counts_bytes = memoryview(self._counts)
+        self._narrow_bytes = _bytes(self._narrow)
+        self._payload_bytes = memoryview(self._payload)
+        self._results_bytes = _bytes(self._results)
+
+
+def _bytes(array: np.ndarray[Any, Any]) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))

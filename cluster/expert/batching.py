@@ -1,0 +1,95 @@
+"""Messages that wait on a node, and how several become one call of the kernels."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from cluster.dispatch.connection import Connection
+from cluster.dispatch.frames import Frame
+from cluster.dispatch.messages import Tag, tag_of
+from cluster.dispatch.transport import Array, WireShape
+from cluster.errors import ProtocolError
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One DISPATCH: counts [R] uint8, experts [P] int32, rows [R, Hp] int8 | float32, scales [R] | [0] float32."""
+
+    connection: Connection
+    tag: Tag
+    counts: Array
+    experts: Array
+    rows: Array
+    scales: Array
+
+    @property
+    def layer(self) -> int:
+        return self.tag.call[1]
+
+
+def parse(connection: Connection, frame: Frame, shape: WireShape) -> Job:
+    """Check a DISPATCH against the library's shape. Raises ProtocolError, saying what does not fit."""
+    tag = tag_of(frame.header)
+    try:
+        rows, counts, experts = frame.header[7:10]
+        pairs = len(experts) // shape.expert_dtype.itemsize
+        if not 0 <= tag.call[1] < shape.layers:
+            raise ProtocolError(f"layer {tag.call[1]} of a model with {shape.layers} layers")
+        if len(counts) != rows or sum(counts) != pairs or rows == 0 or 0 in counts:
+            raise ProtocolError(f"{rows} rows, {len(counts)} counts and {pairs} experts do not add up")
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"a DISPATCH header that does not say what it carries: {error}") from error
+    if len(frame.payload) != rows * shape.row_bytes:
+        raise ProtocolError(
+            f"{len(frame.payload)} bytes for {rows} rows of {shape.row_bytes}; is the library the same?"
+        )
+    cells = rows * shape.hidden
+    if shape.float_rows:
+        data = np.frombuffer(frame.payload, np.float32, cells)
+        scales = np.empty(0, np.float32)
+    else:
+        data = np.frombuffer(frame.payload, np.int8, cells)
+        scales = np.frombuffer(frame.payload, np.float32, rows, cells)
+    return Job(
+        connection,
+        tag,
+        np.frombuffer(bytearray(counts), np.uint8),
+        np.frombuffer(experts, shape.expert_dtype, pairs).astype(np.int32),
+        data.reshape(rows, shape.hidden),
+        scales,
+    )
+
+
+def take(waiting: deque[Job], max_rows: int) -> list[Job]:
+    """Remove and return the oldest job and others of its layer, in order, up to `max_rows` together.
+
+    The oldest is taken whatever its size. Jobs whose router has gone are dropped on the way.
+    """
+    batch: list[Job] = []
+    rows = 0
+    for _ in range(len(waiting)):
+        job = waiting.popleft()
+        if job.connection.closed:
+            continue
+        if not batch or (job.layer == batch[0].layer and rows + len(job.counts) <= max_rows):
+            batch.append(job)
+            rows += len(job.counts)
+        else:
+            waiting.append(job)
+    return batch
+
+
+def merge(batch: list[Job]) -> tuple[Array, Array, Array, Array]:
+    """(counts, experts, rows, scales) of all jobs, one after the other."""
+    if len(batch) == 1:
+        job = batch[0]
+        return job.counts, job.experts, job.rows, job.scales
+    return (
+        np.concatenate([job.counts for job in batch]),
+        np.concatenate([job.experts for job in batch]),
+        np.concatenate([job.rows for job in batch]),
+        np.concatenate([job.scales for job in batch]),
+    )

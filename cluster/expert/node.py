@@ -1,0 +1,278 @@
+"""The expert node as a plain class: it holds experts, answers DISPATCH and tells how it is doing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from cluster.dispatch.connection import Connection
+from cluster.dispatch.frames import Frame, Limits
+from cluster.dispatch.handshake import Identity, error_header
+from cluster.dispatch.kinds import Kind
+from cluster.dispatch.messages import Tag, fault_header, result_header, tag_of
+from cluster.dispatch.server import FrameServer
+from cluster.dispatch.transport import Array, WireShape
+from cluster.errors import MoemeshError, Overloaded, ProtocolError
+from cluster.expert.batching import Job, merge, parse, take
+from cluster.types import ExpertId
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING_ROWS = 8192
+MAX_BATCH_ROWS = 2048
+INLINE_US = 500.0
+"""Work expected to take less is done by the thread that reads: handing it to the compute thread costs more than
+the reading can wait (measured: two context switches, 30-60 µs a message, on two cores)."""
+
+JOIN_S = 10.0
+
+
+class ExpertCompute(Protocol):
+    """Runs experts. Called from the node's two threads, never from both at once."""
+
+    def run(self, layer: int, counts: Array, experts: Array, rows: Array, scales: Array) -> Array:
+        """[P, Hp] uint16 or float32, one row for every pair in the order of `experts`; valid until the next
+        call. A pure function of each row and expert: with whom they are computed changes no bit."""
+        ...
+
+
+@dataclass
+class Counters:
+    rows: int = 0
+    pairs: int = 0
+    messages: int = 0
+    batches: int = 0
+    inline: int = 0
+    service_us: int = 0
+    not_here: int = 0
+    faults: int = 0
+    overloaded: int = 0
+    undelivered: int = 0
+
+
+class ExpertNode:
+    """start() → address; hold(...) makes it ready; shutdown().
+
+    One thread reads all connections; a second computes whatever would keep the first from reading. Rows of
+    all waiting messages of a layer, from whichever routers, are one call of `compute`.
+    """
+
+    def __init__(
+        self,
+        compute: ExpertCompute,
+        shape: WireShape,
+        *,
+        node_id: str,
+        library: str = "",
+        incarnation: int | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        max_waiting_rows: int = MAX_WAITING_ROWS,
+        max_batch_rows: int = MAX_BATCH_ROWS,
+        inline_us: float = INLINE_US,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """shape, library: the rows and the digest of the library it serves. incarnation: random if None.
+
+        max_waiting_rows: beyond it a DISPATCH is answered FAULT Overloaded. inline_us: 0 sends all work to
+        the compute thread.
+        """
+        self.counters = Counters()
+        self.stopping = threading.Event()
+        """Set when a SHUTDOWN frame has come; the process around the node then calls shutdown()."""
+        if incarnation is None:
+            incarnation = int.from_bytes(os.urandom(4))
+        self.identity = Identity("node", node_id, incarnation, library)
+        self._compute = compute
+        self._shape = shape
+        self._clock = clock
+        self._max_waiting_rows = max_waiting_rows
+        self._max_batch_rows = max_batch_rows
+        self._inline_us = inline_us
+        self._held: tuple[int, tuple[frozenset[int], ...]] = (0, (frozenset(),) * shape.layers)
+        self._us_per_pair = float("inf")
+        self._waiting: deque[Job] = deque()
+        self._waiting_rows = 0
+        self._busy = False
+        self._closing = False
+        self._changed = threading.Condition()
+        self._server = FrameServer(
+            host,
+            port,
+            on_frame=self._on_frame,
+            on_round=self._on_round,
+            identity=self.identity,
+            limits=Limits(payload=max_waiting_rows * shape.row_bytes),
+            name=f"node-{node_id}-io",
+        )
+        self._thread = threading.Thread(target=self._work, name=f"node-{node_id}-compute", daemon=True)
+
+    @property
+    def address(self) -> str:
+        return self._server.address
+
+    @property
+    def table_version(self) -> int:
+        """Version of the placement table it has loaded, 0 for none."""
+        return self._held[0]
+
+    @property
+    def ready(self) -> bool:
+        return self._thread.is_alive() and self.table_version > 0
+
+    def start(self) -> str:
+        """Listen and serve; returns the address. Raises PortInUse."""
+        address = self._server.start()
+        self._thread.start()
+        return address
+
+    def hold(self, version: int, experts: Iterable[ExpertId]) -> None:
+        """Serve exactly these experts from now on: the compute must be able to run them. Thread-safe."""
+        layers: list[set[int]] = [set() for _ in range(self._shape.layers)]
+        for expert in experts:
+            layers[expert.layer].add(expert.index)
+        self._held = (version, tuple(map(frozenset, layers)))
+
+    def shutdown(self) -> None:
+        """Close the port and all connections and end both threads; idempotent. What waits is not computed:
+        its routers see the connection close and ask elsewhere."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._server.shutdown()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(JOIN_S)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start, and the load now (waiting messages and rows, µs per pair of late)."""
+        us_per_pair = 0.0 if self._us_per_pair == float("inf") else self._us_per_pair
+        return asdict(self.counters) | {
+            "waiting": len(self._waiting),
+            "waiting_rows": self._waiting_rows,
+            "us_per_pair": round(us_per_pair, 3),
+            "connections": self._server.connections,
+            "table": self.table_version,
+        }
+
+    def _on_frame(self, connection: Connection, frame: Frame) -> None:
+        if frame.kind is Kind.DISPATCH:
+            self._on_dispatch(connection, frame)
+        elif frame.kind is Kind.STATUS:
+            connection.send(Kind.REPLY, self.stats())
+        elif frame.kind is Kind.SHUTDOWN:
+            connection.send(Kind.REPLY, {})
+            self.stopping.set()
+        else:
+            raise ProtocolError(f"an expert node has no answer to {frame.kind.name}")
+
+    def _on_dispatch(self, connection: Connection, frame: Frame) -> None:
+        tag = tag_of(frame.header)
+        try:
+            job = parse(connection, frame, self._shape)
+            if tag.node != self.identity.incarnation:
+                raise ProtocolError(f"meant for incarnation {tag.node}, this is {self.identity.incarnation}")
+            rows = len(job.counts)
+            if self._waiting_rows and self._waiting_rows + rows > self._max_waiting_rows:
+                self.counters.overloaded += 1
+                raise Overloaded(f"{self._waiting_rows} rows wait already")
+        except (ProtocolError, Overloaded) as error:
+            self._fault(connection, tag, error)
+            return
+        version, held = self._held
+        if held[job.layer].issuperset(job.experts.tolist()):
+            with self._changed:
+                self._waiting.append(job)
+                self._waiting_rows += rows
+        else:
+            self.counters.not_here += 1
+            tag.table = version
+            self._reply(connection, Kind.NOT_HERE, fault_header(tag, "", "")[:7])
+
+    def _on_round(self) -> None:
+        """All messages that had arrived together are in the queue: compute them here or hand them over."""
+        with self._changed:
+            if self._busy or not self._waiting:
+                return  # a busy compute thread looks again by itself
+            self._busy = True
+            pairs = sum(len(job.experts) for job in self._waiting)
+            if pairs * self._us_per_pair > self._inline_us:
+                self._changed.notify()
+                return
+        self.counters.inline += 1
+        self._drain()
+
+    def _work(self) -> None:
+        """The compute thread."""
+        while True:
+            with self._changed:
+                while not (self._busy and self._waiting) and not self._closing:
+                    self._changed.wait()
+                if self._closing:
+                    return
+            self._drain()
+
+    def _drain(self) -> None:
+        while not self._closing:
+            with self._changed:
+                batch = take(self._waiting, self._max_batch_rows)
+                self._waiting_rows = sum(len(job.counts) for job in self._waiting)
+                if not batch:
+                    self._busy = False
+                    return
+            self._run(batch)
+
+    def _run(self, batch: list[Job]) -> None:
+        begin = self._clock()
+        try:
+            results = self._compute.run(batch[0].layer, *merge(batch))
+        except Exception as error:
+            if len(batch) > 1:  # only the message that is to blame fails
+                for job in batch:
+                    self._run([job])
+                return
+            if not isinstance(error, MoemeshError):
+                log.exception("layer %d failed; the router gets a FAULT", batch[0].layer)
+            self._fault(batch[0].connection, batch[0].tag, error)
+            return
+        took_us = (self._clock() - begin) * 1e6
+        self._count(batch, len(results), took_us)
+        self._answer(batch, results, int(took_us))
+
+    def _count(self, batch: list[Job], pairs: int, took_us: float) -> None:
+        counters = self.counters
+        counters.batches += 1
+        counters.messages += len(batch)
+        counters.rows += sum(len(job.counts) for job in batch)
+        counters.pairs += pairs
+        counters.service_us += int(took_us)
+        late = took_us / pairs
+        known = self._us_per_pair
+        self._us_per_pair = late if known == float("inf") else 0.8 * known + 0.2 * late
+
+    def _answer(self, batch: list[Job], results: Array, took_us: int) -> None:
+        version = self.table_version
+        queue = len(self._waiting)
+        first = 0
+        for job in batch:
+            last = first + len(job.experts)
+            header = result_header(job.tag, version, last - first, queue, took_us)
+            self._reply(job.connection, Kind.RESULT, header, memoryview(results[first:last]))
+            first = last
+
+    def _fault(self, connection: Connection, tag: Tag, error: Exception) -> None:
+        self.counters.faults += 1
+        wire = error_header(error)
+        self._reply(connection, Kind.FAULT, fault_header(tag, wire["error"], wire["message"]))
+
+    def _reply(self, connection: Connection, kind: Kind, header: list[Any], *payload: memoryview) -> None:
+        try:
+            connection.send(kind, header, *payload)
+        except MoemeshError:
+            # The router has gone or does not read; it asks again when it is back.
+            self.counters.undelivered += 1
