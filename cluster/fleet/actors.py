@@ -1,0 +1,65 @@
+"""The one place where a plain role class becomes a Ray actor."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from cluster.errors import StartFailed
+from cluster.fleet.head import SLOT
+
+NAMESPACE = "moemesh"
+CALL_TIMEOUT_S = 30.0
+
+
+def connect(address: str) -> None:
+    """Make this process a driver of the Ray at `address`."""
+    ray.init(
+        address=address,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        configure_logging=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def disconnect() -> None:
+    """Detached actors live on. Does nothing if this process is no driver."""
+    ray.shutdown()
+
+
+def options(name: str) -> dict[str, Any]:
+    """Detached and named, restarted for ever, no CPU of Ray's but one of our slots.
+
+    A call is never repeated: it may have been carried out although an error came back.
+    """
+    return {
+        "name": name,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "num_cpus": 0,
+        "resources": {SLOT: 1},
+        "max_restarts": -1,
+        "max_task_retries": 0,
+    }
+
+
+def spawn(cls: type, name: str, *args: Any) -> Any:
+    """Start `cls(*args)` in a process of its own; returns before it runs."""
+    return ray.remote(**options(name))(cls).remote(*args)
+
+
+def process_id(name: str, actor: Any, timeout_s: float) -> int | None:
+    """The actor's pid, None if it is not there in time. Raises StartFailed if it could not be made."""
+    try:
+        pid: int = ray.get(actor.pid.remote(), timeout=timeout_s)
+        return pid
+    except GetTimeoutError:
+        return None
+    except RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise StartFailed(f"{name} could not be started: {lines[-1] if lines else error!r}") from error

@@ -1,0 +1,54 @@
+"""A gateway as a process: the names and the tokenizer of a library, a gRPC server, the ready routers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.config import GatewayConfig
+from cluster.controller.state import NO_TABLE, Role
+from cluster.fleet.control import ControlledRole, View
+from cluster.fleet.roles.process import Place, log_to_file
+from cluster.gateway.admission import Limits
+from cluster.gateway.served import ServedModel
+from cluster.gateway.service import GatewayService
+from cluster.library.reader import Library
+
+
+class GatewayRole(ControlledRole):
+    """context: longest sequence that the routers take, 0 for the model's own limit."""
+
+    role = Role.GATEWAY
+
+    def __init__(self, place: Place, config: GatewayConfig, context: int) -> None:
+        log_to_file(place.logs, place.name)
+        self._place, self._config, self._context = place, config, context
+        self._service: GatewayService | None = None
+        super().__init__(place.name, place.controller)
+
+    def build(self) -> None:
+        library = Library.open(self._place.library)
+        limits = Limits(context=self._context or library.spec.context, vocab=library.spec.vocab)
+        served = ServedModel(
+            library.name, limits, library.tokenizer(), library.chat_template(), library.digest
+        )
+        service = GatewayService(self._config, served, self.name)
+        self.address = service.start()
+        self._service = service
+
+    def apply(self, view: View) -> tuple[int, int]:
+        assert self._service is not None, "build() comes first"
+        self._service.update(
+            {name: str(router["address"]) for name, router in view.routers.items() if router["ready"]}
+        )
+        return NO_TABLE if view.table is None else (view.table.epoch, view.table.version)
+
+    @property
+    def ready(self) -> bool:
+        return self._service is not None and self._service.ready
+
+    def stats(self) -> dict[str, Any]:
+        return {} if self._service is None else self._service.stats()
+
+    def close(self) -> None:
+        if self._service is not None:
+            self._service.shutdown()

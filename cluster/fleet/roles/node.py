@@ -1,0 +1,127 @@
+"""An expert node as a process: the shard that the table gives it, held within its budget, served over TCP."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from cluster.compute.experts import ExpertCompute
+from cluster.compute.threads import Workers
+from cluster.config import NodeConfig
+from cluster.controller.state import NO_TABLE, Role
+from cluster.dispatch.transport import Array
+from cluster.errors import Overloaded
+from cluster.expert.build import build_compute
+from cluster.expert.node import ExpertNode
+from cluster.expert.store import ExpertStore
+from cluster.fleet.control import ControlledRole, View
+from cluster.fleet.roles.process import Place, log_to_file
+from cluster.fleet.roles.wire import wire_shape
+from cluster.library.reader import Library
+from cluster.types import ExpertId, NodeId
+
+
+class Shard:
+    """The experts of the moment, which may be exchanged while the node serves."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._compute: ExpertCompute | None = None
+        self._store: ExpertStore | None = None
+
+    def run(self, layer: int, counts: Array, experts: Array, rows: Array, scales: Array) -> Array:
+        """As `ExpertCompute.run`. Raises Overloaded, after which routers ask again, while there is nothing."""
+        with self._lock:
+            if self._compute is None:
+                raise Overloaded("the node is loading its experts")
+            return self._compute.run(layer, counts, experts, rows, scales)
+
+    def clear(self) -> None:
+        """Give the memory back, once a running call has ended. Before new experts are loaded: the budget
+        never holds two shards."""
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+            self._compute = self._store = None
+
+    def put(self, store: ExpertStore, compute: ExpertCompute) -> None:
+        with self._lock:
+            self._store, self._compute = store, compute
+
+    @property
+    def resident_bytes(self) -> int:
+        store = self._store
+        return 0 if store is None else store.resident_bytes
+
+    @property
+    def cache(self) -> dict[str, Any]:
+        """How the experts lie in memory, and how often they had to be read."""
+        store = self._store
+        if store is None:
+            return {}
+        return {
+            "mapped": store.mapped,
+            "hits": store.hits,
+            "misses": store.misses,
+            "evictions": store.evictions,
+        }
+
+
+class NodeRole(ControlledRole):
+    """Loads what the table gives it; the blobs are checked before their first use (ExpertStore)."""
+
+    role = Role.NODE
+
+    def __init__(self, place: Place, config: NodeConfig) -> None:
+        log_to_file(place.logs, place.name)
+        self._place, self._config = place, config
+        self._workers = Workers(config.threads)
+        self._shard = Shard()
+        self._experts: list[ExpertId] | None = None
+        self._node: ExpertNode | None = None
+        super().__init__(place.name, place.controller)
+
+    def build(self) -> None:
+        self._library = Library.open(self._place.library)
+        node = ExpertNode(
+            self._shard,
+            wire_shape(self._library, self._place.variant),
+            node_id=self.name,
+            library=self._library.digest,
+            incarnation=self.incarnation,
+            host=self._config.host,
+        )
+        self.address = node.start()
+        self._node = node
+
+    def apply(self, view: View) -> tuple[int, int]:
+        assert self._node is not None, "build() comes first"
+        if view.table is None:
+            return NO_TABLE
+        experts = view.table.experts_of(NodeId(self.name))
+        if experts != self._experts:
+            self._load(experts)
+        self._node.hold(view.table.version, experts)
+        return view.table.epoch, view.table.version
+
+    def _load(self, experts: list[ExpertId]) -> None:
+        assert self._node is not None, "build() comes first"
+        self._node.hold(0, ())
+        self._shard.clear()
+        store = ExpertStore(self._library, self._place.variant, experts, self._config.memory_bytes)
+        self._shard.put(store, build_compute(self._library, store, self._workers))
+        self._experts = experts
+
+    @property
+    def ready(self) -> bool:
+        return self._node is not None and self._node.ready
+
+    def stats(self) -> dict[str, Any]:
+        node = {} if self._node is None else self._node.stats()
+        return node | {"resident_bytes": self._shard.resident_bytes, **self._shard.cache}
+
+    def close(self) -> None:
+        if self._node is not None:
+            self._node.shutdown()
+        self._shard.clear()
+        self._workers.close()

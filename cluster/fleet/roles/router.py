@@ -1,0 +1,75 @@
+"""A router as a process: the trunk of a library, an exchange with the nodes of the table, an engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from cluster.balance.placement import PlacementTable
+from cluster.compute.threads import Workers
+from cluster.config import EngineConfig
+from cluster.controller.state import NO_TABLE, Role
+from cluster.dispatch.exchange import Exchange
+from cluster.dispatch.handshake import Identity
+from cluster.fleet.control import ControlledRole, View
+from cluster.fleet.roles.process import Place, log_to_file
+from cluster.fleet.roles.wire import wire_shape
+from cluster.library.reader import Library
+from cluster.router.build import build_trunk
+from cluster.router.engine import Engine
+from cluster.router.service import RouterService
+from cluster.types import NodeId
+
+CONNECT_S = 10.0
+
+
+class RouterRole(ControlledRole):
+    """Opens for requests when every node of the first table has loaded its experts."""
+
+    role = Role.ROUTER
+
+    def __init__(self, place: Place, config: EngineConfig) -> None:
+        log_to_file(place.logs, place.name)
+        self._place, self._config = place, config
+        self._workers = Workers(config.threads)
+        self._exchange: Exchange | None = None
+        self._service: RouterService | None = None
+        super().__init__(place.name, place.controller)
+
+    def build(self) -> None:
+        self._library = Library.open(self._place.library)
+        self._trunk = build_trunk(self._library, self._place.variant, self._workers)
+
+    def apply(self, view: View) -> tuple[int, int]:
+        if view.table is None or not (view.active or self._exchange):
+            return NO_TABLE
+        addresses = {
+            node: str(view.nodes[node]["address"]) for node in view.table.nodes if node in view.nodes
+        }
+        if self._exchange is None:
+            self._open(view.table, addresses)
+        else:
+            self._exchange.update(view.table, addresses)
+        return view.table.epoch, view.table.version
+
+    def _open(self, table: PlacementTable, addresses: dict[NodeId, str]) -> None:
+        identity = Identity(self.role.value, self.name, self.incarnation, self._library.digest)
+        self._exchange = Exchange(identity, wire_shape(self._library, self._place.variant), table, addresses)
+        self._exchange.connect(CONNECT_S)
+        self._service = RouterService(Engine(self._trunk, self._exchange, self._config), identity)
+        self.address = self._service.start()
+        self._service.open()
+
+    @property
+    def ready(self) -> bool:
+        return self._service is not None and self._service.ready
+
+    def stats(self) -> dict[str, Any]:
+        return {} if self._service is None else dataclasses.asdict(self._service.stats)
+
+    def close(self) -> None:
+        if self._service is not None:
+            self._service.shutdown()  # and with it the exchange
+        elif self._exchange is not None:
+            self._exchange.close()
+        self._workers.close()
