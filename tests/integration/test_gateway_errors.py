@@ -201,7 +201,8 @@ def test_a_router_that_moves_is_followed() -> None:
     with FakeRouter() as old, FakeRouter() as new, gateway({"r0": old.address}) as service:
         service.update({"r0": new.address})
         with generation_stub(service) as stub:
-            wait_until(lambda: service.ready, "the new address")
+            wait_until(lambda: (old.connections, new.connections) == (0, 1), "the new address")
+            wait_until(lambda: service.ready, "its welcome")
             list(stub.Generate(request(max_tokens=1)))
         assert (len(old.counts.submitted), len(new.counts.submitted)) == (0, 1)
 

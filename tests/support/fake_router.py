@@ -98,6 +98,10 @@ class FakeRouter:
         self._server.shutdown()
         self._thread.join()
 
+    @property
+    def connections(self) -> int:
+        return self._server.connections
+
     def resume(self) -> None:
         self._paused = False
         self._work.set()
