@@ -32,8 +32,7 @@ def same_bits() -> Callable[[np.ndarray, np.ndarray], None]:
         different = np.argwhere(bits != wanted)
         if len(different):
             at = tuple(different[0])
-            pytest.fail(
-                f"{len(different)} of {actual.size} differ, first at {at}: {actual[at]!r}, not {expected[at]!r}"
-            )
+            what = f"first at {at}: {actual[at]!r}, not {expected[at]!r}"
+            pytest.fail(f"{len(different)} of {actual.size} differ, {what}")
 
     return check
