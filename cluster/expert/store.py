@@ -179,9 +179,10 @@ class ExpertStore:
         keep = {ExpertId(layer, index) for index in wanted.tolist()}
         if len(keep) > self.capacity:
             raise ValueError(f"asked for {len(keep)} experts at once, {self.capacity} fit; ask in batches")
-        for left, index in least_recent(self._last_used, keep, len(experts) - len(self._free)):
-            self._free.append(int(self._offsets[left, index]))
-            self._offsets[left, index] = self._last_used[left, index] = ABSENT
+        for victim in least_recent(self._last_used, keep, len(experts) - len(self._free)):
+            self._free.append(int(self._offsets[victim.layer, victim.index]))
+            self._offsets[victim.layer, victim.index] = ABSENT
+            self._last_used[victim.layer, victim.index] = ABSENT
             self.evictions += 1
         for expert in experts:
             self._read(self._refs[expert], self._free[-1])

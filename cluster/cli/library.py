@@ -1,0 +1,105 @@
+"""`moemesh library info DIR` and `moemesh library verify DIR`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cluster.cli.pack import report_table
+from cluster.cli.progress import progress_bar
+from cluster.library.format import LIBRARY_VERSION, NUMERICS_VERSION
+from cluster.library.reader import Library
+from cluster.library.verify import verify
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="folder of the library")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+SHAPE = ("layers", "hidden", "heads", "kv_heads", "vocab", "context", "experts", "top_k", "expert_width")
+"""What `info` shows of a model's spec."""
+
+
+def register(app: typer.Typer) -> None:
+    verbs = typer.Typer(help="Look at packed models.", no_args_is_help=True)
+    verbs.command("info")(info_command)
+    verbs.command("verify")(verify_command)
+    app.add_typer(verbs, name="library")
+
+
+def info_command(folder: Folder, as_json: AsJson = False) -> None:
+    """Say what a library holds: the model, its variants, sizes and quantisation errors."""
+    library = Library.open(folder)
+    values = library_info(library)
+    if as_json:
+        typer.echo(json.dumps(values))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for key, value in values.items():
+        if not isinstance(value, dict):
+            table.add_row(key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
+    for key in (
+        "layers",
+        "hidden",
+        "heads",
+        "kv_heads",
+        "vocab",
+        "context",
+        "experts",
+        "top_k",
+        "expert_width",
+    ):
+        table.add_row(key.replace("_", " "), str(values["spec"][key]))
+    Console().print(table, report_table(library.manifest))
+
+
+def _text(value: object) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case list():
+            return ", ".join(value)
+        case _:
+            return str(value)
+
+
+def library_info(library: Library) -> dict[str, Any]:
+    """bytes: of every blob, each once."""
+    manifest, refs = library.manifest, library.manifest.refs()
+    return {
+        "name": library.name,
+        "digest": library.digest,
+        "version": LIBRARY_VERSION,
+        "numerics": NUMERICS_VERSION,
+        "family": library.spec.family,
+        "variants": list(library.variants),
+        "result_type": manifest.result_type,
+        "trunk_kind": manifest.trunk.kind,
+        "tokenizer": manifest.tokenizer is not None,
+        "chat_template": manifest.chat_template is not None,
+        "blobs": len(refs),
+        "bytes": sum(ref.bytes for ref in refs),
+        "spec": library.spec.to_dict(),
+        "report": manifest.report,
+    }
+
+
+def verify_command(folder: Folder, as_json: AsJson = False) -> None:
+    """Read every blob of a library and compare it with its digest."""
+    library = Library.open(folder)
+    with progress_bar("verifying") as progress:
+        verdict = verify(library, progress)
+    if as_json:
+        typer.echo(
+            json.dumps({"ok": not verdict.problems, "digest": library.digest, **dataclasses.asdict(verdict)})
+        )
+    verdict.raise_if_broken()
+    if not as_json:
+        spare = f"; {len(verdict.strays)} files do not belong to it" if verdict.strays else ""
+        typer.echo(f"{library.name} is sound: {verdict.blobs} blobs, {verdict.bytes:,} bytes{spare}")
