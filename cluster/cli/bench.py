@@ -14,6 +14,7 @@ import typer
 
 from cluster.cli.bench_engine import ENGINE_PRESETS, measure_engine
 from cluster.cli.bench_gateway import GATEWAY_PRESETS, GatewayPreset, measure_gateway
+from cluster.cli.bench_wire import WIRE_PRESETS, measure_wire
 from cluster.cli.local import local_engine
 from cluster.cli.progress import progress_bar
 from cluster.cli.report import Report, Result
@@ -65,10 +66,11 @@ def bench_cluster(
 ) -> None:
     """Dispatch round trips on loopback, then first token and throughput through the gateway of a cluster."""
     report = Report(preset.value)
-    measured = GATEWAY_PRESETS[preset.value]
     gateway = address or Folder().require().grpc
-    with counting(measured.measurements) as say:
-        report.results += gateway_results(gateway, measured, say)
+    wire, clients = WIRE_PRESETS[preset.value], GATEWAY_PRESETS[preset.value]
+    with counting(wire.measurements + clients.measurements) as say:
+        report.results += measure_wire(wire, say)
+        report.results += gateway_results(gateway, clients, say)
     report.show(as_json)
 
 

@@ -24,6 +24,9 @@ LIBRARY_THREADS = (
     "tqdm_monitor",
 )
 
+# Ends with the interpreter that started it; multiprocessing has no way to end it sooner.
+LIBRARY_PROCESSES = ("multiprocessing.resource_tracker",)
+
 
 def threads() -> dict[str, str]:
     """Alive threads of this process, without those that libraries keep."""
@@ -35,7 +38,7 @@ def threads() -> dict[str, str]:
 
 
 def children() -> dict[str, str]:
-    return {f"process {p.pid}": _describe(p) for p in psutil.Process().children(recursive=True)}
+    return _named(psutil.Process().children(recursive=True))
 
 
 def listening(processes: Iterable[psutil.Process] | None = None) -> dict[str, str]:
@@ -54,14 +57,14 @@ def listening(processes: Iterable[psutil.Process] | None = None) -> dict[str, st
 def tagged_processes(session: str) -> dict[str, str]:
     """Processes that this test session started, also those whose parent is gone."""
     own = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
-    found = {}
+    found = []
     for process in psutil.process_iter():
         try:
             if process.pid not in own and process.environ().get(SESSION_VARIABLE) == session:
-                found[f"process {process.pid}"] = _describe(process)
-        except psutil.Error:
+                found.append(process)
+        except psutil.Error:  # it ended while we looked, or is not ours to read
             continue
-    return found
+    return _named(found)
 
 
 def files(folder: Path, expected: Iterable[str] = ()) -> dict[str, str]:
@@ -90,6 +93,11 @@ class Leftovers:
             if not new or time.monotonic() > deadline:
                 return [f"{key} {text}".rstrip() for key, text in new.items()]
             time.sleep(0.02)
+
+
+def _named(processes: Iterable[psutil.Process]) -> dict[str, str]:
+    named = {f"process {p.pid}": _describe(p) for p in processes}
+    return {key: text for key, text in named.items() if not any(name in text for name in LIBRARY_PROCESSES)}
 
 
 def _describe(process: psutil.Process) -> str:

@@ -1,0 +1,25 @@
+"""The bytes of a dispatch, counted on real sockets between real processes, keep their bounds."""
+
+from __future__ import annotations
+
+from cluster.cli.bench_wire import WirePreset, measure_wire
+
+
+def test_bytes_keep_their_bounds_and_every_figure_has_its_id() -> None:
+    preset, said = WirePreset(repeats=1, rounds=20), []
+    results = {r.id: r for r in measure_wire(preset, said.append)}
+    assert list(results) == [
+        "cluster.dispatch.roundtrip_p50",
+        "cluster.dispatch.roundtrip_p99",
+        "cluster.dispatch.raw_p50",
+        "cluster.dispatch.ratio_to_raw",
+        "cluster.dispatch.roundtrip_p50.rows32",
+        "cluster.dispatch.roundtrip_p99.rows32",
+        "cluster.dispatch.raw_p50.rows32",
+        "cluster.dispatch.ratio_to_raw.rows32",
+        "cluster.dispatch.header_bytes.rows8",
+        "cluster.dispatch.payload_out_bytes.rows8",
+        "cluster.dispatch.payload_back_ratio",
+    ]
+    assert len(said) == preset.measurements
+    assert all(results[name].met for name in list(results)[-3:])
