@@ -174,7 +174,7 @@ def _weigh_one(scores, line, v_pages, page_table, row, head, origin, start, stop
 
 @inline
 def _weigh(scores, group, v_pages, page_table, row, head, start, stop, out, place):  # type: ignore[no-untyped-def]
-    """out = sum of p_j v_j / sum of p_j for `group` heads, block by block; `place`: byte of the first head."""
+    """out = sum of p_j v_j / sum of p_j of `group` heads, block by block; `place`: the first head's byte."""
     origin = start // BLOCK * BLOCK
     padded, line = v_pages.shape[3], scores.shape[1] * 4
     for i in range(0, group * padded * 4, 64):

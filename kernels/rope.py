@@ -1,4 +1,4 @@
-"""From the q·k·v projection to rotated queries and stored keys and values: bias, norm, clip, RoPE, rounding."""
+"""From the q·k·v projection to rotated queries and stored keys and values: bias, norm, clip, RoPE."""
 
 from __future__ import annotations
 

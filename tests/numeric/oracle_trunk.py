@@ -29,7 +29,7 @@ def rms_norm(x: F64, weight: F64, eps: float, width: int) -> F64:
 
 
 def rotate(x: F64, cos: F64, sin: F64) -> F64:
-    """x [tokens, heads, head_dim]; cos, sin [tokens, head_dim / 2]: the two halves of a head turn together."""
+    """x [tokens, heads, head_dim]; cos, sin [tokens, head_dim / 2]: the halves of a head turn together."""
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
     c, s = cos[:, None, :], sin[:, None, :]
