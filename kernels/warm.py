@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from kernels import experts, jit, matmul, quantise
+from kernels import attention, experts, gate, jit, matmul, norm, permute, quantise, rope
 
-MODULES = (quantise, matmul, experts)
+MODULES = (attention, experts, gate, matmul, norm, permute, quantise, rope)
 
 
 def compile_all(progress: Callable[[int, int, str], None] | None = None) -> int:
