@@ -1,0 +1,193 @@
+"""`moemesh chat`: talk with the model that a gateway serves."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Annotated, TextIO
+
+import typer
+
+from cluster.cli import options
+from cluster.cli.client import Client, connect
+from cluster.cli.completion import Completion, Recorder
+from cluster.cli.options import MaxTokens, MinP, RepetitionPenalty, Temperature, TopK, TopP
+from cluster.errors import MoemeshError
+from cluster.gateway.admission import DEFAULTS, Wishes
+from protos import generation_pb2 as pb
+
+USER, ASSISTANT = "User", "Assistant"
+NEXT_TURN = f"\n{USER}:"
+HELP = "Ctrl-C stops an answer, Ctrl-D ends the chat, /reset forgets what was said."
+BASE_MODEL = (
+    "{model} is a base model without a chat template: it continues a transcript of {user} and {assistant} "
+    "and does not follow instructions."
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("chat")(chat)
+
+
+def chat(
+    address: options.Address = "",
+    model: Annotated[str, typer.Option(help="A name that the gateway serves.")] = "",
+    system: Annotated[str, typer.Option(help="Instructions that stand before the conversation.")] = "",
+    max_tokens: MaxTokens = 200,
+    temperature: Temperature = 0.7,
+    top_k: TopK = DEFAULTS.top_k,
+    top_p: TopP = 0.95,
+    min_p: MinP = DEFAULTS.min_p,
+    repetition_penalty: RepetitionPenalty = 1.1,
+    seed: options.Seed = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object an answer.")] = False,
+) -> None:
+    """Talk with the model. What was said is sent along; when the context is full the oldest turns are dropped."""
+    wishes = Wishes(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    options.check_ranges(wishes)
+    with connect(address) as client:
+        info = client.tokenize(pb.TokenizeRequest(model=model, text=" "))
+        if not info.chat_template:
+            typer.echo(BASE_MODEL.format(model=info.model, user=USER, assistant=ASSISTANT), err=True)
+        if sys.stdin.isatty():
+            typer.echo(HELP, err=True)
+        talk = Talk(client, info, system, options.to_sampling(wishes))
+        _converse(talk, as_json)
+
+
+def _converse(talk: Talk, as_json: bool) -> None:
+    """Read, answer, until the end of the input."""
+    while (line := _read_line()) is not None:
+        if line == "/reset":
+            talk.turns.clear()
+        elif line:
+            _answer(talk, line, as_json)
+
+
+def _answer(talk: Talk, line: str, as_json: bool) -> None:
+    try:
+        done = talk.answer(line, None if as_json else sys.stdout)
+    except MoemeshError as error:
+        if not sys.stdin.isatty():
+            raise
+        typer.echo(f"error: {error}", err=True)  # a person may say it again, or in other words
+    else:
+        typer.echo(json.dumps(done.to_dict()) if as_json else "")
+
+
+def _read_line() -> str | None:
+    """None at the end of the input. Ctrl-C drops what was typed."""
+    while True:
+        try:
+            return input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            typer.echo("", err=True)
+
+
+@dataclass
+class Talk:
+    """A conversation. turns: (role, content) in order, the user's first; changed by `answer`."""
+
+    client: Client
+    info: pb.TokenizeResponse
+    system: str
+    sampling: pb.Sampling
+    turns: list[tuple[str, str]] = field(default_factory=list)
+
+    def answer(self, line: str, out: TextIO | None) -> Completion:
+        """Ctrl-C ends the answer early and keeps what there is of it. After an error nothing was said."""
+        self.turns.append(("user", line))
+        try:
+            done = self._ask(out)
+        except BaseException:
+            del self.turns[-1]
+            raise
+        self.turns.append(("assistant", done.text.strip()))
+        return done
+
+    def _ask(self, out: TextIO | None) -> Completion:
+        self._make_room()
+        request = pb.GenerateRequest(model=self.info.model, sampling=self.sampling)
+        self._put_prompt(request)
+        return stoppable(self.client, request, out, None if self.info.chat_template else NEXT_TURN)
+
+    def _make_room(self) -> None:
+        """Drop the oldest exchange until prompt and answer fit; one turn is kept whatever its length."""
+        room = self.info.context - self.sampling.max_tokens
+        while len(self.turns) > 2 and self._tokens() > room:
+            del self.turns[:2]
+
+    def _tokens(self) -> int:
+        request = pb.TokenizeRequest(model=self.info.model)
+        self._put_prompt(request)
+        return len(self.client.tokenize(request).token_ids)
+
+    def _put_prompt(self, request: pb.GenerateRequest | pb.TokenizeRequest) -> None:
+        turns = [("system", self.system), *self.turns] if self.system else self.turns
+        if self.info.chat_template:
+            messages = [pb.ChatMessage(role=role, content=content) for role, content in turns]
+            request.messages.messages.extend(messages)
+        else:
+            request.text = transcript(turns)
+
+
+def transcript(turns: list[tuple[str, str]]) -> str:
+    """For a base model: lines of "role: text", and the name of who speaks next."""
+    names = {"user": f"{USER}: ", "assistant": f"{ASSISTANT}: ", "system": ""}
+    return "\n".join([*(names[role] + content for role, content in turns), f"{ASSISTANT}:"])
+
+
+def stoppable(
+    client: Client, request: pb.GenerateRequest, out: TextIO | None, marker: str | None
+) -> Completion:
+    """As `remote_completion`, ended early by Ctrl-C or, in a transcript, where the next turn begins."""
+    recorder = Recorder(out)
+    stop = StopAt(marker) if marker else None
+    try:
+        with closing(client.generate(request)) as responses:
+            for response in responses:
+                recorder.take(response, response.text if stop is None else stop.push(response.text))
+                if stop is not None and stop.found:
+                    return recorder.cut("stop")
+    except KeyboardInterrupt:
+        return recorder.cut("aborted")
+    if stop is not None:
+        recorder.add(stop.flush(), [])
+    return recorder.completion
+
+
+class StopAt:
+    """Passes text on up to a marker, and holds back what may be its beginning."""
+
+    def __init__(self, marker: str) -> None:
+        self.found = False
+        self._marker = marker
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """What may be shown now; nothing more once the marker was `found`."""
+        if self.found:
+            return ""
+        self._held += text
+        place = self._held.find(self._marker)
+        if place >= 0:
+            self.found = True
+            shown, self._held = self._held[:place], ""
+            return shown
+        keep = self._overlap()
+        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return shown
+
+    def flush(self) -> str:
+        """What was held back, at the end of the text."""
+        shown, self._held = self._held, ""
+        return shown
+
+    def _overlap(self) -> int:
+        """Length of the longest end of the text that begins the marker."""
+        longest = min(len(self._held), len(self._marker) - 1)
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(self._marker[:n])), 0)

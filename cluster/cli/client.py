@@ -1,0 +1,91 @@
+"""The command line as a client of a gateway: where it is, calls, errors as our own."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+
+import grpc
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+
+from cluster import errors
+from cluster.config import GatewayConfig
+from cluster.errors import MoemeshError, Unavailable, error_from_wire
+from cluster.fleet.folder import Folder
+from protos import generation_pb2 as pb
+from protos import generation_pb2_grpc
+
+UNLIMITED = (("grpc.max_receive_message_length", -1),)
+
+
+def default_address() -> str:
+    """Of the cluster that `moemesh up` started, else where a gateway listens by default."""
+    record = Folder().read()
+    if record is not None and record.grpc:
+        return record.grpc
+    config = GatewayConfig()
+    return f"{config.host}:{config.port}"
+
+
+class Client:
+    """Calls of moemesh.v1.Generation. Every method raises MoemeshError in place of grpc.RpcError."""
+
+    def __init__(self, address: str, channel: grpc.Channel) -> None:
+        self.address = address
+        self._stub = generation_pb2_grpc.GenerationStub(channel)
+
+    def generate(self, request: pb.GenerateRequest) -> Generator[pb.GenerateResponse, None, None]:
+        """Closing the iterator before its end cancels the request."""
+        call = self._stub.Generate(request)
+        try:
+            with self._errors():
+                yield from call
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]
+
+    def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
+        with self._errors():
+            return self._stub.Score(request)
+
+    def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+        with self._errors():
+            return self._stub.Tokenize(request)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise error_of(error, self.address) from None
+
+
+@contextmanager
+def connect(address: str = "") -> Iterator[Client]:
+    """address: "host:port"; "" for `default_address()`. Connects with the first call."""
+    address = address or default_address()
+    with grpc.insecure_channel(address, options=UNLIMITED) as channel:
+        yield Client(address, channel)
+
+
+def error_of(error: grpc.RpcError, address: str) -> MoemeshError:
+    """Our error behind a failed call; one without our details did not come from a gateway of ours."""
+    code, details = error.code(), str(error.details()).replace("\n", " ")
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    for packed in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        if packed.Unpack(info):
+            return error_from_wire(info.reason, details)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return Unavailable(
+            f"no gateway answers at {address}; start a cluster with `moemesh up`, or give --address HOST:PORT"
+        )
+    return _kind_of(code)(f"the gateway at {address} answered {code.name}: {details}")
+
+
+def _kind_of(code: grpc.StatusCode) -> type[MoemeshError]:
+    """The most general of our errors with this code."""
+    for kind in (errors.InvalidRequest, errors.UnknownModel, errors.RequestAborted, errors.ClusterError):
+        if kind.code == code.name:
+            return kind
+    return MoemeshError

@@ -1,0 +1,70 @@
+"""`moemesh generate PROMPT`: stream a completion to stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cluster.cli import options
+from cluster.cli.client import connect
+from cluster.cli.completion import Completion, local_completion, remote_completion
+from cluster.cli.options import AsJson, MaxTokens, MinP, RepetitionPenalty, Temperature, TopK, TopP
+from cluster.gateway import admission
+from cluster.gateway.admission import DEFAULTS, Wishes
+from protos import generation_pb2 as pb
+
+
+def register(app: typer.Typer) -> None:
+    app.command("generate")(generate)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from stdin.")],
+    local: Annotated[
+        bool, typer.Option("--local", help="Run the model in this process, without a cluster.")
+    ] = False,
+    address: options.Address = "",
+    model: options.Model = "",
+    variant: options.Variant = "",
+    max_tokens: MaxTokens = DEFAULTS.max_tokens,
+    temperature: Temperature = DEFAULTS.temperature,
+    top_k: TopK = DEFAULTS.top_k,
+    top_p: TopP = DEFAULTS.top_p,
+    min_p: MinP = DEFAULTS.min_p,
+    repetition_penalty: RepetitionPenalty = DEFAULTS.repetition_penalty,
+    seed: options.Seed = None,
+    tier: Annotated[
+        str, typer.Option(help=f"Quality tier: {', '.join(admission.TIERS)}.")
+    ] = admission.TIER_EXACT,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a text, printing it as it comes.
+
+    The JSON has text, token_ids, prompt_tokens, completion_tokens, finish_reason, tier, ttft_ms (from the
+    request to its first token), tokens_per_s (all tokens over the whole time) and seed.
+    """
+    text = sys.stdin.read() if prompt == "-" else prompt
+    wishes = Wishes(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    options.check_ranges(wishes)
+    if local:
+        done = _local(model, variant, text, wishes, tier, as_json)
+    elif variant:
+        raise typer.BadParameter("needs --local; a gateway serves one variant", param_hint="--variant")
+    else:
+        request = pb.GenerateRequest(model=model, text=text, sampling=options.to_sampling(wishes), tier=tier)
+        with connect(address) as client:
+            done = remote_completion(client, request, None if as_json else sys.stdout)
+    typer.echo(json.dumps(done.to_dict()) if as_json else "")
+
+
+def _local(model: str, variant: str, text: str, wishes: Wishes, tier: str, as_json: bool) -> Completion:
+    admission.check_tier(tier)
+    with ExitStack() as waiting:
+        waiting.enter_context(Console(stderr=True).status("loading the model"))
+        out = None if as_json else sys.stdout
+        return local_completion(model, variant, text, wishes, out, ready=waiting.close)

@@ -1,0 +1,44 @@
+"""Options that several verbs share, each with one meaning."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from cluster.gateway.admission import Wishes
+from protos import generation_pb2 as pb
+
+INT32 = (-(2**31), 2**31 - 1)
+RANGES = (("max_tokens", *INT32), ("top_k", *INT32), ("seed", 0, 2**64 - 1))
+
+Address = Annotated[
+    str, typer.Option(help="Gateway's HOST:PORT; the cluster that `moemesh up` started if absent.")
+]
+Model = Annotated[
+    str, typer.Option(help="With --local a library folder, else a name that the gateway serves.")
+]
+Variant = Annotated[str, typer.Option(help="With --local: variant of the experts, e.g. int8.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+MaxTokens = Annotated[int, typer.Option(help="Most tokens to generate.")]
+Temperature = Annotated[float, typer.Option(help="0 always takes the most likely token.")]
+TopK = Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")]
+TopP = Annotated[float, typer.Option(help="Keep the smallest set of this probability.")]
+MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the most likely one.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: tokens already seen become less likely.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same tokens; drawn if absent.")]
+
+
+def to_sampling(wishes: Wishes) -> pb.Sampling:
+    """As a message; None stays absent."""
+    return pb.Sampling(**{name: value for name, value in asdict(wishes).items() if value is not None})
+
+
+def check_ranges(wishes: Wishes) -> None:
+    """Numbers that do not fit the message's fields, before protobuf says so in its own words."""
+    for name, low, high in RANGES:
+        value = getattr(wishes, name)
+        if value is not None and not low <= value <= high:
+            hint = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(f"{value} is not in {low}..{high}", param_hint=hint)
