@@ -15,12 +15,12 @@ import typer
 from cluster.cli.bench_engine import ENGINE_PRESETS, measure_engine
 from cluster.cli.bench_gateway import GATEWAY_PRESETS, GatewayPreset, measure_gateway
 from cluster.cli.bench_wire import WIRE_PRESETS, measure_wire
+from cluster.cli.client import default_address, error_of
 from cluster.cli.local import local_engine
+from cluster.cli.options import Address, AsJson
 from cluster.cli.progress import progress_bar
 from cluster.cli.report import Report, Result
 from cluster.config import EngineConfig, MiB
-from cluster.errors import MoemeshError
-from cluster.fleet.folder import Folder
 
 KV_BYTES = 512 * MiB
 """Enough for 32 sequences of models that are far larger than the bundled one."""
@@ -38,7 +38,6 @@ class Preset(StrEnum):
     full = "full"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 PresetOption = Annotated[Preset, typer.Option("--preset", help="How many repetitions.")]
 
 
@@ -46,7 +45,7 @@ def bench_engine(
     model: Annotated[str, typer.Option(help="Library folder; the bundled model if absent.")] = "",
     variant: Annotated[str, typer.Option(help="Variant of the experts; the library's first if absent.")] = "",
     preset: PresetOption = Preset.minimal,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Prefill and decode speed of one process with one compute thread."""
     report = Report(preset.value)
@@ -60,13 +59,13 @@ def bench_engine(
 
 
 def bench_cluster(
-    address: Annotated[str, typer.Option(help="Gateway's host:port; of the running cluster if absent.")] = "",
+    address: Address = "",
     preset: PresetOption = Preset.minimal,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Dispatch round trips on loopback, then first token and throughput through the gateway of a cluster."""
     report = Report(preset.value)
-    gateway = address or Folder().require().grpc
+    gateway = address or default_address()
     wire, clients = WIRE_PRESETS[preset.value], GATEWAY_PRESETS[preset.value]
     with counting(wire.measurements + clients.measurements) as say:
         report.results += measure_wire(wire, say)
@@ -79,7 +78,7 @@ def gateway_results(address: str, preset: GatewayPreset, say: Callable[[str], No
     try:
         return asyncio.run(measure_gateway(address, preset, say))
     except grpc.aio.AioRpcError as error:
-        raise MoemeshError(f"the gateway at {address} answered: {error.details()}") from error
+        raise error_of(error, address) from None
 
 
 @contextmanager
