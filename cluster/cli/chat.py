@@ -44,7 +44,7 @@ def chat(
     seed: options.Seed = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object an answer.")] = False,
 ) -> None:
-    """Talk with the model. What was said is sent along; when the context is full the oldest turns are dropped."""
+    """Talk with the model. All that was said is sent along, less the oldest turns where it is too long."""
     wishes = Wishes(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     options.check_ranges(wishes)
     with connect(address) as client:

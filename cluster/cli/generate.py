@@ -13,7 +13,7 @@ from rich.console import Console
 from cluster.cli import options
 from cluster.cli.client import connect
 from cluster.cli.completion import Completion, local_completion, remote_completion
-from cluster.cli.options import AsJson, MaxTokens, MinP, RepetitionPenalty, Temperature, TopK, TopP
+from cluster.cli.options import MaxTokens, MinP, RepetitionPenalty, Temperature, TopK, TopP
 from cluster.gateway import admission
 from cluster.gateway.admission import DEFAULTS, Wishes
 from protos import generation_pb2 as pb
@@ -25,9 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from stdin.")],
-    local: Annotated[
-        bool, typer.Option("--local", help="Run the model in this process, without a cluster.")
-    ] = False,
+    local: options.Local = False,
     address: options.Address = "",
     model: options.Model = "",
     variant: options.Variant = "",
@@ -38,10 +36,8 @@ def generate(
     min_p: MinP = DEFAULTS.min_p,
     repetition_penalty: RepetitionPenalty = DEFAULTS.repetition_penalty,
     seed: options.Seed = None,
-    tier: Annotated[
-        str, typer.Option(help=f"Quality tier: {', '.join(admission.TIERS)}.")
-    ] = admission.TIER_EXACT,
-    as_json: AsJson = False,
+    tier: options.Tier = admission.TIER_EXACT,
+    as_json: options.AsJson = False,
 ) -> None:
     """Continue a text, printing it as it comes.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.gateway.admission import Wishes
+from cluster.gateway.admission import TIERS, Wishes
 from protos import generation_pb2 as pb
 
 INT32 = (-(2**31), 2**31 - 1)
@@ -20,6 +20,8 @@ Model = Annotated[
     str, typer.Option(help="With --local a library folder, else a name that the gateway serves.")
 ]
 Variant = Annotated[str, typer.Option(help="With --local: variant of the experts, e.g. int8.")]
+Local = Annotated[bool, typer.Option("--local", help="Run the model in this process, without a cluster.")]
+Tier = Annotated[str, typer.Option(help=f"Quality tier: {', '.join(TIERS)}.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 MaxTokens = Annotated[int, typer.Option(help="Most tokens to generate.")]
 Temperature = Annotated[float, typer.Option(help="0 always takes the most likely token.")]

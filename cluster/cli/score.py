@@ -19,6 +19,9 @@ from cluster.gateway import admission
 from cluster.library.bundled import open_model
 from protos import generation_pb2 as pb
 
+Scored = tuple[tuple[int, ...], Quality]
+"""Token ids, and what a model thinks of them."""
+
 
 def register(app: typer.Typer) -> None:
     app.command("score")(score)
@@ -26,9 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def score(
     file: Annotated[Path, typer.Argument(help="Text in UTF-8.", exists=True, dir_okay=False, readable=True)],
-    local: Annotated[
-        bool, typer.Option("--local", help="Run the model in this process, without a cluster.")
-    ] = False,
+    local: options.Local = False,
     address: options.Address = "",
     model: options.Model = "",
     variant: options.Variant = "",
@@ -70,15 +71,13 @@ def read_text(file: Path) -> str:
     return text
 
 
-def _local(
-    text: str, model: str, variant: str, window: int, reference: str
-) -> tuple[tuple[int, ...], Quality]:
+def _local(text: str, model: str, variant: str, window: int, reference: str) -> Scored:
     ids = tuple(open_model(model).tokenizer().encode(text))
     with Console(stderr=True).status(f"scoring {len(ids)} tokens"):
         return ids, measure(model, variant, ids, window, reference)
 
 
-def _remote(client: Client, text: str, model: str, window: int) -> tuple[tuple[int, ...], Quality]:
+def _remote(client: Client, text: str, model: str, window: int) -> Scored:
     info = client.tokenize(pb.TokenizeRequest(model=model, text=text))
     ids = tuple(info.token_ids)
     parts = list(windows(ids, min(window or info.context, info.context)))
