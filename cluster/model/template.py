@@ -75,7 +75,7 @@ class ChatTemplate:
         values |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
             return environment.from_string(self.source).render(values)
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, OverflowError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from error
 
     def _checked(self) -> ChatTemplate:

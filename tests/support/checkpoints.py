@@ -151,7 +151,11 @@ def write_tensors(path: Path, tensors: dict[str, Float32], dtype: str = "BF16", 
         names = list(tensors)[shard::shards]
         _write_shard(path / file, {name: tensors[name] for name in names}, dtype)
         weight_map |= dict.fromkeys(names, file)
-    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    index = {
+        "metadata": {"total_size": sum(file.stat().st_size for file in path.glob("*.safetensors"))},
+        "weight_map": weight_map,
+    }
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def _write_shard(file: Path, tensors: dict[str, Float32], dtype: str) -> None:
@@ -318,7 +322,7 @@ CASES = (
     ),
     TinyCheckpoint(
         "olmoe-clip",
-        seed=6,
+        seed=27,
         config=_config(
             "olmoe",
             **OLD_ROPE,
@@ -331,7 +335,7 @@ CASES = (
     ),
     TinyCheckpoint(
         "olmoe-gqa-normed",
-        seed=7,
+        seed=25,
         fused=True,
         dtype="F32",
         config=_config(
@@ -348,7 +352,7 @@ CASES = (
     ),
     TinyCheckpoint(
         "mixtral-old-window",
-        seed=8,
+        seed=18,
         config=_config(
             "mixtral",
             **OLD_ROPE,

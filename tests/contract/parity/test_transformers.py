@@ -1,0 +1,75 @@
+"""The slow reference against transformers itself, in the parity extra: longer prompts than the goldens hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the parity extra (torch, transformers) is not installed")
+
+from cluster.model.checkpoint import Checkpoint
+from support.checkpoints import CASES, TinyCheckpoint
+from support.goldens import golden
+from support.mutations import mutations_of
+from support.reference_model import ReferenceModel, relative_error
+from support.transformers_oracle import Oracle
+
+pytestmark = pytest.mark.parity
+
+TOLERANCE = 2e-5
+TOKENS = 130  # crosses two 64-token blocks
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda tiny: tiny.name)
+def tiny(request: pytest.FixtureRequest) -> TinyCheckpoint:
+    chosen: TinyCheckpoint = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def path(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def oracle(path: Path) -> Oracle:
+    return Oracle(path)
+
+
+def test_logits_and_gates_agree(tiny: TinyCheckpoint, path: Path, oracle: Oracle) -> None:
+    expected = oracle.forward(tiny.prompt(TOKENS))
+    found = ReferenceModel(Checkpoint.open(path)).forward(tiny.prompt(TOKENS))
+    assert relative_error(found.logits, expected.logits) <= TOLERANCE
+    assert sorted(found.gate_ids) == sorted(expected.gate_ids)
+    for layer, chosen in expected.gate_ids.items():
+        clear = found.gate_margins[layer] > 1e-4
+        np.testing.assert_array_equal(np.sort(found.gate_ids[layer])[clear], np.sort(chosen)[clear])
+
+
+def test_the_stored_golden_is_what_transformers_says(tiny: TinyCheckpoint, oracle: Oracle) -> None:
+    stored = golden(tiny.name)
+    assert stored.error_of(oracle.forward(stored.ids).logits) <= 2e-6
+
+
+def test_mutations_made_in_transformers_are_noticed(tiny: TinyCheckpoint, path: Path) -> None:
+    checkpoint, prompt = Checkpoint.open(path), tiny.prompt(TOKENS)
+    right = ReferenceModel(checkpoint).forward(prompt).logits
+    for name in mutations_of(checkpoint.spec):
+        if name == "flipped_norm_topk" and checkpoint.spec.family == "mixtral":
+            continue  # transformers has no such option for Mixtral
+        wrong = Oracle(path, name).forward(prompt).logits
+        assert relative_error(right, wrong) > 5 * TOLERANCE, name
+
+
+def test_mutations_mean_the_same_on_both_sides(tiny: TinyCheckpoint, path: Path) -> None:
+    """The mutated spec computes what transformers computes when it is mutated: a mutation is a real mistake."""
+    checkpoint, prompt = Checkpoint.open(path), tiny.prompt(40)
+    for name, wrong in mutations_of(checkpoint.spec).items():
+        if name == "flipped_norm_topk" and checkpoint.spec.family == "mixtral":
+            continue
+        expected = Oracle(path, name).forward(prompt)
+        found = ReferenceModel(checkpoint, wrong).forward(prompt)
+        if min(margins.min() for margins in found.gate_margins.values()) > 1e-4:
+            assert relative_error(found.logits, expected.logits) <= TOLERANCE, name

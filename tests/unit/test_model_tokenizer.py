@@ -1,0 +1,136 @@
+"""Ids to text: a stream never splits a character and adds up to the whole."""
+
+from __future__ import annotations
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import BrokenCheckpoint, InvalidRequest
+from cluster.model.tokenizer import StreamDecoder, Tokenizer
+from support.checkpoints import byte_tokenizer
+
+TEXTS = ["", "hello world", " leading", "héllo wörld", "世界 🙂🙂👩‍👩‍👧", "a\ufffdb", "\n\n  x\t", "é" * 40]
+
+RAW = byte_tokenizer(1000)
+BYTES = Tokenizer.from_bytes(RAW.to_str().encode())
+
+
+def fallback_tokenizer() -> tokenizers.Tokenizer:
+    """Words with a leading ▁ and <0xNN> for everything else, as in Mixtral's."""
+    words = ["<unk>", "<s>", "▁", "▁hello", "▁world", "x", *(f"<0x{byte:02X}>" for byte in range(256))]
+    model = tokenizers.models.BPE(
+        vocab={word: index for index, word in enumerate(words)},
+        merges=[],
+        unk_token="<unk>",
+        byte_fallback=True,
+    )
+    tokenizer = tokenizers.Tokenizer(model)
+    decoders = tokenizers.decoders
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>"])
+    return tokenizer
+
+
+FALLBACK = Tokenizer(fallback_tokenizer())
+
+
+def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    stream = StreamDecoder(tokenizer)
+    return [*map(stream.push, ids), stream.flush()]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_round_trip(text: str) -> None:
+    assert BYTES.decode(BYTES.encode(text)) == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_stream_is_the_text_in_whole_characters(text: str) -> None:
+    given_out = pieces(BYTES, BYTES.encode(text))
+    assert "".join(given_out) == text
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in given_out)
+        assert [piece for piece in given_out if piece] == list(
+            text
+        )  # one byte a token: a character at a time
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 259), max_size=40))
+def test_any_bytes_decode_as_the_library_decodes_them(ids: list[int]) -> None:
+    whole = RAW.decode(ids)
+    assert "".join(pieces(BYTES, ids)) == whole == BYTES.decode(ids)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 261), max_size=40))
+def test_a_byte_fallback_stream_adds_up(ids: list[int]) -> None:
+    assert "".join(pieces(FALLBACK, ids)) == FALLBACK.decode(ids)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(["hello", "world", "é", "世界", "🙂", "<s>"]), max_size=8))
+def test_valid_byte_fallback_text_decodes_as_the_library_decodes_it(words: list[str]) -> None:
+    raw = fallback_tokenizer()
+    ids = []
+    for word in words:
+        known = raw.token_to_id(f"▁{word}") or raw.token_to_id(word)
+        ids += [known] if known else [6 + byte for byte in word.encode()]
+    assert "".join(pieces(FALLBACK, ids)) == raw.decode(ids)
+
+
+def test_an_unfinished_character_behind_a_good_byte_run_spoils_nothing() -> None:
+    ids = [6 + byte for byte in "世".encode() + b"\xe7\x95"]
+    assert pieces(FALLBACK, [*ids, 5]) == ["", "", "世", "", "", "\ufffd\ufffdx", ""]
+    assert "".join(pieces(FALLBACK, ids)) == "世\ufffd\ufffd"
+
+
+def test_flush_gives_out_an_unfinished_character_and_starts_afresh() -> None:
+    stream = StreamDecoder(BYTES)
+    ids = BYTES.encode("a世")
+    assert [stream.push(token) for token in ids[:-1]] == ["a", "", ""]
+    assert stream.flush() == "\ufffd"
+    assert stream.flush() == ""
+    assert stream.push(ids[0]) == "a"
+
+
+def test_special_tokens_print_nothing() -> None:
+    ids = [1, *BYTES.encode("a"), 2, *BYTES.encode("b"), 3]
+    assert pieces(BYTES, ids) == ["", "a", "", "b", "", ""]
+
+
+def test_ids_beyond_the_tokenizer_print_nothing() -> None:
+    """Models pad their vocabulary; a padded id may be sampled."""
+    assert BYTES.decode([*BYTES.encode("a"), 900, *BYTES.encode("b")]) == "ab"
+
+
+def test_truncation_and_padding_of_the_training_run_are_off() -> None:
+    raw = byte_tokenizer(1000)
+    raw.enable_truncation(4)
+    raw.enable_padding(length=16)
+    assert len(Tokenizer.from_bytes(raw.to_str().encode()).encode("0123456789")) == 10
+
+
+def test_special_tokens_are_added_by_the_tokenizers_own_rules_or_not() -> None:
+    raw = byte_tokenizer(1000)
+    raw.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 1)]
+    )
+    tokenizer = Tokenizer.from_bytes(raw.to_str().encode())
+    plain = tokenizer.encode("hi", add_special_tokens=False)
+    assert tokenizer.encode("hi") == [1, *plain]
+
+
+def test_bad_text_and_bad_files() -> None:
+    with pytest.raises(InvalidRequest, match="surrogate"):
+        BYTES.encode("\ud800")
+    for data in (b"", b"{}", b"\xff", b'{"model": 1}'):
+        with pytest.raises(BrokenCheckpoint, match=r"tokenizer\.json is not readable"):
+            Tokenizer.from_bytes(data)
+    with pytest.raises(BrokenCheckpoint, match="different models"):
+        Tokenizer.from_bytes(RAW.to_str().encode(), vocab=259)
+    assert Tokenizer.from_bytes(RAW.to_str().encode(), vocab=260).vocab_size == 260
