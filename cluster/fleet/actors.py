@@ -10,6 +10,17 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from cluster.errors import StartFailed
 from cluster.fleet.head import SLOT
+from cluster.fleet.roles.controller import ControllerRole
+from cluster.fleet.roles.gateway import GatewayRole
+from cluster.fleet.roles.node import NodeRole
+from cluster.fleet.roles.router import RouterRole
+
+CLASSES: dict[str, type] = {
+    "controller": ControllerRole,
+    "node": NodeRole,
+    "router": RouterRole,
+    "gateway": GatewayRole,
+}
 
 NAMESPACE = "moemesh"
 CALL_TIMEOUT_S = 30.0
@@ -48,9 +59,9 @@ def options(name: str) -> dict[str, Any]:
     }
 
 
-def spawn(cls: type, name: str, *args: Any) -> Any:
-    """Start `cls(*args)` in a process of its own; returns before it runs."""
-    return ray.remote(**options(name))(cls).remote(*args)
+def spawn(role: str, name: str, *args: Any) -> Any:
+    """Start `CLASSES[role](*args)` in a process of its own; returns the actor before it runs."""
+    return ray.remote(**options(name))(CLASSES[role]).remote(*args)
 
 
 def process_id(name: str, actor: Any, timeout_s: float) -> int | None:

@@ -62,6 +62,7 @@ class Folder:
         self.path = path or _from_environment()
         self.logs = self.path / "logs"
         self.token = self.path / "token"
+        self.epoch = self.path / "epoch"
         self._state = self.path / "state.json"
 
     def read(self) -> Record | None:
@@ -106,8 +107,8 @@ class Folder:
         self.logs.mkdir(parents=True)
 
     def forget(self, keep_logs: bool = False) -> None:
-        """Remove what a cluster wrote here, except the epoch file of its controllers."""
-        for file in (self._state, self.token):
+        """Remove what a cluster wrote here."""
+        for file in (self._state, self.token, self.epoch):
             file.unlink(missing_ok=True)
         if not keep_logs:
             shutil.rmtree(self.logs, ignore_errors=True)

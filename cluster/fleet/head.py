@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -125,13 +124,12 @@ class Head:
             raise StartFailed(f"Ray ended while starting: {self.last_line()}; see {self._log}")
         return None
 
-    def wait_ready(self, deadline: float) -> str:
-        """`deadline` on the monotonic clock. Raises StartFailed."""
-        while (address := self.address()) is None:
-            if time.monotonic() > deadline:
-                raise StartFailed(f"Ray was not ready in time: {self.last_line()}; see {self._log}")
-            time.sleep(0.05)
-        return address
+    def end(self) -> None:
+        """End it and all its descendants, and reap it; idempotent."""
+        if self._process is not None:
+            if (found := processes.mark(self._process.pid)) is not None:
+                end([found])
+            self._process.wait()
 
     def last_line(self) -> str:
         return last_line(self._log)

@@ -30,7 +30,7 @@ class Shard:
         self._store: ExpertStore | None = None
 
     def run(self, layer: int, counts: Array, experts: Array, rows: Array, scales: Array) -> Array:
-        """As `ExpertCompute.run`. Raises Overloaded, after which routers ask again, while there is nothing."""
+        """As `ExpertCompute.run`. While there is nothing it raises Overloaded: routers ask again later."""
         with self._lock:
             if self._compute is None:
                 raise Overloaded("the node is loading its experts")

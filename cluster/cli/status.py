@@ -1,0 +1,113 @@
+"""`moemesh status`: who is there, what they hold, how busy they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cluster.cli.output import print_json
+
+if TYPE_CHECKING:
+    from cluster.fleet.folder import Record
+
+Member = dict[str, Any]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(help="Show nodes, routers, gateway and the placement table.")(status)
+
+
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    from cluster.fleet.ask import Controller
+    from cluster.fleet.folder import Folder
+
+    record = Folder().require()
+    with Controller(record.controller) as controller:
+        found = controller.status()
+    if as_json:
+        print_json(_as_json(record, found))
+    else:
+        _print(record, found)
+
+
+def _as_json(record: Record, found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "grpc": record.grpc,
+        "model": record.model,
+        "variant": record.variant,
+        "table": {"epoch": found["epoch"], "version": found["version"], "active": found["active"]},
+        "nodes": _of(found, "node"),
+        "routers": _of(found, "router"),
+        "gateways": _of(found, "gateway"),
+    }
+
+
+def _print(record: Record, found: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    active = "active" if found["active"] == found["version"] else "being loaded"
+    console.print(
+        f"{record.model} ({record.variant}) at {record.grpc}, "
+        f"placement table {found['epoch']}.{found['version']} {active}"
+    )
+    for kind, columns in (("node", _NODE), ("router", _ROUTER), ("gateway", _GATEWAY)):
+        console.print(_table(kind, columns, _of(found, kind)))
+
+
+def _of(found: dict[str, Any], role: str) -> list[Member]:
+    return [member for member in found["members"] if member["role"] == role]
+
+
+def _table(kind: str, columns: dict[str, Callable[[Member], object]], members: list[Member]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (kind, "state", "address", *columns):
+        table.add_column(name, justify="right" if name in columns else "left")
+    for member in members:
+        values = [read(member) for read in columns.values()]
+        table.add_row(member["id"], _state(member), member["address"], *map(str, values))
+    return table
+
+
+def _state(member: Member) -> str:
+    if member["error"] is not None:
+        return f"failed: {member['error'][1]}"
+    if member["health"] != "alive":
+        return str(member["health"])
+    return "ready" if member["ready"] else "starting"
+
+
+def _count(name: str) -> Callable[[Member], object]:
+    return lambda member: member["stats"].get(name, "–")
+
+
+def _megabytes(member: Member) -> str:
+    return f"{member['stats'].get('resident_bytes', 0) / 1e6:.1f} MB"
+
+
+def _kv(member: Member) -> str:
+    stats = member["stats"]
+    return f"{stats.get('kv_pages_used', 0)}/{stats.get('kv_pages_total', 0)} pages"
+
+
+_NODE: dict[str, Callable[[Member], object]] = {
+    "experts": lambda member: member["experts"],
+    "resident": _megabytes,
+    "queued rows": _count("waiting_rows"),
+    "rows done": _count("rows"),
+}
+_ROUTER: dict[str, Callable[[Member], object]] = {
+    "running": _count("running"),
+    "waiting": _count("waiting"),
+    "KV": _kv,
+    "steps": _count("steps"),
+}
+_GATEWAY: dict[str, Callable[[Member], object]] = {
+    "routers": _count("routers"),
+    "streams": _count("outstanding"),
+    "queued": _count("queued"),
+}

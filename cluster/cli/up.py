@@ -1,0 +1,162 @@
+"""`moemesh up`: start a cluster on this machine, show that it works, say what to try next."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from dataclasses import replace
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster.cli.output import Progress, print_json
+from cluster.cli.values import format_bytes, parse_address, parse_bytes
+from cluster.config import ClusterConfig
+from cluster.errors import MoemeshError
+
+if TYPE_CHECKING:
+    from cluster.fleet.folder import Folder, Record
+    from cluster.fleet.launch import Plan
+
+DEFAULTS = ClusterConfig()
+SAMPLE_PROMPT = "In the beginning"
+SAMPLE_TOKENS = 48
+
+
+def register(app: typer.Typer) -> None:
+    app.command(help="Start a cluster and a gateway on this machine.")(up)
+
+
+def up(
+    model: Annotated[
+        str, typer.Option(help="Library folder, from `moemesh pack`; default: the bundled model.")
+    ] = DEFAULTS.model,
+    experts: Annotated[
+        str, typer.Option(metavar="VARIANT", help="Variant of the experts; default: the library's first.")
+    ] = DEFAULTS.variant,
+    nodes: Annotated[int, typer.Option(min=1, help="Expert nodes.")] = DEFAULTS.nodes,
+    routers: Annotated[
+        int, typer.Option(min=1, help="Routers, each talking to every node.")
+    ] = DEFAULTS.routers,
+    memory_per_node: Annotated[
+        str, typer.Option(metavar="SIZE", help="Hard limit of a node's expert weights, e.g. 256MiB; 0: none.")
+    ] = format_bytes(DEFAULTS.node.memory_bytes),
+    kv_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="KV cache of each router, e.g. 64MiB.")
+    ] = format_bytes(DEFAULTS.engine.kv_bytes),
+    grpc: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where the gateway listens; port 0 takes a free one.")
+    ] = f"{DEFAULTS.gateway.host}:{DEFAULTS.gateway.port}",
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow a host that other machines reach, unencrypted.")
+    ] = DEFAULTS.gateway.insecure,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Compute threads of each process.")
+    ] = DEFAULTS.node.threads,
+    sample: Annotated[bool, typer.Option("--sample/--no-sample", help="Stream a sample completion.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; no sample.")] = False,
+) -> None:
+    host, port = parse_address(grpc)
+    config = ClusterConfig(
+        model=model,
+        variant=experts,
+        nodes=nodes,
+        routers=routers,
+        engine=replace(DEFAULTS.engine, kv_bytes=parse_bytes(kv_memory), threads=threads),
+        node=replace(DEFAULTS.node, memory_bytes=parse_bytes(memory_per_node), threads=threads),
+        gateway=replace(DEFAULTS.gateway, host=host, port=port, insecure=insecure),
+    )
+    _end_on_signals()
+    begin = time.monotonic()
+    folder, record = _start(config)
+    seconds = time.monotonic() - begin
+    if as_json:
+        print_json(_summary(record, config, seconds))
+        return
+    if sample:
+        _show_sample(folder, record)
+    _say_what_next(record, config, seconds)
+
+
+def _start(config: ClusterConfig) -> tuple[Folder, Record]:
+    with Progress() as progress:
+        progress.phase("opening the library")
+        from cluster.fleet.folder import Folder
+        from cluster.fleet.launch import launch
+
+        folder = Folder()
+        return folder, launch(_plan(config), folder, progress)
+
+
+def _plan(config: ClusterConfig) -> Plan:
+    """Everything that can be wrong without starting anything. Raises ClusterError, LibraryError."""
+    from cluster.controller.state import Shape
+    from cluster.fleet.launch import Plan
+    from cluster.gateway.service import check_host
+    from cluster.library.bundled import open_model
+
+    check_host(config.gateway)
+    library = open_model(config.model)
+    variant = config.variant or library.manifest.default_variant
+    library.variant(variant)
+    spec = library.spec
+    shape = Shape(config.nodes, spec.layers, spec.experts, spec.sparse_layers)
+    return Plan(config, str(library.path.resolve()), library.name, variant, shape)
+
+
+def _end_on_signals() -> None:
+    """SIGTERM and SIGHUP unwind like Ctrl-C, so that what was started is stopped. A shell starts background
+    jobs with SIGINT ignored; here it is always heard."""
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, unwind)
+
+
+def _show_sample(folder: Folder, record: Record) -> None:
+    """A cluster that cannot answer, or whose owner presses Ctrl-C now, is stopped again."""
+    from cluster.cli.completion import stream_completion
+    from cluster.fleet.stop import down
+
+    try:
+        sys.stdout.write(f"\n{SAMPLE_PROMPT}")
+        stream_completion(record.grpc, SAMPLE_PROMPT, SAMPLE_TOKENS, sys.stdout)
+        sys.stdout.write("\n")
+    except (MoemeshError, KeyboardInterrupt, SystemExit):
+        sys.stdout.write("\n")
+        down(folder)
+        raise
+
+
+def _say_what_next(record: Record, config: ClusterConfig, seconds: float) -> None:
+    address = record.grpc
+    default = address == f"{DEFAULTS.gateway.host}:{DEFAULTS.gateway.port}"
+    option = "" if default else f" --address {address}"
+    payload = f'{{"text": "{SAMPLE_PROMPT}", "max_tokens": 16}}'
+    typer.echo(
+        f"\n{record.model} ({record.variant}) is up on {config.nodes} nodes after {seconds:.1f} s\n"
+        f"gRPC: {address}\n"
+        "\nTry next:\n"
+        f'  moemesh generate "To be, or not to be"{option}\n'
+        f"  moemesh chat{option}\n"
+        f"  grpcurl -plaintext -d '{payload}' {address} moemesh.v1.Generation/Generate\n"
+        "  moemesh status\n"
+        "  moemesh down"
+    )
+
+
+def _summary(record: Record, config: ClusterConfig, seconds: float) -> dict[str, Any]:
+    return {
+        "grpc": record.grpc,
+        "model": record.model,
+        "variant": record.variant,
+        "nodes": config.nodes,
+        "routers": config.routers,
+        "seconds": round(seconds, 2),
+        "processes": [one.pid for one in record.processes],
+    }

@@ -1,0 +1,35 @@
+"""Questions to a running controller, for `up`, `status` and `down`."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from cluster.dispatch.client import ControlClient
+from cluster.dispatch.handshake import Identity
+from cluster.dispatch.kinds import Kind
+
+TIMEOUT_S = 2.0
+
+
+class Controller:
+    """The controller at `address`. Every method raises Unavailable if it does not answer."""
+
+    def __init__(self, address: str) -> None:
+        self._client = ControlClient(address, identity=Identity("tool", "moemesh"))
+
+    def status(self) -> dict[str, Any]:
+        """As `cluster.controller.state.status`."""
+        return dict(self._client.call(Kind.STATUS, {}, timeout_s=TIMEOUT_S).header)
+
+    def shutdown(self) -> None:
+        """Have it tell every role to stop."""
+        self._client.call(Kind.SHUTDOWN, {}, timeout_s=TIMEOUT_S)
+
+    def __enter__(self) -> Controller:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()

@@ -1,0 +1,293 @@
+"""`up`: start everything, wait until it serves, or leave nothing behind.
+
+    kernels (own process) ─┐
+    Ray head ──────────────┴─► driver ─► all actors at once ─► every role ready ─► recorded as up
+
+Everything that was started is in the record before the next step, so that whoever comes after a crash of this
+process can end it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cluster.config import ClusterConfig
+from cluster.controller.state import Role, Shape
+from cluster.errors import AlreadyUp, MoemeshError, StartFailed, Unavailable, error_from_wire
+from cluster.fleet import head as ray_head
+from cluster.fleet import ports, processes, stop
+from cluster.fleet.ask import Controller
+from cluster.fleet.folder import Folder, Record
+from cluster.fleet.head import HOST, Head, last_line
+from cluster.fleet.kernels import KernelWarmup
+from cluster.fleet.processes import Mark
+from cluster.fleet.roles.controller import ControllerPlace
+from cluster.fleet.roles.process import Place
+
+KERNELS_S = 900.0
+"""A first compilation takes one to two minutes on two cores."""
+
+RAY_S = 90.0
+ACTORS_S = 120.0
+READY_S = 600.0
+"""Loading a large library from a slow disk takes minutes."""
+
+POLL_S = 0.05
+
+
+class Progress(Protocol):
+    def phase(self, text: str) -> None:
+        """What goes on now; replaces what was said before."""
+
+    def done(self, text: str) -> None:
+        """A phase that is over; stays on the screen."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """config with the model behind it. library: its folder, absolute; model: its name; variant: never ""."""
+
+    config: ClusterConfig
+    library: str
+    model: str
+    variant: str
+    shape: Shape
+
+
+def launch(plan: Plan, folder: Folder, progress: Progress) -> Record:
+    """Start the cluster and return its record once it serves.
+
+    Raises AlreadyUp, PortInUse, StartFailed, or the error that a role reported. After any exception,
+    KeyboardInterrupt included, no process, port or file of it is left; only the logs are, after a failure.
+    """
+    with folder.locked():
+        _clear_the_way(folder, progress)
+        gateway = plan.config.gateway
+        ports.check_free(gateway.host, gateway.port)
+        start = _Start(plan, folder, progress)
+        try:
+            return start.run()
+        except BaseException as error:
+            progress.phase("stopping what was started")
+            with _uninterrupted():
+                start.tear_down(keep_logs=isinstance(error, MoemeshError))
+            raise
+
+
+def _clear_the_way(folder: Folder, progress: Progress) -> None:
+    record = folder.read()
+    if record is None:
+        return
+    if record.phase == "up" and record.alive():
+        raise AlreadyUp(f"a cluster is up already at {record.grpc}; stop it first with `moemesh down`")
+    progress.done("cleaned up after a cluster that had ended without `moemesh down`")
+    stop.clean(record, folder)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C must not leave half of it running."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class _Start:
+    """One attempt. `run` may fail anywhere; `tear_down` then ends what there is."""
+
+    def __init__(self, plan: Plan, folder: Folder, progress: Progress) -> None:
+        self._plan, self._folder, self._progress = plan, folder, progress
+        self._started = time.monotonic()
+        self._head: Head | None = None
+        self._warmup: KernelWarmup | None = None
+        self._roles: dict[str, Mark] = {}
+        owner = processes.mark(os.getpid())
+        assert owner is not None, "this process runs"
+        self._record = Record(
+            phase="starting",
+            owner=owner,
+            model=plan.model,
+            variant=plan.variant,
+            config=dataclasses.asdict(plan.config),
+        )
+
+    def run(self) -> Record:
+        self._folder.clear_logs()
+        self._folder.write_token()
+        self._start_processes()
+        self._prepare()
+        self._start_actors()
+        grpc = self._wait_ready()
+        self._note(phase="up", grpc=grpc, processes=tuple(processes.family(self._record.processes)))
+        _actors().disconnect()
+        return self._record
+
+    def tear_down(self, keep_logs: bool) -> None:
+        if self._warmup is not None:
+            self._warmup.end()
+        if self._head is not None:
+            _actors().disconnect()
+            self._head.end()
+        stop.clean(self._record, self._folder, keep_logs)
+
+    def _note(self, **changes: Any) -> None:
+        self._record = dataclasses.replace(self._record, **changes)
+        self._folder.write(self._record)
+
+    def _start_processes(self) -> None:
+        self._head = Head(self._folder)
+        self._note(temp=str(self._head.temp))
+        mark = self._head.start()
+        self._note(processes=(mark,))
+        self._warmup = KernelWarmup(self._head.environment, self._folder.logs / "kernels.log")
+        if warming := self._warmup.mark:
+            self._note(processes=(mark, warming))
+
+    def _prepare(self) -> None:
+        """Wait for Ray and the kernels, which get ready side by side; import Ray in the meantime."""
+        assert self._head is not None
+        assert self._warmup is not None
+        os.environ.update(ray_head.driver_variables(self._head.environment))
+        self._progress.phase("starting Ray, loading kernels")
+        _actors()
+        address, warm = "", False
+        while not (address and warm):
+            if not address and (address := self._head.address() or ""):
+                self._note(ray=address)
+                self._progress.done(self._timed(f"Ray at {address}"))
+            if not warm and (warm := self._warmup.finished()):
+                self._progress.done(self._timed(f"kernels: {self._warmup.summary}"))
+            waiting = [] if address else ["starting Ray"]
+            if not warm:
+                waiting.append(f"kernels {self._warmup.done}/{self._warmup.total or '?'}")
+            self._progress.phase(", ".join(waiting))
+            self._check_deadline(RAY_S if not address else KERNELS_S, "Ray" if not address else "the kernels")
+            time.sleep(POLL_S)
+        _actors().connect(address)
+
+    def _start_actors(self) -> None:
+        plan, config = self._plan, self._plan.config
+        port = ports.free_port(HOST)
+        logs = str(self._folder.logs)
+        self._note(controller=f"{HOST}:{port}")
+        controller = ControllerPlace(plan.shape, HOST, port, str(self._folder.epoch), logs)
+        wanted: dict[str, tuple[str, tuple[Any, ...]]] = {"controller": ("controller", (controller,))}
+        for role, count, more in (
+            (Role.NODE, config.nodes, (config.node,)),
+            (Role.ROUTER, config.routers, (config.engine,)),
+            (Role.GATEWAY, 1, (config.gateway, config.engine.context)),
+        ):
+            for number in range(count):
+                name = role.value if role is Role.GATEWAY else f"{role.value}-{number}"
+                place = Place(name, self._record.controller, plan.library, plan.variant, logs)
+                wanted[name] = (role.value, (place, *more))
+        self._progress.phase(f"starting {len(wanted)} processes")
+        actors = {name: _actors().spawn(role, name, *args) for name, (role, args) in wanted.items()}
+        self._wait_pids(actors)
+
+    def _wait_pids(self, actors: dict[str, Any]) -> None:
+        deadline = time.monotonic() + ACTORS_S
+        for name, actor in actors.items():
+            while (pid := _actors().process_id(name, actor, timeout_s=1.0)) is None:
+                self._progress.phase(f"starting processes, {len(self._roles)}/{len(actors)} run")
+                if time.monotonic() > deadline:
+                    raise StartFailed(f"{name} did not start within {ACTORS_S:g} s; see {self._folder.logs}")
+            mark = processes.mark(pid)
+            if mark is None:
+                raise self._died(name, pid)
+            self._roles[name] = mark
+        assert self._head is not None
+        self._note(processes=tuple(processes.family(self._record.processes)))
+        self._progress.done(self._timed(f"{len(actors)} processes"))
+
+    def _wait_ready(self) -> str:
+        """Wait until every role is ready; returns the gateway's address."""
+        deadline = time.monotonic() + READY_S
+        expected = len(self._roles) - 1  # the controller is no member of its own cluster
+        incarnations: dict[str, int] = {}
+        with Controller(self._record.controller) as controller:
+            while True:
+                self._check_roles()
+                status = self._status(controller)
+                members = status["members"]
+                self._check_members(members, incarnations)
+                if len(members) == expected and all(member["ready"] for member in members):
+                    break
+                self._progress.phase(_describe(status, self._plan.config))
+                if time.monotonic() > deadline:
+                    raise StartFailed(
+                        f"{_describe(status, self._plan.config)} after {READY_S:g} s; see {self._folder.logs}"
+                    )
+                time.sleep(POLL_S)
+        self._progress.done(self._timed(_describe(status, self._plan.config)))
+        return next(str(m["address"]) for m in members if m["role"] == Role.GATEWAY)
+
+    def _status(self, controller: Controller) -> dict[str, Any]:
+        try:
+            return controller.status()
+        except Unavailable:  # it listens soon, or `_check_roles` finds it dead
+            return {"members": [], "expected_nodes": self._plan.config.nodes, "active": 0}
+
+    def _check_roles(self) -> None:
+        for name, mark in self._roles.items():
+            if not processes.alive(mark):
+                raise self._died(name, mark.pid)
+        if self._head is not None:
+            self._head.address()  # raises if Ray has ended
+
+    def _check_members(self, members: list[dict[str, Any]], incarnations: dict[str, int]) -> None:
+        for member in members:
+            name = member["id"]
+            if member["error"] is not None:
+                error, message = member["error"]
+                raise _named(error_from_wire(error, message), name)
+            if incarnations.setdefault(name, member["incarnation"]) != member["incarnation"]:
+                raise self._died(name, self._roles[name].pid)
+
+    def _died(self, name: str, pid: int) -> StartFailed:
+        log = self._folder.logs / f"{name}.log"
+        return StartFailed(
+            f"{name} (process {pid}) died while starting; last words: {last_line(log)!r}; see {log}"
+        )
+
+    def _check_deadline(self, limit_s: float, what: str) -> None:
+        if time.monotonic() - self._started > limit_s:
+            raise StartFailed(f"{what} took longer than {limit_s:g} s; see {self._folder.logs}")
+
+    def _timed(self, text: str) -> str:
+        return f"{text} ({time.monotonic() - self._started:.1f} s)"
+
+
+def _named(error: MoemeshError, name: str) -> MoemeshError:
+    return type(error)(f"{name}: {error}")
+
+
+def _describe(status: dict[str, Any], config: ClusterConfig) -> str:
+    """Where the roles are: how many nodes have loaded how much, routers, gateway."""
+    of = {role: [m for m in status["members"] if m["role"] == role] for role in Role}
+    loaded = sum(m["ready"] for m in of[Role.NODE])
+    resident = sum(int(m["stats"].get("resident_bytes", 0)) for m in of[Role.NODE])
+    routers = sum(m["ready"] for m in of[Role.ROUTER])
+    gateway = "ready" if any(m["ready"] for m in of[Role.GATEWAY]) else "waiting"
+    return (
+        f"nodes {loaded}/{config.nodes} loaded {resident / 1e6:.1f} MB, "
+        f"routers {routers}/{config.routers}, gateway {gateway}"
+    )
+
+
+def _actors() -> Any:
+    """Ray, imported when first needed: it takes half a second, and reads its environment then."""
+    from cluster.fleet import actors
+
+    return actors

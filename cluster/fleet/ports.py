@@ -1,0 +1,54 @@
+"""Ports of this machine: taken, free, free again."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable
+
+from cluster.dispatch.handshake import split_address
+from cluster.errors import PortInUse
+
+POLL_S = 0.05
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises PortInUse, also if the host is none of ours. Port 0 is always free."""
+    try:
+        _bind(host, port).close()
+    except OSError as error:
+        raise PortInUse(
+            f"port {port} on {host} cannot be used ({error.strerror or error}); "
+            f"stop what uses it or choose another: moemesh up --grpc {host}:{port + 1}"
+        ) from None
+
+
+def free_port(host: str) -> int:
+    """A port that is free now; whoever gets it should bind it soon."""
+    with _bind(host, 0) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def wait_free(addresses: Iterable[str], timeout_s: float) -> list[str]:
+    """Wait until nobody listens at these host:port addresses; returns those that are taken still."""
+    left = [address for address in addresses if address]
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left = [address for address in left if not _free(address)]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(POLL_S)
+
+
+def _free(address: str) -> bool:
+    try:
+        _bind(*split_address(address)).close()
+    except OSError:
+        return False
+    return True
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)
