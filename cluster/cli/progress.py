@@ -31,4 +31,5 @@ def progress_bar(
     try:
         yield report
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()

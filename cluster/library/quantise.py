@@ -1,8 +1,10 @@
 """Float rows to integers with one float scale per row (NUMERICS section 1).
 
-Everything here is elementwise numpy plus max and sums over axis 0, which numpy adds in index order: the same
-checkpoint packs to the same bytes on every machine. Rows are first divided by their own absolute maximum, so
-that neither squares nor reciprocals leave the float32 range whatever the scale of the weights.
+Everything here is elementwise numpy plus max and sums over axis 0 of at least 16 columns, which numpy adds in
+index order (a single column it adds pairwise): the same checkpoint packs to the same bytes on every machine,
+and a block quantises alike whatever its neighbours. Callers pass multiples of 16 rows. Rows are first divided
+by their own absolute maximum, so that neither squares nor reciprocals leave the float32 range whatever the
+scale of the weights.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ class Rows4:
 
 
 def quantise_int8(weights: F32) -> Rows8:
-    """weights: [N, K] finite float32 -> symmetric int8 rows, |u - 128| <= 127, scale absmax/127."""
+    """weights: [16 n, K] finite float32 -> symmetric int8 rows, |u - 128| <= 127, scale absmax/127."""
     rows, width = weights.shape
     u = np.full((rows, width), 128, np.uint8)
     scale = np.zeros(rows, np.float32)
@@ -84,7 +86,7 @@ def quantise_int8(weights: F32) -> Rows8:
 
 
 def quantise_int4(weights: F32) -> Rows4:
-    """weights: [N, K] finite float32, K a multiple of 64 -> int4 rows with integer group multipliers.
+    """weights: [16 n, 64 k] finite float32 -> int4 rows with integer group multipliers.
 
     A small search: the best float step of every group, then the row scale (of TOP_MULTIPLIERS) whose integer
     multiples serve those steps with the least squared error, then the least-squares scale for the integers
@@ -124,7 +126,7 @@ def bf16_values(bits: npt.NDArray[np.uint16]) -> F32:
 
 
 def _row_chunks(rows: int, width: int) -> list[slice]:
-    step = max(layout.ROWS, CHUNK // max(width, 1))
+    step = max(1, CHUNK // width // layout.ROWS) * layout.ROWS
     return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
 
 

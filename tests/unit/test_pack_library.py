@@ -1,0 +1,257 @@
+"""Packing all four families and reading them back: values, padding, determinism, what is left on failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.errors import BrokenCheckpoint, InvalidRequest, LibraryError
+from cluster.library import pack as packing
+from cluster.library.format import MANIFEST_NAME
+from cluster.library.matrix import decode, decode_gate_up
+from cluster.library.pack import pack
+from cluster.library.quantise import bf16_bits, bf16_values
+from cluster.library.reader import Library, Matrix, TrunkBlobs, TrunkPart
+from cluster.model.checkpoint import Checkpoint
+from cluster.types import ExpertId
+from kernels import layout
+from support.checkpoints import CASES, TinyCheckpoint, case
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoints")
+    for tiny in CASES:
+        tiny.write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> dict[str, Library]:
+    """Every tiny checkpoint as a float32 library."""
+    libraries = {}
+    for tiny in CASES:
+        pack(folder / tiny.name, folder / f"{tiny.name}-f32", ["f32"])
+        libraries[tiny.name] = Library.open(folder / f"{tiny.name}-f32")
+    return libraries
+
+
+def values(matrix: Matrix) -> np.ndarray:
+    return decode(matrix.data, matrix.offset, matrix.rows, matrix.width)
+
+
+def check(found: np.ndarray, wanted: np.ndarray) -> None:
+    """Equal where there are weights, zero in the padding."""
+    inside = tuple(slice(0, n) for n in wanted.shape)
+    np.testing.assert_array_equal(found[inside], wanted)
+    assert np.count_nonzero(found) == np.count_nonzero(wanted)
+
+
+def heads(values: np.ndarray, count: int, head_dim: int, padded: int) -> np.ndarray:
+    """[count * padded, ...] -> [count * head_dim, ...]; the rest of each head must be zero."""
+    split = values.reshape(count, padded, *values.shape[1:])
+    assert not split[:, head_dim:].any()
+    return split[:, :head_dim].reshape(count * head_dim, *values.shape[1:])
+
+
+@pytest.mark.parametrize("tiny", CASES, ids=lambda c: c.name)
+def test_every_tensor_is_found_again(
+    tiny: TinyCheckpoint, folder: Path, reference: dict[str, Library]
+) -> None:
+    checkpoint, library = Checkpoint.open(folder / tiny.name), reference[tiny.name]
+    spec, trunk = library.spec, library.trunk()
+    assert spec == checkpoint.spec
+    assert library.manifest.result_type == trunk.kind == "f32"
+    check(values(trunk.embed), checkpoint.embed())
+    check(values(trunk.head), checkpoint.head())
+    assert (trunk.head is trunk.embed) == spec.tied_embeddings
+    check(trunk.final_norm, checkpoint.final_norm())
+    for index in range(spec.layers):
+        check_layer(checkpoint, trunk, index)
+    for layer in spec.sparse_layers:
+        for index in (0, spec.experts - 1):
+            check_expert(checkpoint, library, ExpertId(layer, index))
+    assert library.tokenizer().encode("abc") == checkpoint.tokenizer().encode("abc")
+
+
+def check_layer(checkpoint: Checkpoint, trunk: TrunkBlobs, index: int) -> None:
+    spec, tensors, part = checkpoint.spec, checkpoint.layer(index), trunk.layers[index]
+    head, kv = spec.padded_head, spec.kv_heads
+    check(part.array("attn_norm"), tensors.attn_norm)
+    check(part.array("mlp_norm"), tensors.mlp_norm)
+    counts = (spec.heads, kv, kv)
+    edges = np.cumsum([0, *(n * head for n in counts)])
+    qkv = values(part.matrix("qkv"))
+    for n, rows, wanted in zip(counts, edges, (tensors.q, tensors.k, tensors.v), strict=False):
+        check(heads(qkv[rows : rows + n * head], n, spec.head_dim, head), wanted)
+    o = values(part.matrix("o"))
+    assert not o[:, spec.heads * head :].any()
+    check(heads(o[:, : spec.heads * head].T, spec.heads, spec.head_dim, head).T, tensors.o)
+    if spec.qkv_bias:
+        for n, rows, wanted in zip(
+            counts, edges, (tensors.q_bias, tensors.k_bias, tensors.v_bias), strict=False
+        ):
+            check(heads(part.array("qkv_bias")[rows : rows + n * head], n, spec.head_dim, head), wanted)
+    if spec.qk_norm != "none":
+        for name, n, wanted in (("q_norm", spec.heads, tensors.q_norm), ("k_norm", kv, tensors.k_norm)):
+            check(heads(part.array(name), n if spec.qk_norm == "full" else 1, spec.head_dim, head), wanted)
+    assert ("qkv_bias" in part, "q_norm" in part) == (spec.qkv_bias, spec.qk_norm != "none")
+    assert ("gate" in part, "dense_down" in part) == (tensors.gate is not None, tensors.dense is not None)
+    check_mixture(part, tensors)
+
+
+def check_mixture(part: TrunkPart, tensors) -> None:
+    if tensors.gate is not None:
+        lanes = part.array("gate")
+        check(lanes.transpose(0, 2, 1).reshape(-1, lanes.shape[1]), tensors.gate)
+    if tensors.shared is not None:
+        check_mlp(part, "shared", tensors.shared)
+        check(part.array("shared_gate"), tensors.shared_gate)
+    if tensors.dense is not None:
+        check_mlp(part, "dense", tensors.dense)
+
+
+def check_mlp(part: TrunkPart, name: str, wanted) -> None:
+    first = part.matrix(f"{name}_gate_up")
+    gate, up = decode_gate_up(first.data, first.offset, first.rows // 2, first.width)
+    down = part.matrix(f"{name}_down")
+    assert first.offset + part.down_offset(name) == down.offset
+    for found, tensor in ((gate, wanted.gate), (up, wanted.up), (values(down), wanted.down)):
+        check(found, tensor)
+
+
+def check_expert(checkpoint: Checkpoint, library: Library, expert: ExpertId) -> None:
+    wanted = checkpoint.expert(expert.layer, expert.index)
+    data = np.frombuffer(library.read_blob(library.expert_ref("f32", expert)), np.uint8)
+    hidden, width = library.spec.padded_hidden, layout.pad(library.spec.expert_width, 64)
+    gate, up = decode_gate_up(data, 0, width, hidden)
+    down = decode(data, library.down_offset("f32"), hidden, width)
+    for found, tensor in ((gate, wanted.gate), (up, wanted.up), (down, wanted.down)):
+        check(found, tensor)
+
+
+def test_bf16_library_rounds_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    source = folder / "olmoe-gqa-normed"  # stored as float32
+    manifest = pack(source, tmp_path / "out", ["bf16"])
+    assert (manifest.trunk.kind, manifest.result_type) == ("bf16", "f32")
+    trunk, wanted = Library.open(tmp_path / "out").trunk(), Checkpoint.open(source)
+    check(values(trunk.embed), bf16_values(bf16_bits(wanted.embed())))
+    lanes = trunk.layers[0].array("gate")
+    check(lanes.transpose(0, 2, 1).reshape(-1, lanes.shape[1]), wanted.layer(0).gate)
+
+
+def test_several_variants_share_a_quantised_trunk(folder: Path, tmp_path: Path) -> None:
+    steps: list[tuple[int, int, str]] = []
+    manifest = pack(
+        folder / "qwen2-shared", tmp_path / "out", ["int8", "int4"], name="both",
+        progress=lambda *step: steps.append(step),
+    )  # fmt: skip
+    library = Library.open(tmp_path / "out")
+    assert library.manifest == manifest
+    assert (library.name, library.variants, library.manifest.result_type) == (
+        "both",
+        ("int8", "int4"),
+        "bf16",
+    )
+    assert manifest.trunk.kind == "int8"
+    assert steps[-1][0] == steps[-1][1]
+    assert [done for done, _, _ in steps] == sorted(done for done, _, _ in steps)
+    trunk = library.trunk()
+    wanted = Checkpoint.open(folder / "qwen2-shared").embed()
+    error = ((values(trunk.embed)[: len(wanted), : wanted.shape[1]] - wanted) ** 2).sum() / (wanted**2).sum()
+    assert error < 1e-4
+    figures = manifest.report["experts"]
+    assert figures["int8"]["relative_error"] < 1e-4 < figures["int4"]["relative_error"] < 2e-2
+    assert figures["int8"]["weights"] == 3 * 8 * 3 * 24 * 64
+    assert set(figures["int4"]) >= {"bits_per_weight", "flattened_groups", "int8_fallback_blocks"}
+
+
+def test_the_trunk_can_be_chosen(folder: Path, tmp_path: Path) -> None:
+    assert pack(folder / "qwen3-tied-gqa", tmp_path / "a", ["f32"], trunk="int8").trunk.kind == "int8"
+    assert pack(folder / "qwen3-tied-gqa", tmp_path / "b", ["int8"], trunk="f32").trunk.kind == "f32"
+    assert pack(folder / "qwen3-tied-gqa", tmp_path / "c", ["f32", "int8"]).trunk.kind == "int8"
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        pack(folder / "qwen2-shared", tmp_path / name, ["int8", "int4"])
+    first, second = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).rglob("*") if file.is_file()}
+        for name in "ab"
+    )
+    assert first == second
+    assert Library.open(tmp_path / "a").digest == Library.open(tmp_path / "b").digest
+
+
+def test_a_failure_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Checkpoint, layer: int, index: int) -> None:
+        raise BrokenCheckpoint("NaN in expert")
+
+    monkeypatch.setattr(Checkpoint, "expert", fail)
+    with pytest.raises(BrokenCheckpoint):
+        pack(folder / "qwen3-tied-gqa", tmp_path / "deep" / "out")
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_a_disk_error_is_named_and_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, data: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packing.BlobFolder, "write", full)
+    with pytest.raises(LibraryError, match="No space left"):
+        pack(folder / "qwen3-tied-gqa", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_in_use_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("x")
+    with pytest.raises(LibraryError, match="not an empty folder"):
+        pack(folder / "qwen3-tied-gqa", tmp_path / "out")
+    with pytest.raises(LibraryError, match="not an empty folder"):
+        pack(folder / "qwen3-tied-gqa", tmp_path / "out" / "mine.txt")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "x"
+    (tmp_path / "empty").mkdir()
+    pack(folder / "qwen3-tied-gqa", tmp_path / "empty")
+    assert (tmp_path / "empty" / MANIFEST_NAME).exists()
+
+
+@pytest.mark.parametrize(
+    ("experts", "trunk"), [(["int3"], None), ([], None), (["int8", "int8"], None), (["int8"], "int4")]
+)
+def test_unknown_types_are_refused(
+    folder: Path, tmp_path: Path, experts: list[str], trunk: str | None
+) -> None:
+    with pytest.raises(InvalidRequest):
+        pack(folder / "qwen3-tied-gqa", tmp_path / "out", experts, trunk)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_tokenizer_packs_and_says_so(tmp_path: Path) -> None:
+    source = case("mixtral-fused").write(tmp_path)
+    (source / "tokenizer.json").unlink()
+    pack(source, tmp_path / "out")
+    library = Library.open(tmp_path / "out")
+    assert library.tokenizer_bytes() is None
+    assert library.chat_template() is None
+    with pytest.raises(LibraryError, match="no tokenizer"):
+        library.tokenizer()
+
+
+def test_a_chat_template_comes_along(tmp_path: Path) -> None:
+    source = case("mixtral-fused").write(tmp_path)
+    (source / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    pack(source, tmp_path / "out")
+    template = Library.open(tmp_path / "out").chat_template()
+    assert template is not None
+    assert template.render([{"role": "user", "content": "hé"}]) == "hé!"
+
+
+def test_blobs_are_named_by_digest_and_written_once(folder: Path, reference: dict[str, Library]) -> None:
+    library = reference["qwen2-layer-windows"]
+    names = sorted(file.name for file in library.blobs.path.iterdir())
+    assert names == sorted(ref.sha256 for ref in library.manifest.refs())
