@@ -10,6 +10,7 @@ import numpy as np
 from cluster.compute.ffn import Groups, received, run_ffn
 from cluster.compute.scratch import Scratch
 from cluster.compute.threads import Workers
+from cluster.errors import ProtocolError
 from kernels import permute, quantise
 
 
@@ -23,12 +24,9 @@ class ExpertSource(Protocol):
     base: np.ndarray
     down_offset: int
 
-    def batches(self, layer: int, indices: np.ndarray) -> Iterator[np.ndarray]:
-        """Consecutive parts of `indices`, each of which one `acquire` can hold."""
-        ...
-
-    def acquire(self, layer: int, indices: np.ndarray) -> np.ndarray:
-        """[len(indices)] int64 byte offsets into `base`, valid until the next acquire. Raises CorruptBlob."""
+    def batches(self, layer: int, indices: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(begin, end, [end - begin] int64 byte offsets into `base`) for consecutive parts of `indices`
+        that are resident together; the offsets hold until the next part is asked for. Raises CorruptBlob."""
         ...
 
 
@@ -54,18 +52,17 @@ class ExpertCompute:
 
         counts: [R] uint8, experts of each row; experts: [P] int32; rows: [R, Hp] int8 with scales [R], or
         float32. Returns [P, Hp] uint16 (bf16 bits) or float32, valid until the next call.
-        Raises CorruptBlob.
+        Raises CorruptBlob, and ProtocolError for pairs that do not fit their rows.
         """
         groups = self._group(counts, experts)
         acts = received(self._workers, self._scratch, rows, scales)
         out = self._scratch.take("out", len(experts), rows.shape[1], np.float32)
-        source, begin = self._source, 0
-        for indices in source.batches(layer, groups.base):
-            part = groups.part(begin, begin + len(indices), source.acquire(layer, indices))
+        source = self._source
+        for begin, end, base in source.batches(layer, groups.base):
+            part = groups.part(begin, end, base)
             run_ffn(
                 self._workers, self._scratch, source.base, source.down_offset, self._width, part, acts, out
             )
-            begin += len(indices)
         if not self._round:
             return out
         rounded = self._scratch.take("rounded", len(out), out.shape[1], np.uint16)
@@ -79,4 +76,6 @@ class ExpertCompute:
         group_expert = take("group_expert", pairs, np.int32)
         start = take("group_start", pairs + 1, np.int64)
         found = permute.group_pairs(counts, experts, self._experts, order, row_of, group_expert, start)
+        if found < 0:
+            raise ProtocolError(f"{pairs} (row, expert) pairs do not fit their rows, or name no expert")
         return Groups(group_expert[:found], start[: found + 1], row_of, order)

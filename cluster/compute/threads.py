@@ -34,12 +34,12 @@ class Workers:
             return
         self._split(kernel, items, [args] * self.threads)
 
-    def run_with(self, scratch: Sequence[Any], kernel: Kernel, items: int, *args: Any) -> None:
-        """kernel(*args, scratch of the thread, begin, end); scratch holds one element a thread."""
+    def run_each(self, kernel: Kernel, items: int, args: Callable[[int], tuple[Any, ...]]) -> None:
+        """As `run`, for kernels that need scratch of their own: args(number of the thread), from 0."""
         if self.threads == 1 or items <= 1:
-            kernel(*args, scratch[0], 0, items)
+            kernel(*args(0), 0, items)
             return
-        self._split(kernel, items, [(*args, own) for own in scratch])
+        self._split(kernel, items, [args(number) for number in range(self.threads)])
 
     def _split(self, kernel: Kernel, items: int, args: Sequence[tuple[Any, ...]]) -> None:
         parts = min(self.threads, items)

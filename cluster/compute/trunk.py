@@ -216,19 +216,15 @@ class Trunk:
         sequence: np.ndarray,
         out: np.ndarray,
     ) -> None:
-        self.workers.run_with(
-            self._scores,
+        keys, values = kv.keys[layer], kv.values[layer]
+        window, table = self.spec.windows[layer], kv.page_table
+        self.workers.run_each(
             attention.attend,
             len(q) * self.spec.kv_heads,
-            q,
-            kv.keys[layer],
-            kv.values[layer],
-            kv.page_table,
-            sequence,
-            positions,
-            self.spec.windows[layer],
-            self._scale,
-            out,
+            lambda thread: (
+                *(q, keys, values, table, sequence, positions, window, self._scale, out),
+                self._scores[thread],
+            ),
         )
 
     def _linear(self, work: Workspace, matrix: Matrix, x: np.ndarray, name: str) -> np.ndarray:

@@ -62,7 +62,7 @@ class Engine:
         self._page_table = np.zeros((config.max_running, self.kv.pages_for(self.context)), np.int32)
         self._view = KvView(self.kv.keys, self.kv.values, config.page_tokens, self._page_table)
         self._work = [trunk.workspace() for _ in range(config.micro_batches)]
-        self._sampler = Sampler(trunk.spec.vocab, trunk.workers)
+        self._sampler = Sampler(trunk.spec.vocab, config.max_running, trunk.workers)
         self._free_slots = list(range(config.max_running))
         self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []

@@ -8,6 +8,7 @@ it can go no further and is resumed with the experts' rows. Between the two anot
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from cluster.compute.trunk import KvView, Trunk, Workspace
 from cluster.dispatch.transport import ExpertCall, ExpertRows, ExpertTransport
+from cluster.errors import MoemeshError
 from cluster.router.sequence import Batch
 
 
@@ -93,9 +95,21 @@ def drive(forwards: list[Forward], step: int, experts: ExpertTransport) -> list[
         _advance(forwards, number, None, experts, outcomes, waiting)
     while waiting:
         number, layer = waiting.pop(0)
-        rows = experts.wait(step, layer, number)
+        try:
+            rows = experts.wait(step, layer, number)
+        except MoemeshError:
+            _let_go(waiting, step, experts)
+            raise
         _advance(forwards, number, rows, experts, outcomes, waiting)
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _let_go(waiting: list[tuple[int, int]], step: int, experts: ExpertTransport) -> None:
+    """The step has failed: take in what the other micro-batches still have under way, so that no call of
+    this step stays open in the transport."""
+    for number, layer in waiting:
+        with suppress(MoemeshError):  # the step's first error is the one that is told
+            experts.wait(step, layer, number)
 
 
 def _advance(

@@ -73,3 +73,6 @@ def test_an_error_of_the_transport_ends_the_step() -> None:
     experts = Recorder(fail_at=1)
     with pytest.raises(NodeLost):
         drive([layers(experts.log, i, 3) for i in range(2)], 1, experts)
+    sent = [entry.split()[1] for entry in experts.log if entry.startswith("send")]
+    awaited = [entry.split()[1] for entry in experts.log if entry.startswith("wait")]
+    assert sorted(sent) == sorted(awaited), "no call of the failed step stays open"
