@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cluster.cli.output import print_json
 from cluster.cli.pack import report_table
 from cluster.cli.progress import progress_bar
 from cluster.library.format import LIBRARY_VERSION, NUMERICS_VERSION
@@ -36,7 +36,7 @@ def info_command(folder: Folder, as_json: AsJson = False) -> None:
     library = Library.open(folder)
     values = library_info(library)
     if as_json:
-        typer.echo(json.dumps(values))
+        print_json(values)
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column()
@@ -96,10 +96,9 @@ def verify_command(folder: Folder, as_json: AsJson = False) -> None:
     with progress_bar("verifying") as progress:
         verdict = verify(library, progress)
     if as_json:
-        typer.echo(
-            json.dumps({"ok": not verdict.problems, "digest": library.digest, **dataclasses.asdict(verdict)})
-        )
+        ok = not verdict.problems
+        print_json({"ok": ok, "digest": library.digest, **dataclasses.asdict(verdict)})
+        raise typer.Exit(0 if ok else 1)  # one document on stdout, not another with the error
     verdict.raise_if_broken()
-    if not as_json:
-        spare = f"; {len(verdict.strays)} files do not belong to it" if verdict.strays else ""
-        typer.echo(f"{library.name} is sound: {verdict.blobs} blobs, {verdict.bytes:,} bytes{spare}")
+    spare = f"; {len(verdict.strays)} files do not belong to it" if verdict.strays else ""
+    typer.echo(f"{library.name} is sound: {verdict.blobs} blobs, {verdict.bytes:,} bytes{spare}")

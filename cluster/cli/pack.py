@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cluster.cli.output import print_json
 from cluster.cli.progress import progress_bar
 from cluster.config import MiB
 from cluster.library.format import Manifest
@@ -42,7 +42,7 @@ def pack_command(
     with progress_bar("packing") as progress:
         manifest = pack(hf_dir, out, kinds, trunk, name, progress)
     if as_json:
-        typer.echo(json.dumps(packed_json(manifest, out)))
+        print_json(packed_json(manifest, out))
         return
     Console().print(report_table(manifest))
     typer.echo(

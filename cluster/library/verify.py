@@ -37,7 +37,7 @@ def verify(library: Library, progress: Progress = lambda done, total, what: None
     tables = _expert_variants(library)
     problems = []
     for done, ref in enumerate(refs):
-        progress(done, len(refs), ref.sha256)
+        progress(done, len(refs), f"blob {ref.sha256[:12]}")
         try:
             data = library.blobs.map(ref)
             if ref in tables:
