@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import grpc
 import typer
 
-from cluster.cli.bench_engine import ENGINE_PRESETS, measure_engine
-from cluster.cli.bench_gateway import GATEWAY_PRESETS, GatewayPreset, measure_gateway
-from cluster.cli.bench_wire import WIRE_PRESETS, measure_wire
-from cluster.cli.client import default_address, error_of
-from cluster.cli.local import local_engine
 from cluster.cli.options import Address, AsJson
-from cluster.cli.progress import progress_bar
-from cluster.cli.report import Report, Result
+from cluster.cli.output import Progress
 from cluster.config import EngineConfig, MiB
+from cluster.errors import MoemeshError
+
+if TYPE_CHECKING:
+    from cluster.cli.bench_gateway import GatewayPreset
+    from cluster.cli.report import Result
 
 KV_BYTES = 512 * MiB
 """Enough for 32 sequences of models that are far larger than the bundled one."""
 
-
-def register(app: typer.Typer) -> None:
-    verbs = typer.Typer(help="Measure the engine and the cluster.", no_args_is_help=True)
-    verbs.command("engine")(bench_engine)
-    verbs.command("cluster")(bench_cluster)
-    app.add_typer(verbs, name="bench")
+MOEMESH = (sys.executable, "-m", "cluster.cli.app")
 
 
 class Preset(StrEnum):
@@ -41,6 +38,13 @@ class Preset(StrEnum):
 PresetOption = Annotated[Preset, typer.Option("--preset", help="How many repetitions.")]
 
 
+def register(app: typer.Typer) -> None:
+    verbs = typer.Typer(help="Measure the engine and the cluster.", no_args_is_help=True)
+    verbs.command("engine")(bench_engine)
+    verbs.command("cluster")(bench_cluster)
+    app.add_typer(verbs, name="bench")
+
+
 def bench_engine(
     model: Annotated[str, typer.Option(help="Library folder; the bundled model if absent.")] = "",
     variant: Annotated[str, typer.Option(help="Variant of the experts; the library's first if absent.")] = "",
@@ -48,42 +52,100 @@ def bench_engine(
     as_json: AsJson = False,
 ) -> None:
     """Prefill and decode speed of one process with one compute thread."""
+    from cluster.cli.bench_engine import ENGINE_PRESETS, measure_engine
+    from cluster.cli.local import local_engine
+    from cluster.cli.report import Report
+
     report = Report(preset.value)
-    measured = ENGINE_PRESETS[preset.value]
-    with (
-        local_engine(model, variant, EngineConfig(kv_bytes=KV_BYTES)) as engine,
-        counting(measured.measurements) as say,
-    ):
-        report.results += measure_engine(engine, measured, say)
+    with Progress() as progress:
+        progress.phase("loading the model and its kernels")
+        with local_engine(model, variant, EngineConfig(kv_bytes=KV_BYTES)) as engine:
+            report.results += measure_engine(engine, ENGINE_PRESETS[preset.value], progress.phase)
     report.show(as_json)
 
 
 def bench_cluster(
-    address: Address = "",
-    preset: PresetOption = Preset.minimal,
-    as_json: AsJson = False,
+    address: Address = "", preset: PresetOption = Preset.minimal, as_json: AsJson = False
 ) -> None:
-    """Dispatch round trips on loopback, then first token and throughput through the gateway of a cluster."""
+    """Dispatch round trips on loopback, then first token and throughput through a gateway.
+
+    Without an address the cluster that is up is measured, and if there is none, one that is started for it.
+    """
+    from cluster.cli.bench_gateway import GATEWAY_PRESETS
+    from cluster.cli.bench_wire import WIRE_PRESETS, measure_wire
+    from cluster.cli.report import Report
+
     report = Report(preset.value)
-    gateway = address or default_address()
-    wire, clients = WIRE_PRESETS[preset.value], GATEWAY_PRESETS[preset.value]
-    with counting(wire.measurements + clients.measurements) as say:
-        report.results += measure_wire(wire, say)
-        report.results += gateway_results(gateway, clients, say)
+    with Progress() as progress:
+        report.results += measure_wire(WIRE_PRESETS[preset.value], progress.phase)
+        with _gateway(address, progress.phase) as gateway:
+            report.results += gateway_results(gateway, GATEWAY_PRESETS[preset.value], progress.phase)
     report.show(as_json)
 
 
 def gateway_results(address: str, preset: GatewayPreset, say: Callable[[str], None]) -> list[Result]:
     """Raises MoemeshError with what the gateway answered."""
+    import grpc
+
+    from cluster.cli.bench_gateway import measure_gateway
+    from cluster.cli.client import error_of
+
     try:
         return asyncio.run(measure_gateway(address, preset, say))
-    except grpc.aio.AioRpcError as error:
-        raise error_of(error, address) from None
+    except* grpc.RpcError as errors:
+        error = _first(errors)
+    raise error_of(error, address)
+
+
+def _first(errors: BaseExceptionGroup[Any]) -> Any:
+    """One of the errors inside; streams that fail together fail for one reason."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 @contextmanager
-def counting(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar that moves on by one with every text."""
-    with progress_bar("measuring") as report:
-        done = itertools.count()
-        yield lambda text: report(next(done), total, text)
+def _gateway(address: str, say: Callable[[str], None]) -> Iterator[str]:
+    """The address to measure. A cluster that is started here has its own state folder, and is stopped."""
+    from cluster.fleet.folder import Folder
+
+    record = Folder().read()
+    if not address and record is not None and record.alive():
+        address = record.grpc
+    if address:
+        yield address
+        return
+    with tempfile.TemporaryDirectory(prefix="moemesh") as folder:
+        environment = os.environ | {"MOEMESH_STATE_DIR": folder}
+        say("starting a cluster")
+        started = _moemesh(environment, "up", "--no-sample", "--json", "--grpc", "127.0.0.1:0")
+        try:
+            yield str(started["grpc"])
+        finally:
+            say("stopping the cluster")
+            _moemesh(environment, "down", "--json")
+
+
+def _moemesh(environment: dict[str, str], *arguments: str) -> dict[str, Any]:
+    """Run a verb in a process of its own and return its JSON. Raises MoemeshError with its message.
+
+    Ctrl-C reaches that process too; it is given the time to clean up.
+    """
+    with subprocess.Popen(
+        [*MOEMESH, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            out, err = process.communicate()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+    try:
+        answer: dict[str, Any] = json.loads(out)
+    except ValueError:
+        raise MoemeshError(
+            f"`moemesh {arguments[0]}` ended with {process.returncode}: {err[-500:]}"
+        ) from None
+    if process.returncode:
+        raise MoemeshError(str(answer["error"]["message"]))
+    return answer

@@ -28,10 +28,6 @@ class EnginePreset:
     repeats: int
     decode_tokens: int
 
-    @property
-    def measurements(self) -> int:
-        return self.repeats * (1 + len(SEQUENCES))
-
 
 ENGINE_PRESETS = {"minimal": EnginePreset(3, 32), "full": EnginePreset(10, 128)}
 

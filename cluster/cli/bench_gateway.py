@@ -36,10 +36,6 @@ class GatewayPreset:
     first_tokens: int
     repeats: int
 
-    @property
-    def measurements(self) -> int:
-        return self.first_tokens + self.repeats * len(STREAMS)
-
 
 GATEWAY_PRESETS = {"minimal": GatewayPreset(20, 3), "full": GatewayPreset(100, 10)}
 

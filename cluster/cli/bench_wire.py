@@ -29,10 +29,6 @@ class WirePreset:
     repeats: int
     rounds: int
 
-    @property
-    def measurements(self) -> int:
-        return 2 * self.repeats * len(ROWS) + 1
-
 
 WIRE_PRESETS = {"minimal": WirePreset(3, 1000), "full": WirePreset(10, 5000)}
 
