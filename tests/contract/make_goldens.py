@@ -1,7 +1,7 @@
 """Make tests/data/goldens: what transformers computes on the tiny checkpoints of support.checkpoints.
 
     pip install 'moemesh[parity]'
-    python tests/contract/make_goldens.py
+    PYTHONPATH=.:tests python tests/contract/make_goldens.py
 
 A golden is an npz of
 
@@ -26,16 +26,12 @@ from pathlib import Path
 
 import numpy as np
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
-
-from support.checkpoints import CASES, TinyCheckpoint  # noqa: E402
-from support.goldens import GREEDY_PROMPT, GREEDY_STEPS, TOKENS, golden_path, weights_crc  # noqa: E402
-from support.mutations import mutations_of  # noqa: E402
-from support.reference_model import ReferenceModel, relative_error  # noqa: E402
-from support.transformers_oracle import Oracle  # noqa: E402
-
-from cluster.model.checkpoint import Checkpoint  # noqa: E402
+from cluster.model.checkpoint import Checkpoint
+from support.checkpoints import CASES, TinyCheckpoint
+from support.goldens import GREEDY_PROMPT, GREEDY_STEPS, TOKENS, golden_path, weights_crc
+from support.mutations import mutations_of
+from support.reference_model import ReferenceModel, relative_error
+from support.transformers_oracle import Oracle
 
 POSITIONS = (0, 21, 64, TOKENS - 1)
 TOLERANCE = 2e-5
@@ -58,9 +54,11 @@ def make_golden(case: TinyCheckpoint, path: Path) -> None:
     gate_margin = min(float(margins.min()) for margins in own.gate_margins.values())
     greedy, greedy_margin = greedy_with_margin(oracle, ids[:GREEDY_PROMPT])
     moved = mutation_effects(path, checkpoint, ids, expected.logits)
-    report(f"{case.name}: reference off by {error:.1e}, gate margin {gate_margin:.1e}, "
-           f"greedy margin {greedy_margin:.1e} over {len(set(greedy))} tokens, mutations move transformers by "
-           + ", ".join(f"{name} {effect:.1e}" for name, effect in moved.items()))  # fmt: skip
+    report(
+        f"{case.name}: reference off by {error:.1e}, gate margin {gate_margin:.1e}, "
+        f"greedy margin {greedy_margin:.1e} over {len(set(greedy))} tokens; transformers moves by "
+        + ", ".join(f"{effect:.1e} ({name})" for name, effect in moved.items())
+    )
     if error > TOLERANCE or gate_margin < GATE_MARGIN or greedy_margin < GREEDY_MARGIN:
         sys.exit(f"{case.name}: draw another seed")
     if min(moved.values()) < MUTATION_FACTOR * TOLERANCE:

@@ -5,8 +5,6 @@ The goldens are made by make_goldens.py. tests/contract/parity asks transformers
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 

@@ -26,7 +26,7 @@ class OracleOutput:
 
 
 class Oracle:
-    """One checkpoint in transformers. `mutation`: a name of support.mutations, applied to transformers itself."""
+    """One checkpoint in transformers. mutation: a name of support.mutations, made in transformers itself."""
 
     def __init__(self, path: Path, mutation: str = "") -> None:
         config = transformers.AutoConfig.from_pretrained(path)

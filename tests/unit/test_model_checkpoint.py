@@ -84,7 +84,7 @@ def test_an_expert_is_read_without_the_others(tmp_path: Path) -> None:
     write_tensors(path, tensors)
     checkpoint = Checkpoint.open(path)
     assert np.isfinite(checkpoint.expert(1, 2).gate).all()
-    with pytest.raises(BrokenCheckpoint, match="gate_up_proj holds .* NaN or Inf"):
+    with pytest.raises(BrokenCheckpoint, match=r"gate_up_proj holds .* NaN or Inf"):
         checkpoint.expert(1, 3)
     with pytest.raises(IndexError):
         checkpoint.expert(1, 6)
@@ -103,11 +103,11 @@ def test_a_tied_head_stored_anyway_is_ignored(tmp_path: Path) -> None:
 class TestBroken:
     """Each of these names the file and says what to do."""
 
-    @pytest.fixture()
+    @pytest.fixture
     def tiny(self) -> TinyCheckpoint:
         return case("qwen3-dense-between")  # three shards behind an index
 
-    @pytest.fixture()
+    @pytest.fixture
     def path(self, tiny: TinyCheckpoint, tmp_path: Path) -> Path:
         return tiny.write(tmp_path)
 
@@ -201,7 +201,7 @@ class TestBroken:
         tensors["model.layers.0.self_attn.v_proj.weight"].flat[7] = value
         write_tensors(path, tensors, shards=3)
         with pytest.raises(
-            BrokenCheckpoint, match="v_proj.weight holds 1 NaN or Inf values, the first at element 7"
+            BrokenCheckpoint, match=r"v_proj\.weight holds 1 NaN or Inf values, the first at element 7"
         ):
             Checkpoint.open(path).layer(0)
 
@@ -211,7 +211,7 @@ class TestBroken:
         embed = {"model.embed_tokens.weight": np.zeros((515, 48), np.int8)}
         save_file({**tensors, **embed}, path / "model.safetensors")
         checkpoint = Checkpoint.open(path)
-        with pytest.raises(UnsupportedModel, match="embed_tokens.weight is stored as I8"):
+        with pytest.raises(UnsupportedModel, match=r"embed_tokens\.weight is stored as I8"):
             checkpoint.embed()
 
 

@@ -1,4 +1,4 @@
-"""The slow reference against transformers itself, in the parity extra: longer prompts than the goldens hold."""
+"""The slow reference against transformers itself, on longer prompts than the goldens hold."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_mutations_made_in_transformers_are_noticed(tiny: TinyCheckpoint, path: 
 
 
 def test_mutations_mean_the_same_on_both_sides(tiny: TinyCheckpoint, path: Path) -> None:
-    """The mutated spec computes what transformers computes when it is mutated: a mutation is a real mistake."""
+    """A mutated spec computes what a mutated transformers computes: the mutations are real mistakes."""
     checkpoint, prompt = Checkpoint.open(path), tiny.prompt(40)
     for name, wrong in mutations_of(checkpoint.spec).items():
         if name == "flipped_norm_topk" and checkpoint.spec.family == "mixtral":
