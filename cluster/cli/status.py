@@ -99,15 +99,18 @@ _NODE: dict[str, Callable[[Member], object]] = {
     "resident": _megabytes,
     "queued rows": _count("waiting_rows"),
     "rows done": _count("rows"),
+    "restarts": _count("restarts"),
 }
 _ROUTER: dict[str, Callable[[Member], object]] = {
     "running": _count("running"),
     "waiting": _count("waiting"),
     "KV": _kv,
     "steps": _count("steps"),
+    "restarts": _count("restarts"),
 }
 _GATEWAY: dict[str, Callable[[Member], object]] = {
     "routers": _count("routers"),
     "streams": _count("outstanding"),
     "queued": _count("queued"),
+    "restarts": _count("restarts"),
 }

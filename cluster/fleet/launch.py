@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +27,7 @@ from cluster.fleet.kernels import KernelWarmup
 from cluster.fleet.processes import Mark
 from cluster.fleet.roles.controller import ControllerPlace
 from cluster.fleet.roles.process import Place
+from cluster.fleet.signals import signals_held, signals_later
 
 KERNELS_S = 900.0
 """A first compilation takes one to two minutes on two cores."""
@@ -76,7 +74,7 @@ def launch(plan: Plan, folder: Folder, progress: Progress) -> Record:
             return start.run()
         except BaseException as error:
             progress.phase("stopping what was started")
-            with _uninterrupted():
+            with signals_held():  # a second Ctrl-C must not leave half of it running
                 start.tear_down(keep_logs=isinstance(error, MoemeshError))
             raise
 
@@ -89,18 +87,6 @@ def _clear_the_way(folder: Folder, progress: Progress) -> None:
         raise AlreadyUp(f"a cluster is up already at {record.grpc}; stop it first with `moemesh down`")
     progress.done("cleaned up after a cluster that had ended without `moemesh down`")
     stop.clean(record, folder)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C must not leave half of it running."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 class _Start:
@@ -146,13 +132,15 @@ class _Start:
         self._folder.write(self._record)
 
     def _start_processes(self) -> None:
-        self._head = Head(self._folder)
-        self._note(temp=str(self._head.temp))
-        mark = self._head.start()
-        self._note(processes=(mark,))
-        self._warmup = KernelWarmup(self._head.environment, self._folder.logs / "kernels.log")
-        if warming := self._warmup.mark:
-            self._note(processes=(mark, warming))
+        with signals_later():
+            self._head = Head(self._folder)
+            self._note(temp=str(self._head.temp))
+            mark = self._head.start()
+            self._note(processes=(mark,))
+        with signals_later():
+            self._warmup = KernelWarmup(self._head.environment, self._folder.logs / "kernels.log")
+            if warming := self._warmup.mark:
+                self._note(processes=(mark, warming))
 
     def _prepare(self) -> None:
         """Wait for Ray and the kernels, which get ready side by side; import Ray in the meantime."""
@@ -215,13 +203,12 @@ class _Start:
         """Wait until every role is ready; returns the gateway's address."""
         deadline = time.monotonic() + READY_S
         expected = len(self._roles) - 1  # the controller is no member of its own cluster
-        incarnations: dict[str, int] = {}
         with Controller(self._record.controller) as controller:
             while True:
                 self._check_roles()
                 status = self._status(controller)
                 members = status["members"]
-                self._check_members(members, incarnations)
+                self._check_members(members)
                 if len(members) == expected and all(member["ready"] for member in members):
                     break
                 self._progress.phase(_describe(status, self._plan.config))
@@ -246,13 +233,13 @@ class _Start:
         if self._head is not None:
             self._head.address()  # raises if Ray has ended
 
-    def _check_members(self, members: list[dict[str, Any]], incarnations: dict[str, int]) -> None:
+    def _check_members(self, members: list[dict[str, Any]]) -> None:
         for member in members:
             name = member["id"]
             if member["error"] is not None:
                 error, message = member["error"]
                 raise _named(error_from_wire(error, message), name)
-            if incarnations.setdefault(name, member["incarnation"]) != member["incarnation"]:
+            if member["stats"].get("restarts"):  # Ray was faster than our look at the process
                 raise self._died(name, self._roles[name].pid)
 
     def _died(self, name: str, pid: int) -> StartFailed:

@@ -7,7 +7,7 @@ from typing import Any
 from cluster.config import GatewayConfig
 from cluster.controller.state import NO_TABLE, Role
 from cluster.fleet.control import ControlledRole, View
-from cluster.fleet.roles.process import Place, log_to_file
+from cluster.fleet.roles.process import Place, count_restarts, log_to_file
 from cluster.gateway.admission import Limits
 from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
@@ -22,6 +22,7 @@ class GatewayRole(ControlledRole):
     def __init__(self, place: Place, config: GatewayConfig, context: int) -> None:
         log_to_file(place.logs, place.name)
         self._place, self._config, self._context = place, config, context
+        self._restarts = count_restarts(place.logs, place.name)
         self._service: GatewayService | None = None
         super().__init__(place.name, place.controller)
 
@@ -47,7 +48,8 @@ class GatewayRole(ControlledRole):
         return self._service is not None and self._service.ready
 
     def stats(self) -> dict[str, Any]:
-        return {} if self._service is None else self._service.stats()
+        gateway = {} if self._service is None else self._service.stats()
+        return gateway | {"restarts": self._restarts}
 
     def close(self) -> None:
         if self._service is not None:

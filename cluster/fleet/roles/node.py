@@ -15,7 +15,7 @@ from cluster.expert.build import build_compute
 from cluster.expert.node import ExpertNode
 from cluster.expert.store import ExpertStore
 from cluster.fleet.control import ControlledRole, View
-from cluster.fleet.roles.process import Place, log_to_file
+from cluster.fleet.roles.process import Place, count_restarts, log_to_file
 from cluster.fleet.roles.wire import wire_shape
 from cluster.library.reader import Library
 from cluster.types import ExpertId, NodeId
@@ -75,6 +75,7 @@ class NodeRole(ControlledRole):
     def __init__(self, place: Place, config: NodeConfig) -> None:
         log_to_file(place.logs, place.name)
         self._place, self._config = place, config
+        self._restarts = count_restarts(place.logs, place.name)
         self._workers = Workers(config.threads)
         self._shard = Shard()
         self._experts: list[ExpertId] | None = None
@@ -118,7 +119,11 @@ class NodeRole(ControlledRole):
 
     def stats(self) -> dict[str, Any]:
         node = {} if self._node is None else self._node.stats()
-        return node | {"resident_bytes": self._shard.resident_bytes, **self._shard.cache}
+        return node | {
+            "restarts": self._restarts,
+            "resident_bytes": self._shard.resident_bytes,
+            **self._shard.cache,
+        }
 
     def close(self) -> None:
         if self._node is not None:

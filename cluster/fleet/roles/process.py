@@ -39,3 +39,12 @@ def log_to_file(logs: str, name: str) -> None:
     root.propagate = False
     faulthandler.enable(stream)
     root.info("%s starts as process %d", name, os.getpid())
+
+
+def count_restarts(logs: str, name: str) -> int:
+    """How often this role has started before since `up`; call once a process."""
+    with open(Path(logs) / f"{name}.starts", "a+") as file:
+        file.seek(0)
+        before = len(file.readlines())
+        file.write(f"{os.getpid()}\n")
+    return before

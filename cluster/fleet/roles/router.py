@@ -12,7 +12,7 @@ from cluster.controller.state import NO_TABLE, Role
 from cluster.dispatch.exchange import Exchange
 from cluster.dispatch.handshake import Identity
 from cluster.fleet.control import ControlledRole, View
-from cluster.fleet.roles.process import Place, log_to_file
+from cluster.fleet.roles.process import Place, count_restarts, log_to_file
 from cluster.fleet.roles.wire import wire_shape
 from cluster.library.reader import Library
 from cluster.router.build import build_trunk
@@ -31,6 +31,7 @@ class RouterRole(ControlledRole):
     def __init__(self, place: Place, config: EngineConfig) -> None:
         log_to_file(place.logs, place.name)
         self._place, self._config = place, config
+        self._restarts = count_restarts(place.logs, place.name)
         self._workers = Workers(config.threads)
         self._exchange: Exchange | None = None
         self._service: RouterService | None = None
@@ -65,7 +66,8 @@ class RouterRole(ControlledRole):
         return self._service is not None and self._service.ready
 
     def stats(self) -> dict[str, Any]:
-        return {} if self._service is None else dataclasses.asdict(self._service.stats)
+        engine = {} if self._service is None else dataclasses.asdict(self._service.stats)
+        return engine | {"restarts": self._restarts}
 
     def close(self) -> None:
         if self._service is not None:
