@@ -53,6 +53,13 @@ class Oracle:
             hook.remove()
         return OracleOutput(logits, chosen)
 
+    def save(self, folder: Path) -> None:
+        """As transformers itself writes the checkpoint: its own spelling of config and tensors."""
+        self._model.save_pretrained(folder)
+
+    def inv_freq(self) -> npt.NDArray[np.float32]:
+        return self._model.model.rotary_emb.inv_freq.numpy()
+
     def greedy(self, ids: Sequence[int], steps: int) -> list[int]:
         """By full recomputation, never stopping at an end-of-sequence id."""
         sequence = list(ids)

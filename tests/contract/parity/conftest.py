@@ -1,4 +1,4 @@
-"""torch makes a cache folder as soon as transformers runs a model: not among the session's temporary files."""
+"""torch makes a cache folder as soon as transformers runs a model: keep it out of the session's files."""
 
 from __future__ import annotations
 

@@ -53,6 +53,25 @@ def test_the_stored_golden_is_what_transformers_says(tiny: TinyCheckpoint, oracl
     assert stored.error_of(oracle.forward(stored.ids).logits) <= 2e-6
 
 
+def test_what_transformers_writes_is_read(path: Path, oracle: Oracle, tmp_path: Path) -> None:
+    """The same model after a trip through transformers' save_pretrained; only the spelling may differ."""
+    ours = Checkpoint.open(path)
+    oracle.save(tmp_path / "saved")
+    theirs = Checkpoint.open(tmp_path / "saved")
+    assert theirs.spec == ours.spec
+    np.testing.assert_array_equal(theirs.head(), ours.head())
+    layer, last = ours.spec.sparse_layers[-1], ours.spec.experts - 1
+    for one, other in zip(ours.expert(layer, last), theirs.expert(layer, last), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_rotary_frequencies_agree(path: Path, oracle: Oracle) -> None:
+    """To two units in the last place: torch's float32 power is not correctly rounded."""
+    np.testing.assert_array_max_ulp(
+        np.asarray(Checkpoint.open(path).spec.inv_freq, np.float32), oracle.inv_freq(), maxulp=2
+    )
+
+
 def test_mutations_made_in_transformers_are_noticed(tiny: TinyCheckpoint, path: Path) -> None:
     checkpoint, prompt = Checkpoint.open(path), tiny.prompt(TOKENS)
     right = ReferenceModel(checkpoint).forward(prompt).logits
