@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import ExitStack
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from cluster.cli import options
 from cluster.cli.client import connect
 from cluster.cli.completion import Completion, local_completion, remote_completion
 from cluster.cli.options import MaxTokens, MinP, RepetitionPenalty, Temperature, TopK, TopP
+from cluster.cli.output import Progress, print_json
 from cluster.gateway import admission
 from cluster.gateway.admission import DEFAULTS, Wishes
 from protos import generation_pb2 as pb
@@ -55,12 +54,15 @@ def generate(
         request = pb.GenerateRequest(model=model, text=text, sampling=options.to_sampling(wishes), tier=tier)
         with connect(address) as client:
             done = remote_completion(client, request, None if as_json else sys.stdout)
-    typer.echo(json.dumps(done.to_dict()) if as_json else "")
+    if as_json:
+        print_json(done.to_dict())
+    else:
+        typer.echo()
 
 
 def _local(model: str, variant: str, text: str, wishes: Wishes, tier: str, as_json: bool) -> Completion:
     admission.check_tier(tier)
     with ExitStack() as waiting:
-        waiting.enter_context(Console(stderr=True).status("loading the model"))
+        waiting.enter_context(Progress()).phase("loading the model")
         out = None if as_json else sys.stdout
         return local_completion(model, variant, text, wishes, out, ready=waiting.close)

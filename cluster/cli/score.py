@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 
 from cluster.cli import options
 from cluster.cli.client import Client, connect
+from cluster.cli.output import Progress, print_json
 from cluster.cli.progress import progress_bar
 from cluster.cli.quality import Quality, measure, perplexity, windows
 from cluster.errors import InvalidRequest
@@ -73,7 +72,8 @@ def read_text(file: Path) -> str:
 
 def _local(text: str, model: str, variant: str, window: int, reference: str) -> Scored:
     ids = tuple(open_model(model).tokenizer().encode(text))
-    with Console(stderr=True).status(f"scoring {len(ids)} tokens"):
+    with Progress() as progress:
+        progress.phase(f"scoring {len(ids)} tokens")
         return ids, measure(model, variant, ids, window, reference)
 
 
@@ -101,7 +101,7 @@ def _show(ids: tuple[int, ...], quality: Quality, as_json: bool) -> None:
     }
     if as_json:
         logprobs = quality.logprobs.tolist()
-        typer.echo(json.dumps({**values, "token_ids": list(ids), "logprobs": logprobs}))
+        print_json({**values, "token_ids": list(ids), "logprobs": logprobs})
         return
     for name, value in values.items():
         if value is not None:
