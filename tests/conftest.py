@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Before anything of ours is imported: kernels reads the cache folder when it is imported.
 # The cache outlives the session (its folder is named by a digest of the sources), so that kernels
 # compile once; processes that tests start find it too.
-os.environ["MOEMESH_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "moemesh")
+os.environ.setdefault("MOEMESH_CACHE_DIR", str(ROOT / ".pytest_cache" / "moemesh"))
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ[SESSION_VARIABLE] = SESSION = uuid.uuid4().hex
 
