@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 from cluster.errors import BrokenCheckpoint, UnsupportedModel
 from cluster.model.checkpoint import Checkpoint
-from support.checkpoints import CASES, TinyCheckpoint, byte_tokenizer, case, write_tensors
+from support.checkpoint_files import byte_tokenizer, write_tensors
+from support.checkpoints import CASES, TinyCheckpoint, case
 
 
 @pytest.mark.parametrize("tiny", CASES, ids=lambda tiny: tiny.name)

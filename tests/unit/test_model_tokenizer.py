@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import BrokenCheckpoint, InvalidRequest
 from cluster.model.tokenizer import StreamDecoder, Tokenizer
-from support.checkpoints import byte_tokenizer
+from support.checkpoint_files import byte_tokenizer
 
 TEXTS = ["", "hello world", " leading", "héllo wörld", "世界 🙂🙂👩‍👩‍👧", "a\ufffdb", "\n\n  x\t", "é" * 40]
 
