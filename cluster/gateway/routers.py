@@ -136,10 +136,10 @@ class RouterLink:
             if mailbox is None:
                 continue  # released: the abort and this event crossed
             mailbox.started = True
+            # A broken event raises before its mailbox is let go, so that its reader hears of it.
             if kind == "t":
                 mailbox.token(event[2], event[3])
                 continue
-            del self.outstanding[number]
             if kind == "f":
                 mailbox.finish(End(event[2], event[3], event[4]))
             elif kind == "s":
@@ -148,6 +148,7 @@ class RouterLink:
                 mailbox.fail(error_from_wire(event[2], event[3]))
             else:
                 raise ProtocolError(f"router {self.name} sent an event of kind {kind!r}")
+            del self.outstanding[number]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

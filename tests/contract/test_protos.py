@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from protos import compile as protos_compile
 from protos import generation_pb2, open_inference_pb2
 

@@ -11,6 +11,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from cluster.config import GatewayConfig
+from cluster.dispatch.kinds import Kind
 from cluster.errors import ClusterError, Overloaded, PortInUse
 from cluster.gateway.service import GatewayService
 from protos import generation_pb2 as pb
@@ -195,6 +196,38 @@ def test_a_lost_router_ends_its_streams_and_is_reconnected() -> None:
         with FakeRouter(port=port):
             wait_until(lambda: service.ready, "the gateway to connect again")
             assert list(stub.Generate(request(max_tokens=1)))[-1].HasField("finish")
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [[1]],
+        [[1, "t"]],
+        [[1, "?", 0]],
+        [[1, "s", 9]],
+        [[1, "f", "stop"]],
+        [[1, "x", "Unavailable"]],
+        [None],
+        7,
+        [["1", "t", 0, 0.0], "x"],
+    ],
+)
+def test_broken_events_end_the_connection_not_the_gateway(events: Any) -> None:
+    with (
+        FakeRouter(paused=True) as router,
+        gateway({"r0": router.address}) as service,
+        generation_stub(service) as stub,
+    ):
+        stream = stub.Generate(request(max_tokens=9))
+        wait_until(lambda: len(router.running) == 1, "the request")
+        (running,) = router.running.values()
+        running.connection.send(Kind.EVENTS, {"e": events})
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stream)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        wait_until(lambda: service.ready, "the gateway to connect again")
+        router.resume()
+        assert list(stub.Generate(request(max_tokens=1)))[-1].HasField("finish")
 
 
 def test_a_router_that_moves_is_followed() -> None:
