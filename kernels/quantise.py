@@ -3,7 +3,8 @@
 
 Every kernel here works on rows begin..end of its arrays, so that threads can split them; rows are
 C-contiguous and a multiple of 64 wide, zero-padded. A row whose largest magnitude is below 2^-100
-becomes zeros with scale 0. NaN is detected before these kernels: here it would pass as a clamped value.
+becomes zeros with scale 0. A row that holds NaN or Inf gets the scale NaN: all that is computed from it is
+NaN, stays in that row, and is met by the next norm, instead of passing as a clamped value.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from kernels.simd import (
     bits_of,
     bitwise_and,
     float_of_bits,
+    fma,
     load_f32x16,
     load_i8x16,
     max_f32,
     min_f32,
+    reduce_add_f32,
     reduce_add_i32,
     reduce_max_f32,
     round_even,
@@ -45,22 +48,23 @@ UNLIFT = np.int32(PLANES_MAX // PLANE + 1)
 
 @inline
 def row_max(x, row, width):
-    """Largest magnitude of a row; exact, so its order does not matter."""
-    top = splat_f32(ZERO)
+    """(largest magnitude of a row, 0 or NaN where the row holds NaN or Inf). Both exact in any order."""
+    top, poison = splat_f32(ZERO), splat_f32(ZERO)
     for k in range(0, width, 16):
         value = load_f32x16(x, (row * width + k) * 4)
+        poison = fma(value, splat_f32(ZERO), poison)
         top = max_f32(float_of_bits(bitwise_and(bits_of(value), splat_i32(MAGNITUDE))), top)
-    return reduce_max_f32(top)
+    return reduce_max_f32(top), reduce_add_f32(poison)
 
 
 @inline
 def row_factor(x, row, width, limit, scale):
     """Set scale[row] = absmax / limit and return limit / absmax; both 0 for a zero row."""
-    top = row_max(x, row, width)
+    top, poison = row_max(x, row, width)
     if top < SMALLEST:
-        scale[row] = ZERO
+        scale[row] = poison
         return ZERO
-    scale[row] = top / limit
+    scale[row] = top / limit + poison
     return limit / top
 
 

@@ -123,3 +123,18 @@ def test_bf16_rounds_to_nearest_even(rng, same_bits):
     out = np.zeros(x.shape, np.uint16)
     quantise.round_bf16(x, out, 0, len(x))
     same_bits(out, oracle.round_bf16(x))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rest", [1.0, 0.0])
+def test_a_row_with_nan_or_inf_is_poisoned_and_no_other(bad: float, rest: float) -> None:
+    """Its scale is NaN, so that whatever is computed from it is NaN too: it cannot pass as a number."""
+    x = np.full((3, 64), rest, np.float32)
+    x[1, 17] = bad
+    q, scale = np.zeros((3, 64), np.int8), np.zeros(3, np.float32)
+    sums = np.zeros((3, 1), np.int32)
+    quantise.quantise_rows(x, q, scale, sums, 0, 3)
+    assert np.isnan(scale).tolist() == [False, True, False]
+    high, low = np.zeros((3, 64), np.int8), np.zeros((3, 64), np.int8)
+    quantise.quantise_planes(x, high, low, scale, sums, sums.copy(), 0, 3)
+    assert np.isnan(scale).tolist() == [False, True, False]
