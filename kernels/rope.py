@@ -46,19 +46,29 @@ def _clip_row(qkv, byte, width, limit):  # type: ignore[no-untyped-def]
 
 @inline
 def _norm_span(qkv, byte, width, mean_over, weight, eps):  # type: ignore[no-untyped-def]
-    """RMSNorm in place of `width` padded elements, of which `mean_over` are real; weight from its start."""
-    scale = splat_f32(inverse_rms(dot32(qkv, byte, qkv, byte, width), mean_over, eps))
+    """RMSNorm in place of `width` padded elements, of which `mean_over` are real; weight from its start.
+
+    Returns whether the sum of squares is finite: 1 / sqrt(Inf) is 0 and would hide the overflow.
+    """
+    total = dot32(qkv, byte, qkv, byte, width)
+    scale = splat_f32(inverse_rms(total, mean_over, eps))
     for i in range(0, width * 4, 64):
         store_f32x16(qkv, byte + i, load_f32x16(qkv, byte + i) * scale * load_f32x16(weight, i))
+    return np.isfinite(total)
 
 
 @inline
 def _norm_heads(qkv, byte, heads, padded, width, weight, mode, eps):  # type: ignore[no-untyped-def]
-    if mode == QK_HEAD:
-        for head in range(heads):
-            _norm_span(qkv, byte + head * padded * 4, padded, width, weight, eps)
-    elif mode == QK_FULL:
-        _norm_span(qkv, byte, heads * padded, heads * width, weight, eps)
+    """Norm of one token's q or k; a full projection is one span over all heads. Returns whether finite."""
+    if mode == QK_NONE:
+        return True
+    spans = heads if mode == QK_HEAD else 1
+    each = heads // spans
+    good = True
+    for span in range(spans):
+        at = byte + span * padded * 4
+        good = _norm_span(qkv, at, each * padded, each * width, weight, eps) and good
+    return good
 
 
 @inline
@@ -149,7 +159,7 @@ def prepare_qkv(  # type: ignore[no-untyped-def]
     positions: token positions; slots: page·page_size + offset of each token.
     k_pages: [pages, kv_heads, page_size / 16, Dp, 16], v_pages: [pages, kv_heads, page_size, Dp], both
     float32 or both bf16 bits. q_out: [tokens, heads, Dp] float32. Padding of Dp is stored as zero.
-    finite[t] becomes 0, and zeros are stored, where a row holds NaN or Inf after the norms; else it is 1.
+    finite[t] becomes 0, and zeros are stored, where a row or its norms hold NaN or Inf; else it is 1.
     """
     heads, padded = q_out.shape[1], q_out.shape[2]
     kv_heads, half = v_pages.shape[1], head_dim // 2
@@ -158,9 +168,9 @@ def prepare_qkv(  # type: ignore[no-untyped-def]
     for t in range(begin, end):
         byte = t * row
         _add_row(qkv, byte, bias)
-        _norm_heads(qkv, byte, heads, padded, head_dim, q_norm, qk_mode, eps)
-        _norm_heads(qkv, byte + k_first * 4, kv_heads, padded, head_dim, k_norm, qk_mode, eps)
-        good = _is_finite(qkv, t)
+        good = _norm_heads(qkv, byte, heads, padded, head_dim, q_norm, qk_mode, eps)
+        good = _norm_heads(qkv, byte + k_first * 4, kv_heads, padded, head_dim, k_norm, qk_mode, eps) and good
+        good = _is_finite(qkv, t) and good
         finite[t] = good
         if not good:
             for i in range(qkv.shape[1]):

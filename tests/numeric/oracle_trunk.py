@@ -5,6 +5,9 @@ Float results are compared within bounds that the tests state; integer results m
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,3 +62,108 @@ def gate(
     order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :k].astype(np.int32)
     weights = np.take_along_axis(probabilities, order, -1).astype(np.float64)
     return order, weights / weights.sum(-1, keepdims=True) if renormalise else weights
+
+
+def plan_dispatch(ids: NDArray[np.int32], owner: NDArray[np.int32], nodes: int) -> dict[str, list[Any]]:
+    """What each node is sent, node by node; names as in kernels.permute.plan_dispatch."""
+    plan: dict[str, list[Any]] = {
+        "row_start": [0],
+        "pair_start": [0],
+        "rows": [],
+        "counts": [],
+        "experts": [],
+    }
+    index = np.full(ids.shape, -1)
+    for node in range(nodes):
+        for t in range(len(ids)):
+            ranks = [r for r in range(ids.shape[1]) if owner[ids[t, r]] == node]
+            if ranks:
+                plan["rows"].append(t)
+                plan["counts"].append(len(ranks))
+            for r in ranks:
+                index[t, r] = len(plan["experts"])
+                plan["experts"].append(int(ids[t, r]))
+        plan["row_start"].append(len(plan["rows"]))
+        plan["pair_start"].append(len(plan["experts"]))
+    return plan | {"index": index.tolist()}
+
+
+def kept(z: NDArray[np.float32], p: NDArray[np.float32], top_k: int, top_p: float, min_p: float) -> list[int]:
+    """Ids that the filters leave, ascending: z ranks them, p = exp((z - max) / temperature) weighs them."""
+    weight = [int(float(x) * 2**42) for x in p]
+    ranked = sorted(range(len(z)), key=lambda i: (-float(z[i]), i))
+    if 0 < top_k < len(ranked):
+        ranked = ranked[:top_k]
+    if top_p < 1:
+        wanted = max(1, math.ceil(float(np.float32(top_p)) * float(sum(weight[i] for i in ranked))))
+        total, prefix = 0, []
+        for i in ranked:
+            if total >= wanted:
+                break
+            prefix.append(i)
+            total += weight[i]
+        ranked = prefix
+    return sorted(i for i in ranked if min_p <= 0 or p[i] >= min(np.float32(min_p), np.float32(1)))
+
+
+def draw(p: NDArray[np.float32], ids: list[int], bits: int) -> int:
+    """The id whose span of the summed integer weights holds floor(bits · sum / 2^64)."""
+    weight = [int(float(p[i]) * 2**42) for i in ids]
+    left = bits * sum(weight) >> 64
+    for i, w in zip(ids, weight, strict=True):
+        left -= w
+        if left < 0:
+            return i
+    raise AssertionError("no weight")
+
+
+def philox4x32(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...]:
+    """Salmon et al. 2011, figure 2, ten rounds, in Python's integers."""
+    (a, b, c, d), (k, m) = counter, key
+    for _ in range(10):
+        x, y = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = (y >> 32) ^ b ^ k, y & 0xFFFFFFFF, (x >> 32) ^ d ^ m, x & 0xFFFFFFFF
+        k, m = (k + 0x9E3779B9) & 0xFFFFFFFF, (m + 0xBB67AE85) & 0xFFFFFFFF
+    return a, b, c, d
+
+
+class Pages:
+    """KV pages of one sequence in a shuffled order, every slot that was never written holding NaN."""
+
+    def __init__(
+        self,
+        tokens: int,
+        kv_heads: int,
+        head_dim: int,
+        page_size: int,
+        bf16: bool,
+        seed: int = 0,
+    ) -> None:
+        self.width, self.padded = head_dim, -(-head_dim // 16) * 16
+        self.bf16, self.page_size, self.tokens = bf16, page_size, tokens
+        dtype, nan = (np.uint16, 0x7FC0) if bf16 else (np.float32, np.nan)
+        used = -(-tokens // page_size)
+        total = used + 2
+        self.k = np.full((total, kv_heads, page_size // 16, self.padded, 16), nan, dtype)
+        self.v = np.full((total, kv_heads, page_size, self.padded), nan, dtype)
+        self.table = np.random.default_rng(seed).permutation(total)[:used].astype(np.int32)
+
+    def slots(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.table[positions // self.page_size].astype(np.int64) * self.page_size + (
+            positions % self.page_size
+        )
+
+    def write(self, k: NDArray[np.float32], v: NDArray[np.float32]) -> None:
+        """Put keys and values [tokens, kv_heads, head_dim] in place, rounded to the page type."""
+        for t, slot in enumerate(self.slots(np.arange(len(k)))):
+            page, at = divmod(int(slot), self.page_size)
+            for pages, new in ((self.k[page, :, at // 16, :, at % 16], k[t]), (self.v[page, :, at], v[t])):
+                pages[:] = 0
+                pages[:, : self.width] = to_bf16(new) if self.bf16 else new
+
+    def read(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Stored keys and values, [tokens, kv_heads, padded head_dim] float32."""
+        heads = self.k.shape[1]
+        k = self.k[self.table].transpose(0, 2, 4, 1, 3).reshape(-1, heads, self.padded)[: self.tokens]
+        v = self.v[self.table].transpose(0, 2, 1, 3).reshape(-1, heads, self.padded)[: self.tokens]
+        return (from_bf16(k), from_bf16(v)) if self.bf16 else (k, v)
