@@ -8,14 +8,23 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from cluster.dispatch.frames import DEFAULT_LIMITS, FRAGMENT_BYTES, Frame, FrameDecoder, Header, Limits, Sink, pack_header
+from cluster.dispatch.frames import (
+    DEFAULT_LIMITS,
+    FRAGMENT_BYTES,
+    Frame,
+    FrameDecoder,
+    Header,
+    Limits,
+    Sink,
+    pack_header,
+)
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.outbox import Message, Outbox
 from cluster.errors import Overloaded, Unavailable
 
 MAX_QUEUED_BYTES = 256 << 20
 Buffer = bytes | bytearray | memoryview
-_EMPTY = memoryview(b"")
+EMPTY = memoryview(b"")
 
 
 class Connection:
@@ -72,7 +81,7 @@ class Connection:
         Raises Unavailable if the connection is closed or breaks, Overloaded if the queue is full.
         """
         if not buffers:
-            body = _EMPTY
+            body = EMPTY
         elif len(buffers) == 1:
             body = memoryview(buffers[0]).cast("B")
         else:
@@ -93,7 +102,12 @@ class Connection:
             if self.closed:
                 raise Unavailable("the connection is closed")
             if self._queued == 0 and not stream:
-                sent = self._try((head, body) if size else (head,))
+                try:
+                    sent = self.sock.sendmsg((head, body))
+                except BlockingIOError:
+                    sent = 0
+                except OSError as error:
+                    raise Unavailable(f"the connection broke: {error}") from error
                 if sent == len(head) + size:
                     return len(head)
                 self._hold(head, body, sent)

@@ -36,6 +36,8 @@ IDLE_S = 0.25
 MAX_REPLY_BYTES = 1 << 30
 """No bound of ours: a reply's buffer exists before it arrives, and its length must match it."""
 
+_DISPATCH, _RESULT = Kind.DISPATCH, Kind.RESULT
+
 
 class Flight:
     """A call whose replies are not all in."""
@@ -69,6 +71,7 @@ class Exchange:
     ) -> None:
         self.counters = Counters()
         self._identity = identity
+        self._incarnation = identity.incarnation
         self._shape = shape
         self._deadline_s = deadline_s
         self._clock = clock
@@ -164,18 +167,16 @@ class Exchange:
             return
         part.attempt += 1
         flight: Flight = part.flight
-        slot = flight.slot
-        rows, counts, experts = slot.header_parts(part.node)
-        body = slot.payload(part.node)
+        rows, counts, experts, body = flight.slot.request(part.node)
         step, layer, micro_batch = part.call
-        incarnations = self._identity.incarnation, link.incarnation
-        sent = link.send(
-            Kind.DISPATCH,
-            [*incarnations, step, layer, micro_batch, part.attempt, flight.table, rows, counts, experts],
+        head = link.send(
+            _DISPATCH,
+            [self._incarnation, link.incarnation, step, layer, micro_batch, part.attempt, flight.table]
+            + [rows, counts, experts],
             body,
         )
         counters = self.counters
-        counters.header_bytes_out += sent
+        counters.header_bytes_out += head
         counters.payload_bytes_out += len(body)
         counters.messages_out += 1
         if part.attempt:
@@ -200,18 +201,13 @@ class Exchange:
         except (TypeError, ValueError) as error:
             raise ProtocolError(f"a reply without its numbers: {error}") from error
         part = link.parts.get((step, layer, micro_batch))
-        if (
-            part is None
-            or attempt != part.attempt
-            or router != self._identity.incarnation
-            or node != link.incarnation
-        ):
+        if part is None or attempt != part.attempt or router != self._incarnation or node != link.incarnation:
             self.counters.stale += 1
             return None
         return part
 
     def _buffer_for(self, link: Link, kind: Kind, header: Any, count: int) -> memoryview | None:
-        part = self._match(link, header) if kind is Kind.RESULT else None
+        part = self._match(link, header) if kind is _RESULT else None
         if part is None:
             return None
         region: memoryview = part.flight.slot.region(part.node)
@@ -223,14 +219,14 @@ class Exchange:
         kind, header = frame.kind, frame.header
         if kind is Kind.PONG:
             return
-        counters = self.counters
-        counters.messages_in += 1
-        counters.header_bytes_in += frame.overhead
         part = self._match(link, header)
         if part is None:
             return
-        if kind is Kind.RESULT:
-            if len(frame.payload) == 0:
+        counters = self.counters
+        counters.messages_in += 1
+        counters.header_bytes_in += frame.overhead
+        if kind is _RESULT:
+            if not frame.payload:
                 raise ProtocolError("a RESULT without rows")
             counters.payload_bytes_in += len(frame.payload)
             link.queue, link.service_us = header[8], header[9]
@@ -287,9 +283,13 @@ class Exchange:
             flight.error = flight.error or link.refusal
         elif now - since > self._deadline_s:
             why = "it is silent" if link.state is State.READY else link.cause
-            flight.error = flight.error or part.failure or NodeLost(
-                f"node {link.node} at {link.address} did not answer layer {part.call[1]} within "
-                f"{self._deadline_s:g} s: {why}"
+            flight.error = (
+                flight.error
+                or part.failure
+                or NodeLost(
+                    f"node {link.node} at {link.address} did not answer layer {part.call[1]} within "
+                    f"{self._deadline_s:g} s: {why}"
+                )
             )
         elif part.retry_at:
             self._unwell = True

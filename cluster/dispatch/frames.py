@@ -25,6 +25,8 @@ PROTOCOL = 1
 MAGIC = b"mM"
 PREFIX = struct.Struct("<2sBBBBHII")
 PREFIX_BYTES = PREFIX.size
+_LEAD = struct.Struct("<IHHII")
+"""The same bytes read faster: magic, protocol and kind as one number, both flag bytes as another."""
 
 WHOLE, OPEN, FRAGMENT = 0, 1, 2
 
@@ -41,6 +43,7 @@ Sink = Callable[[Kind, Any, int], memoryview | None]
 """(kind, header, payload bytes > 0) -> where the payload goes, or None to read it and throw it away."""
 
 _KINDS = {int(kind): kind for kind in Kind}
+_LEADS = {int.from_bytes(MAGIC + bytes([PROTOCOL, kind]), "little"): kind for kind in Kind}
 
 
 class Frame:
@@ -96,14 +99,12 @@ def accepted(protocol: int) -> bool:
 class _Body:
     """A message whose payload is being received: `filled` of `size` bytes are there, `until` end this frame."""
 
-    __slots__ = ("filled", "header", "kind", "overhead", "size", "target", "until")
+    __slots__ = ("filled", "frame", "size", "target", "until")
 
-    def __init__(self, kind: Kind, header: Any, target: memoryview | None, size: int, overhead: int) -> None:
-        self.kind = kind
-        self.header = header
+    def __init__(self, frame: Frame, target: memoryview | None, size: int) -> None:
+        self.frame = frame
         self.target = target
         self.size = size
-        self.overhead = overhead
         self.filled = 0
         self.until = 0
 
@@ -116,12 +117,14 @@ class FrameDecoder:
     """
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS, sink: Sink | None = None) -> None:
-        self._limits = limits
-        self._sink = sink
+        self._max_header = limits.header
+        self._max_payload = limits.payload
+        self._max_whole = min(limits.payload, FRAGMENT_BYTES)
+        self._sink: Sink = sink or _allocate
         self._staging = memoryview(bytearray(STAGING_BYTES))
-        self._start = self._end = 0
+        self._end = 0
         self._direct = False
-        self._prefix: tuple[Kind, int, int, int, int] | None = None
+        self._prefix: tuple[int, ...] | None = None
         self._body: _Body | None = None
         self._streams: dict[int, _Body] = {}
 
@@ -132,7 +135,7 @@ class FrameDecoder:
             self._direct = True
             return body.target[body.filled : body.until]
         self._direct = False
-        return self._staging[self._end :]
+        return self._staging[self._end :] if self._end else self._staging
 
     def advance(self, count: int) -> list[Frame]:
         """`count` bytes were written to the last `buffer()`. Raises ProtocolError, naming what was wrong."""
@@ -144,10 +147,36 @@ class FrameDecoder:
             if body.filled == body.until:
                 self._finish(body, frames)
             return frames
-        self._end += count
-        while self._step(frames):
-            pass
-        self._compact()
+        staging = self._staging
+        start, end = 0, self._end + count
+        while True:
+            if self._body is not None:
+                if start == end:
+                    break
+                start += self._fill(self._body, staging[start:end], frames)
+                continue
+            prefix = self._prefix
+            if prefix is None:
+                if end - start < PREFIX_BYTES:
+                    break
+                prefix = _LEAD.unpack_from(staging, start)
+                if (
+                    prefix[0] not in _LEADS
+                    or prefix[1]
+                    or prefix[3] > self._max_header
+                    or prefix[4] > self._max_whole
+                ):
+                    self._check(staging[start : start + PREFIX_BYTES])
+                start += PREFIX_BYTES
+            if end - start < prefix[3]:
+                self._prefix = prefix
+                break
+            self._prefix = None
+            start = self._begin(prefix, start, end, frames)
+        if start == end and self._prefix is None and len(staging) == STAGING_BYTES:
+            self._end = 0
+        else:
+            self._keep(start, end)
         return frames
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
@@ -162,30 +191,12 @@ class FrameDecoder:
             frames += self.advance(count)
         return frames
 
-    def _step(self, frames: list[Frame]) -> bool:
-        """Consume one element of what is staged; False if it is not all there."""
-        available = self._end - self._start
-        if self._body is not None:
-            return available > 0 and self._take_payload(self._body, available, frames)
-        if self._prefix is None:
-            if available < PREFIX_BYTES:
-                return False
-            self._prefix = self._read_prefix()
-            self._start += PREFIX_BYTES
-            available -= PREFIX_BYTES
-        if available < self._prefix[3]:
-            return False
-        self._begin(self._prefix, frames)
-        self._prefix = None
-        return True
-
-    def _read_prefix(self) -> tuple[Kind, int, int, int, int]:
-        magic, protocol, number, flags, zero, stream, header_bytes, payload_bytes = PREFIX.unpack_from(
-            self._staging, self._start
-        )
+    def _check(self, prefix: memoryview) -> None:
+        """Refuse a prefix by name, unless it belongs to a fragmented message or the protocol before ours."""
+        magic, protocol, number, flags, zero, stream, header_bytes, payload_bytes = PREFIX.unpack(prefix)
         if magic != MAGIC:
             raise ProtocolError(f"the peer does not speak moemesh frames (it sent {magic!r})")
-        if protocol != PROTOCOL and not accepted(protocol):
+        if not accepted(protocol):
             raise ProtocolError(
                 f"the peer speaks protocol {protocol}, this process speaks {PROTOCOL}; "
                 "upgrade the older one, at most one version at a time"
@@ -195,77 +206,66 @@ class FrameDecoder:
             raise ProtocolError(f"unknown frame kind {number} in protocol {protocol}")
         if zero or flags > FRAGMENT:
             raise ProtocolError(f"unknown flags {flags}, {zero} on a {kind.name} frame")
-        if flags or header_bytes > self._limits.header or payload_bytes > FRAGMENT_BYTES:
-            self._check_lengths(kind, flags, stream, header_bytes, payload_bytes)
-        return kind, flags, stream, header_bytes, payload_bytes
-
-    def _check_lengths(self, kind: Kind, flags: int, stream: int, header: int, payload: int) -> None:
-        if header > self._limits.header:
-            raise ProtocolError(
-                f"a {kind.name} frame announces a header of {header} bytes; at most {self._limits.header} are accepted"
-            )
-        bound = self._limits.payload if flags == OPEN else FRAGMENT_BYTES
-        if payload > bound:
-            raise ProtocolError(
-                f"a {kind.name} frame announces a payload of {payload} bytes; at most {bound} are accepted"
-            )
+        if header_bytes > self._max_header:
+            raise _too_long(kind, "header", header_bytes, self._max_header)
+        bound = self._max_payload if flags == OPEN else self._max_whole
+        if payload_bytes > bound:
+            raise _too_long(kind, "payload", payload_bytes, bound)
         if flags == OPEN:
-            if payload <= FRAGMENT_BYTES or stream in self._streams or len(self._streams) >= MAX_STREAMS:
+            if (
+                payload_bytes <= FRAGMENT_BYTES
+                or stream in self._streams
+                or len(self._streams) >= MAX_STREAMS
+            ):
                 raise ProtocolError(f"a {kind.name} frame opens stream {stream}, which it may not")
         elif flags == FRAGMENT:
             body = self._streams.get(stream)
-            if body is None or header or not 0 < payload <= body.size - body.filled:
-                raise ProtocolError(f"a {kind.name} fragment of {payload} bytes does not fit stream {stream}")
+            if body is None or header_bytes or not 0 < payload_bytes <= body.size - body.filled:
+                raise ProtocolError(
+                    f"a {kind.name} fragment of {payload_bytes} bytes does not fit stream {stream}"
+                )
 
-    def _begin(self, prefix: tuple[Kind, int, int, int, int], frames: list[Frame]) -> None:
-        kind, flags, stream, header_bytes, payload_bytes = prefix
+    def _begin(self, prefix: tuple[int, ...], start: int, end: int, frames: list[Frame]) -> int:
+        """Start the message or fragment of a checked prefix, whose header is staged at `start`; returns where
+        what was not used begins."""
+        lead, flags, stream, header_bytes, payload_bytes = prefix
         if flags == FRAGMENT:
             body = self._streams[stream]
             body.until = body.filled + payload_bytes
-            body.overhead += PREFIX_BYTES
+            body.frame.overhead += PREFIX_BYTES
             self._body = body
-            return
-        header = self._read_header(kind, header_bytes)
-        overhead = PREFIX_BYTES + header_bytes
+            return start
+        kind = _LEADS.get(lead) or _KINDS[lead >> 24]
+        middle = start + header_bytes
+        header = _unpack(kind, self._staging[start:middle])
+        frame = Frame(kind, header, _EMPTY, PREFIX_BYTES + header_bytes)
         if payload_bytes == 0:
-            frames.append(Frame(kind, header, _EMPTY, overhead))
-            return
-        if payload_bytes > self._limits.payload:
-            raise ProtocolError(
-                f"a {kind.name} payload of {payload_bytes} bytes; at most {self._limits.payload} are accepted"
-            )
-        target: memoryview | None
-        if self._sink is None:
-            target = memoryview(bytearray(payload_bytes))
-        else:
-            target = self._sink(kind, header, payload_bytes)
-        body = _Body(kind, header, target, payload_bytes, overhead)
+            frames.append(frame)
+            return middle
+        target = self._sink(kind, header, payload_bytes)
+        last = middle + payload_bytes
+        if last <= end and flags == WHOLE:
+            if target is not None:
+                target[:] = self._staging[middle:last]
+                frame.payload = target
+                frames.append(frame)
+            return last
+        body = _Body(frame, target, payload_bytes)
         if flags == OPEN:
             self._streams[stream] = body
         else:
             body.until = payload_bytes
             self._body = body
+        return middle
 
-    def _read_header(self, kind: Kind, count: int) -> Any:
-        start = self._start
-        self._start += count
-        try:
-            header = msgpack.unpackb(self._staging[start : self._start], ext_hook=_refuse_extension)
-        except (ValueError, msgpack.UnpackException) as error:
-            raise ProtocolError(f"the header of a {kind.name} frame is not msgpack: {error}") from error
-        if type(header) is not list and type(header) is not dict:
-            raise ProtocolError(f"the header of a {kind.name} frame is a {type(header).__name__}")
-        return header
-
-    def _take_payload(self, body: _Body, available: int, frames: list[Frame]) -> bool:
-        count = min(available, body.until - body.filled)
+    def _fill(self, body: _Body, staged: memoryview, frames: list[Frame]) -> int:
+        count = min(len(staged), body.until - body.filled)
         if body.target is not None:
-            body.target[body.filled : body.filled + count] = self._staging[self._start : self._start + count]
-        self._start += count
+            body.target[body.filled : body.filled + count] = staged[:count]
         body.filled += count
         if body.filled == body.until:
             self._finish(body, frames)
-        return True
+        return count
 
     def _finish(self, body: _Body, frames: list[Frame]) -> None:
         """The current frame's payload is in; emit the message if that was the last of it."""
@@ -278,22 +278,45 @@ class FrameDecoder:
                     del self._streams[stream]
                     break
         if body.target is not None:
-            frames.append(Frame(body.kind, body.header, body.target, body.overhead))
+            body.frame.payload = body.target
+            frames.append(body.frame)
 
-    def _compact(self) -> None:
+    def _keep(self, start: int, end: int) -> None:
         """Move what is left to the front of a staging buffer that has room for the header it belongs to."""
-        staged = self._staging[self._start : self._end]
+        if start == end and self._prefix is None:
+            self._end = 0
+            if len(self._staging) > STAGING_BYTES:
+                self._staging = memoryview(bytearray(STAGING_BYTES))
+            return
+        staged = self._staging[start:end]
         needed = PREFIX_BYTES if self._prefix is None else self._prefix[3]
         if needed > len(self._staging):
             self._staging = memoryview(bytearray(needed))
-        elif needed <= STAGING_BYTES < len(self._staging) and len(staged) < STAGING_BYTES:
-            self._staging = memoryview(bytearray(STAGING_BYTES))
-        if staged:
-            self._staging[: len(staged)] = staged
-        self._start, self._end = 0, len(staged)
+        self._staging[: len(staged)] = staged
+        self._end = len(staged)
 
 
 _EMPTY = memoryview(b"")
+
+
+def _allocate(kind: Kind, header: Any, count: int) -> memoryview:
+    return memoryview(bytearray(count))
+
+
+def _unpack(kind: Kind, packed: memoryview) -> Any:
+    try:
+        header = msgpack.unpackb(packed, ext_hook=_refuse_extension)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"the header of a {kind.name} frame is not msgpack: {error}") from error
+    if type(header) is not list and type(header) is not dict:
+        raise ProtocolError(f"the header of a {kind.name} frame is a {type(header).__name__}")
+    return header
+
+
+def _too_long(kind: Kind, what: str, announced: int, bound: int) -> ProtocolError:
+    return ProtocolError(
+        f"a {kind.name} frame announces a {what} of {announced} bytes; at most {bound} are accepted"
+    )
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:

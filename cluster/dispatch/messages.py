@@ -22,31 +22,22 @@ Call = tuple[int, int, int]
 MAX_FAULT_CHARS = 4096
 
 
-class Tag:
-    """The first seven fields, which every message of the data plane carries."""
+Tag = list[int]
+"""The first seven fields; a reply carries those of its request."""
 
-    __slots__ = ("attempt", "call", "node", "router", "table")
-
-    def __init__(self, router: int, node: int, call: Call, attempt: int, table: int) -> None:
-        self.router = router
-        self.node = node
-        self.call = call
-        self.attempt = attempt
-        self.table = table
+ROUTER, NODE, STEP, LAYER, MICRO_BATCH, ATTEMPT, TABLE = range(7)
 
 
 def tag_of(header: Any) -> Tag:
     """Raises ProtocolError if `header` does not begin with the seven numbers."""
-    try:
-        router, node, step, layer, micro_batch, attempt, table = header[:7]
-        return Tag(router + 0, node + 0, (step + 0, layer + 0, micro_batch + 0), attempt + 0, table + 0)
-    except (TypeError, ValueError) as error:
-        raise ProtocolError(f"a data-plane header without its seven numbers: {error}") from error
+    tag = header[:7] if type(header) is list else []
+    for number in tag:
+        if type(number) is not int:
+            raise ProtocolError(f"a data-plane header with {number!r:.40} where a number belongs")
+    if len(tag) != 7:
+        raise ProtocolError("a data-plane header without its seven numbers")
+    return tag
 
 
 def fault_header(tag: Tag, error: str, message: str) -> list[Any]:
-    return [tag.router, tag.node, *tag.call, tag.attempt, tag.table, error, message[:MAX_FAULT_CHARS]]
-
-
-def result_header(tag: Tag, table: int, pairs: int, queue: int, service_us: int) -> list[Any]:
-    return [tag.router, tag.node, *tag.call, tag.attempt, table, pairs, queue, service_us]
+    return [*tag, error, message[:MAX_FAULT_CHARS]]

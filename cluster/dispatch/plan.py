@@ -32,7 +32,7 @@ class Slot:
             self._reserve(max(tokens, self._capacity), nodes)
         index = self._index[:tokens]
         permute.plan_dispatch(
-            call.ids, owner, nodes, self._row_start, self._pair_start, self._rows, self._counts, self._experts, index
+            call.ids, owner, self._row_start, self._pair_start, self._rows, self._counts, self._experts, index
         )
         if self._shape.float_rows:
             permute.gather_f32(call.rows, self._rows, self._row_start, self._payload)
@@ -42,19 +42,19 @@ class Slot:
         self.row_start = self._row_start.tolist()
         self.pair_start = self._pair_start.tolist()
         pairs = self.pair_start[-1]
-        np.copyto(self._narrow[:pairs], self._experts[:pairs], casting="unsafe")
+        self._narrow[:pairs] = self._experts[:pairs]
         self.results = self._results[:pairs]
 
-    def header_parts(self, node: int) -> tuple[int, memoryview, memoryview]:
-        """(rows, counts, experts) of node `node`, for its DISPATCH header."""
+    def request(self, node: int) -> tuple[int, memoryview, memoryview, memoryview]:
+        """(rows, counts, experts, payload) of node `node`'s DISPATCH."""
         first, last = self.row_start[node], self.row_start[node + 1]
-        width = self._shape.expert_dtype.itemsize
-        pairs = self._narrow_bytes[self.pair_start[node] * width : self.pair_start[node + 1] * width]
-        return last - first, self._counts_bytes[first:last], pairs
-
-    def payload(self, node: int) -> memoryview:
-        width = self._shape.row_bytes
-        return self._payload_bytes[self.row_start[node] * width : self.row_start[node + 1] * width]
+        row, pair = self._shape.row_bytes, self._shape.expert_bytes
+        return (
+            last - first,
+            self._counts_bytes[first:last],
+            self._narrow_bytes[self.pair_start[node] * pair : self.pair_start[node + 1] * pair],
+            self._payload_bytes[first * row : last * row],
+        )
 
     def region(self, node: int) -> memoryview:
         """Where node `node`'s result rows belong."""
@@ -68,8 +68,8 @@ class Slot:
         self._nodes, self._capacity = nodes, tokens
         self._row_start = np.zeros(nodes + 1, np.int64)
         self._pair_start = np.zeros(nodes + 1, np.int64)
-        self._rows = np.empty(nodes * tokens, np.int32)
-        self._counts = np.empty(nodes * tokens, np.uint8)
+        self._rows = np.empty(rows, np.int32)
+        self._counts = np.empty(rows, np.uint8)
         self._experts = np.empty(pairs, np.int32)
         self._narrow = np.empty(pairs, shape.expert_dtype)
         self._index = np.empty((tokens, shape.top_k), np.int32)

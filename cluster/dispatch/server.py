@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 1024
 JOIN_S = 10.0
+_HELLO, _PING = Kind.HELLO, Kind.PING
 
 
 class FrameServer:
@@ -85,7 +86,9 @@ class FrameServer:
         except OSError as error:
             self._release()
             if error.errno == errno.EADDRINUSE:
-                raise PortInUse(f"port {port} on {host} is in use; stop what uses it or choose another") from None
+                raise PortInUse(
+                    f"port {port} on {host} is in use; stop what uses it or choose another"
+                ) from None
             raise PortInUse(f"cannot listen on {host}:{port}: {error.strerror}") from error
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, None)
@@ -185,10 +188,10 @@ class FrameServer:
 
     def _deliver(self, connection: Connection, frame: Frame) -> None:
         kind = frame.kind
-        if kind is Kind.PING:
-            connection.send(Kind.PONG, frame.header)
-        elif kind is Kind.HELLO:
+        if kind is _HELLO:
             self._welcome(connection, frame)
+        elif kind is _PING:
+            connection.send(Kind.PONG, frame.header)
         elif self._identity is not None and connection.peer is None:
             raise ProtocolError(f"a {kind.name} frame before HELLO")
         else:

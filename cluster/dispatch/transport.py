@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,24 +29,30 @@ class WireShape:
     float_rows: bool = False
     float_results: bool = False
 
-    @property
+    # Cached: read on every message.
+
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row on its way to a node, with its scale."""
         return self.hidden * 4 if self.float_rows else self.hidden + 4
 
-    @property
+    @cached_property
     def result_bytes(self) -> int:
         """Bytes of one expert's output row on its way back."""
         return self.hidden * (4 if self.float_results else 2)
 
-    @property
+    @cached_property
     def result_dtype(self) -> np.dtype[Any]:
         return np.dtype(np.float32 if self.float_results else np.uint16)
 
-    @property
+    @cached_property
     def expert_dtype(self) -> np.dtype[Any]:
         """Of the expert numbers in a DISPATCH header."""
         return np.dtype(np.uint8 if self.experts <= 256 else np.uint16)
+
+    @cached_property
+    def expert_bytes(self) -> int:
+        return self.expert_dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)

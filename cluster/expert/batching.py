@@ -3,63 +3,61 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.frames import Frame
-from cluster.dispatch.messages import Tag, tag_of
+from cluster.dispatch.messages import LAYER, Tag
 from cluster.dispatch.transport import Array, WireShape
 from cluster.errors import ProtocolError
 
 
-@dataclass(frozen=True, slots=True)
 class Job:
     """One DISPATCH: counts [R] uint8, experts [P] int32, rows [R, Hp] int8 | float32, scales [R] | [0] float32."""
 
-    connection: Connection
-    tag: Tag
-    counts: Array
-    experts: Array
-    rows: Array
-    scales: Array
+    __slots__ = ("connection", "counts", "experts", "layer", "rows", "scales", "tag")
 
-    @property
-    def layer(self) -> int:
-        return self.tag.call[1]
+    def __init__(
+        self, connection: Connection, tag: Tag, counts: Array, experts: Array, rows: Array, scales: Array
+    ) -> None:
+        self.connection = connection
+        self.tag = tag
+        self.layer = tag[LAYER]
+        self.counts = counts
+        self.experts = experts
+        self.rows = rows
+        self.scales = scales
 
 
-def parse(connection: Connection, frame: Frame, shape: WireShape) -> Job:
+def parse(connection: Connection, frame: Frame, tag: Tag, shape: WireShape) -> Job:
     """Check a DISPATCH against the library's shape. Raises ProtocolError, saying what does not fit."""
-    tag = tag_of(frame.header)
+    payload = frame.payload
     try:
         rows, counts, experts = frame.header[7:10]
-        pairs = len(experts) // shape.expert_dtype.itemsize
-        if not 0 <= tag.call[1] < shape.layers:
-            raise ProtocolError(f"layer {tag.call[1]} of a model with {shape.layers} layers")
-        if len(counts) != rows or sum(counts) != pairs or rows == 0 or 0 in counts:
+        pairs = len(experts) // shape.expert_bytes
+        if not 0 <= tag[LAYER] < shape.layers:
+            raise ProtocolError(f"layer {tag[LAYER]} of a model with {shape.layers} layers")
+        if rows == 0 or len(counts) != rows or sum(counts) != pairs or 0 in counts:
             raise ProtocolError(f"{rows} rows, {len(counts)} counts and {pairs} experts do not add up")
+        if len(payload) != rows * shape.row_bytes:
+            raise ProtocolError(
+                f"{len(payload)} bytes for {rows} rows of {shape.row_bytes}; is the library the same?"
+            )
+        chosen = np.frombuffer(experts, shape.expert_dtype, pairs).astype(np.int32)
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"a DISPATCH header that does not say what it carries: {error}") from error
-    if len(frame.payload) != rows * shape.row_bytes:
-        raise ProtocolError(
-            f"{len(frame.payload)} bytes for {rows} rows of {shape.row_bytes}; is the library the same?"
-        )
-    cells = rows * shape.hidden
+    return Job(connection, tag, np.frombuffer(counts, np.uint8), chosen, *_rows(payload, rows, shape))
+
+
+def _rows(payload: memoryview, rows: int, shape: WireShape) -> tuple[Array, Array]:
+    """Views of the payload: rows and their scales."""
+    hidden = shape.hidden
     if shape.float_rows:
-        data = np.frombuffer(frame.payload, np.float32, cells)
-        scales = np.empty(0, np.float32)
-    else:
-        data = np.frombuffer(frame.payload, np.int8, cells)
-        scales = np.frombuffer(frame.payload, np.float32, rows, cells)
-    return Job(
-        connection,
-        tag,
-        np.frombuffer(bytearray(counts), np.uint8),
-        np.frombuffer(experts, shape.expert_dtype, pairs).astype(np.int32),
-        data.reshape(rows, shape.hidden),
-        scales,
+        return np.ndarray((rows, hidden), np.float32, payload), np.empty(0, np.float32)
+    return (
+        np.ndarray((rows, hidden), np.int8, payload),
+        np.ndarray((rows,), np.float32, payload, rows * hidden),
     )
 
 

@@ -13,7 +13,6 @@ Array = npt.NDArray[Any]
 def plan_dispatch(
     ids: Array,
     owner: Array,
-    nodes: int,
     row_start: Array,
     pair_start: Array,
     rows: Array,
@@ -22,6 +21,7 @@ def plan_dispatch(
     index: Array,
 ) -> None:
     row = pair = 0
+    nodes = len(row_start) - 1
     for node in range(nodes):
         row_start[node], pair_start[node] = row, pair
         for token, chosen in enumerate(ids):
