@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.status import Status
 
-SILENCE_S = 1.5
+SILENCE_S = 1.0
 """Longest time without a sign of life where no terminal shows a spinner; the promise is two seconds."""
 
 FASTEST_S = 0.5

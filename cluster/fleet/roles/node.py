@@ -19,6 +19,7 @@ from cluster.fleet.roles.process import Place, count_restarts, log_to_file
 from cluster.fleet.roles.wire import wire_shape
 from cluster.library.reader import Library
 from cluster.types import ExpertId, NodeId
+from kernels import warm
 
 
 class Shard:
@@ -83,6 +84,7 @@ class NodeRole(ControlledRole):
         super().__init__(place.name, place.controller)
 
     def build(self) -> None:
+        warm.compile_all()  # from the cache; from here on nothing is compiled in this process
         self._library = Library.open(self._place.library)
         node = ExpertNode(
             self._shard,

@@ -19,6 +19,7 @@ from cluster.router.build import build_trunk
 from cluster.router.engine import Engine
 from cluster.router.service import RouterService
 from cluster.types import NodeId
+from kernels import warm
 
 CONNECT_S = 10.0
 
@@ -38,6 +39,7 @@ class RouterRole(ControlledRole):
         super().__init__(place.name, place.controller)
 
     def build(self) -> None:
+        warm.compile_all()  # from the cache; from here on nothing is compiled in this process
         self._library = Library.open(self._place.library)
         self._trunk = build_trunk(self._library, self._place.variant, self._workers)
 
