@@ -1,0 +1,125 @@
+"""One real cluster: `up`, questions to it, deaths in it, `down`. The tests run in order and share it."""
+
+import json
+
+import pytest
+
+from cluster.fleet import processes
+from support.clusters import Leaving, Moemesh, kill, listening, wait_until
+from support.engines import tiny_library
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+PROMPT = "abc"
+
+
+@pytest.fixture(scope="module")
+def moemesh(tmp_path_factory):
+    root = tmp_path_factory.mktemp("up")
+    library = tiny_library(root, "qwen3-dense-between")
+    cluster = Moemesh(root / "state", "--model", str(library.path))
+    cluster.summary = cluster.up("--routers", "2")
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def leaving(moemesh):
+    return Leaving(moemesh)
+
+
+def generate(moemesh):
+    return moemesh.json("generate", PROMPT, "--max-tokens", "8")["token_ids"]
+
+
+@pytest.fixture(scope="module")
+def tokens(moemesh):
+    """What the cluster says before anything happens to it."""
+    return generate(moemesh)
+
+
+def all_ready(moemesh):
+    found = moemesh.members()
+    return all(m["ready"] and m["health"] == "alive" for m in found.values()) and found
+
+
+def test_everybody_is_ready_and_holds_its_share(moemesh):
+    status = moemesh.json("status")
+    assert status["table"] == {"epoch": 1, "version": 1, "active": 1}
+    assert [n["id"] for n in status["nodes"]] == ["node-0", "node-1", "node-2"]
+    assert [r["id"] for r in status["routers"]] == ["router-0", "router-1"]
+    assert all(m["ready"] for m in moemesh.members().values())
+    shares = [n["experts"] for n in status["nodes"]]
+    assert max(shares) - min(shares) <= 1
+    assert all(n["stats"]["resident_bytes"] > 0 for n in status["nodes"])
+    assert status["grpc"] == moemesh.summary["grpc"]
+
+
+def test_status_is_a_table_for_people(moemesh):
+    done = moemesh.run("status")
+    assert done.returncode == 0
+    for name in ("node-2", "router-1", "gateway", "ready", "1.1 active"):
+        assert name in done.stdout
+
+
+def test_it_generates(tokens):
+    assert len(tokens) == 8
+
+
+def test_up_again_is_refused_and_harms_nothing(moemesh, tokens):
+    done = moemesh.run("up", *moemesh.options, "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["code"] == "ALREADY_EXISTS"
+    assert generate(moemesh) == tokens
+
+
+def test_nobody_listens_beyond_loopback(moemesh, leaving):
+    leaving.look()
+    addresses = {ip for one in moemesh.everything() for ip in listening(one.pid).values()}
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_ray_asks_for_a_token(moemesh):
+    assert moemesh.folder.token.stat().st_mode & 0o077 == 0
+    assert len(moemesh.folder.token.read_text()) >= 32
+
+
+def test_a_killed_node_comes_back_with_its_experts(moemesh, tokens):
+    before = moemesh.members()["node-1"]
+    kill(moemesh.role_pid("node-1"))
+    after = wait_until(
+        lambda: (
+            (m := all_ready(moemesh)) and m["node-1"]["incarnation"] > before["incarnation"] and m["node-1"]
+        ),
+        "node-1 comes back",
+    )
+    assert after["experts"] == before["experts"]
+    assert after["stats"]["restarts"] == 1
+    assert generate(moemesh) == tokens
+
+
+def test_a_killed_controller_comes_back_with_a_higher_epoch(moemesh, tokens):
+    kill(moemesh.role_pid("controller"))
+
+    def back():
+        done = moemesh.run("status", "--json")
+        table = json.loads(done.stdout).get("table", {})
+        return table.get("epoch") == 2 and table["active"] == 2
+
+    wait_until(back, "the controller comes back")
+    assert all_ready(moemesh)
+    assert generate(moemesh) == tokens
+
+
+def test_down_leaves_nothing(moemesh, leaving):
+    leaving.look()
+    assert any(processes.name(one) == "raylet" for one in leaving.processes)
+    assert moemesh.json("down")["stopped"]
+    leaving.check()
+    assert not moemesh.folder.path.exists()
+
+
+def test_down_again_is_refused(moemesh):
+    done = moemesh.run("down")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == "error: no cluster is up; start one with `moemesh up`"
