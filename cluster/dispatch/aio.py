@@ -78,6 +78,11 @@ class FrameStream(asyncio.BufferedProtocol):
     def closed(self) -> bool:
         return self._error is not None
 
+    @property
+    def ahead_bytes(self) -> int:
+        """About how much was received that nobody has taken yet."""
+        return self._ahead
+
     async def send(self, kind: Kind, header: Header, *buffers: Buffer) -> None:
         """Returns when the bytes are with the socket or in its small buffer. Raises Unavailable when closed."""
         body = memoryview(buffers[0] if len(buffers) == 1 else b"".join(buffers)).cast("B")

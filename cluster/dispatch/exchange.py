@@ -166,6 +166,7 @@ class Exchange:
             self._unwell = True
             return
         part.attempt += 1
+        part.receiving = False
         flight: Flight = part.flight
         rows, counts, experts, body = flight.slot.request(part.node)
         step, layer, micro_batch = part.call
@@ -210,6 +211,10 @@ class Exchange:
         part = self._match(link, header) if kind is _RESULT else None
         if part is None:
             return None
+        if part.receiving:  # a duplicate; the frames of one read are decoded before the first is handled
+            self.counters.stale += 1
+            return None
+        part.receiving = True
         region: memoryview = part.flight.slot.region(part.node)
         if len(region) != count:
             raise ProtocolError(f"{count} bytes of results where {len(region)} were asked for")
@@ -226,7 +231,7 @@ class Exchange:
         counters.messages_in += 1
         counters.header_bytes_in += frame.overhead
         if kind is _RESULT:
-            if not frame.payload:
+            if not part.receiving:
                 raise ProtocolError("a RESULT without rows")
             counters.payload_bytes_in += len(frame.payload)
             link.queue, link.service_us = header[8], header[9]

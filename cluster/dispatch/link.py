@@ -49,7 +49,7 @@ class Counters:
 class Part:
     """One node's share of a call: its request, kept until the reply is in, and where the reply goes."""
 
-    __slots__ = ("attempt", "call", "failure", "flight", "link", "node", "retry_at", "since")
+    __slots__ = ("attempt", "call", "failure", "flight", "link", "node", "receiving", "retry_at", "since")
 
     def __init__(self, flight: Any, call: Call, node: int, link: Link, since: float) -> None:
         self.flight = flight
@@ -58,6 +58,7 @@ class Part:
         self.link = link
         self.attempt = -1
         self.since = since
+        self.receiving = False
         self.retry_at = 0.0
         self.failure: MoemeshError | None = None
 
@@ -145,7 +146,8 @@ class Link:
                 if self.state is State.READY:
                     self.last_heard = now
                 for frame in frames:
-                    self._receive(frame)
+                    if self.connection is connection:  # an answer to an earlier one may have failed
+                        self._receive(frame)
         except ProtocolError as error:
             self.refuse(error)
         except (OSError, Unavailable) as error:

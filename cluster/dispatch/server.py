@@ -49,6 +49,7 @@ class FrameServer:
         name: str = "frames",
     ) -> None:
         self._where = (host, port)
+        self._address = ""
         self._on_frame = on_frame
         self._on_close = on_close
         self._on_round = on_round
@@ -68,10 +69,8 @@ class FrameServer:
 
     @property
     def address(self) -> str:
-        """ "host:port", with the port that the system chose if 0 was asked for. Needs start()."""
-        assert self._listener is not None, "start() first"
-        host, port = self._listener.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        """ "host:port", with the port that the system chose if 0 was asked for; "" before start()."""
+        return self._address
 
     @property
     def connections(self) -> int:
@@ -93,6 +92,8 @@ class FrameServer:
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, None)
         self._selector.register(self._wake_out, selectors.EVENT_READ, None)
+        host, port = self._listener.getsockname()[:2]
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         self._thread.start()
         return self.address

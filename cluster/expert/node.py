@@ -242,17 +242,19 @@ class ExpertNode:
         try:
             results = self._compute.run(batch[0].layer, *merge(batch))
         except Exception as error:
-            if len(batch) > 1:  # only the message that is to blame fails
-                for job in batch:
-                    self._run([job])
-                return
-            if not isinstance(error, MoemeshError):
-                log.exception("layer %d failed; the router gets a FAULT", batch[0].layer)
-            self._fault(batch[0].connection, batch[0].tag, error)
+            failure = error
+        else:
+            took_us = (self._clock() - begin) * 1e6
+            self._count(batch, len(results), took_us)
+            self._answer(batch, results, int(took_us))
             return
-        took_us = (self._clock() - begin) * 1e6
-        self._count(batch, len(results), took_us)
-        self._answer(batch, results, int(took_us))
+        if len(batch) > 1:  # only the message that is to blame fails
+            for job in batch:
+                self._run([job])
+            return
+        if not isinstance(failure, MoemeshError):
+            log.error("layer %d failed; the router gets a FAULT", batch[0].layer, exc_info=failure)
+        self._fault(batch[0].connection, batch[0].tag, failure)
 
     def _count(self, batch: list[Job], pairs: int, took_us: float) -> None:
         counters = self.counters
