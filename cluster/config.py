@@ -53,7 +53,10 @@ class GatewayConfig:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """What `moemesh up` starts. model: a library folder, "" for the bundled one; variant: "" for its first."""
+    """What `moemesh up` starts.
+
+    model: a library folder, "" for the bundled one; variant: of its experts, "" for the default.
+    """
 
     model: str = ""
     variant: str = ""

@@ -68,7 +68,9 @@ class Sampler:
 
     def _history(self, slots: np.ndarray, sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray]:
         """([B + 1] int64, int32): tokens of the sequences that have a repetition penalty, end to end."""
-        seen = [s.tokens if self._penalty[slot] != 1 else [] for s, slot in zip(sequences, slots, strict=True)]
+        seen = [
+            s.tokens if self._penalty[slot] != 1 else [] for s, slot in zip(sequences, slots, strict=True)
+        ]
         start = np.zeros(len(seen) + 1, np.int64)
         np.cumsum([len(tokens) for tokens in seen], out=start[1:])
         return start, np.array([token for tokens in seen for token in tokens], np.int32)

@@ -197,7 +197,9 @@ def test_any_placement_chunking_and_company(
         chunk_tokens=data.draw(st.integers(1, 200), label="chunk"),
         micro_batches=data.draw(st.integers(1, 2), label="micro-batches"),
     )
-    chosen = data.draw(st.lists(st.sampled_from(requests()), min_size=1, max_size=6, unique=True), label="mates")
+    chosen = data.draw(
+        st.lists(st.sampled_from(requests()), min_size=1, max_size=6, unique=True), label="mates"
+    )
     found = together(library, config, chosen, variant=variant, nodes=nodes, table=table)
     assert found.items() <= alone.items()
 

@@ -56,9 +56,7 @@ def test_a_prompt_takes_as_many_steps_as_chunks(library: Library) -> None:
     assert steps == [False, False, False, True], "16 + 16 + 16 + 2 tokens"
 
 
-def test_kernel_calls_do_not_grow_with_the_batch(
-    library: Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernel_calls_do_not_grow_with_the_batch(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: Counter[str] = Counter()
 
     def counted(workers: threads.Workers, kernel: object, items: int, *args: object) -> None:
@@ -141,12 +139,14 @@ def test_an_end_of_sequence_token_stops(library: Library) -> None:
 
 def test_no_memory_for_the_kv_budget(library: Library) -> None:
     need = page_bytes(library.spec, 64, 2)
-    with pytest.raises(OutOfMemoryBudget, match=str(need)), engine_over(
-        library, dataclasses.replace(CONFIG, kv_bytes=need - 1)
+    with (
+        pytest.raises(OutOfMemoryBudget, match=str(need)),
+        engine_over(library, dataclasses.replace(CONFIG, kv_bytes=need - 1)),
     ):
         pass
-    with pytest.raises(OutOfMemoryBudget, match="available"), engine_over(
-        library, dataclasses.replace(CONFIG, kv_bytes=1 << 50)
+    with (
+        pytest.raises(OutOfMemoryBudget, match="available"),
+        engine_over(library, dataclasses.replace(CONFIG, kv_bytes=1 << 50)),
     ):
         pass
 

@@ -174,7 +174,11 @@ def remote_experts(
 
 
 def connect(
-    library: Library, variant: str, table: PlacementTable, addresses: dict[NodeId, str], name: str = "router-0"
+    library: Library,
+    variant: str,
+    table: PlacementTable,
+    addresses: dict[NodeId, str],
+    name: str = "router-0",
 ) -> Exchange:
     identity = Identity("router", name, 1, library.digest)
     exchange = Exchange(identity, wire_shape(library, variant), table, addresses)
