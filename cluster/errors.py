@@ -66,7 +66,8 @@ class NonFinite(MoemeshError):
 
     def __init__(self, layer: int) -> None:
         super().__init__(
-            f"NaN or Inf in the activations at layer {layer}; the model's weights or its quantisation are broken"
+            f"NaN or Inf in the activations at layer {layer}; "
+            "the model's weights or its quantisation are broken"
         )
         self.layer = layer
 

@@ -1,4 +1,4 @@
-"""Engines over tiny libraries, in one process or over real sockets, and a probe that remembers what they computed."""
+"""Engines over tiny libraries, here or over real sockets, and a probe that remembers."""
 
 from __future__ import annotations
 
