@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
@@ -21,8 +21,8 @@ import numpy as np
 
 from cluster.balance.placement import PlacementTable, round_robin
 from cluster.dispatch.exchange import Exchange
+from cluster.dispatch.flight import Counters
 from cluster.dispatch.handshake import Identity
-from cluster.dispatch.link import Counters
 from cluster.dispatch.transport import Array, ExpertCall, WireShape
 from cluster.errors import StartFailed
 from cluster.expert.node import ExpertNode
@@ -150,10 +150,8 @@ def _serve_echo(pipe: Pipe, shape: WireShape, name: NodeId, table: PlacementTabl
     node = ExpertNode(EchoCompute(shape), shape, node_id=name)
     node.hold(table.version, table.experts_of(name))
     pipe.send(node.start())
-    try:
+    with suppress(EOFError):  # the parent closed its end, or is gone
         pipe.recv()
-    except EOFError:
-        pass  # the parent closed its end, or is gone
     node.shutdown()
 
 
@@ -163,7 +161,7 @@ _LENGTHS = struct.Struct("<II")
 def _raw_plan(call: ExpertCall, table: PlacementTable, shape: WireShape) -> list[list[bytes]]:
     """Per node the buffers to send; an empty list for a node without rows."""
     owner = table.owners(call.layer)[call.ids]
-    plan = []
+    plan: list[list[bytes]] = []
     for node in range(len(table.nodes)):
         mine = owner == node
         counts = mine.sum(axis=1)

@@ -8,11 +8,11 @@ from collections import deque
 from types import TracebackType
 
 from cluster.dispatch.connection import Buffer
+from cluster.dispatch.decoder import FrameDecoder
 from cluster.dispatch.frames import (
     DEFAULT_LIMITS,
     FRAGMENT_BYTES,
     Frame,
-    FrameDecoder,
     Header,
     Limits,
     fragment_prefix,
@@ -30,7 +30,7 @@ FRAME_COST = 256
 
 
 class FrameStream(asyncio.BufferedProtocol):
-    """One connection of frames: `stream = await FrameStream.open(address)`; send from any task, recv from one.
+    """One connection of frames, from `await FrameStream.open(address)`; send from any task, recv from one.
 
     server: the Identity that the server answered, if one was given to `open`.
     """
@@ -57,7 +57,7 @@ class FrameStream(asyncio.BufferedProtocol):
         limits: Limits = DEFAULT_LIMITS,
         timeout_s: float = CONNECT_S,
     ) -> FrameStream:
-        """Connect, and say HELLO if there is an `identity`. Raises Unavailable or what the server refused with."""
+        """Connect, and with an `identity` say HELLO. Raises Unavailable or what the server refused with."""
         host, port = split_address(address)
         loop = asyncio.get_running_loop()
         stream: FrameStream | None = None
@@ -72,7 +72,7 @@ class FrameStream(asyncio.BufferedProtocol):
                 await stream.close()
             if isinstance(error, MoemeshError):
                 raise
-            raise Unavailable(f"cannot connect to {address}: {error or 'no answer in time'}") from error
+            raise Unavailable(f"cannot connect to {address}: {str(error) or 'no answer in time'}") from error
 
     @property
     def closed(self) -> bool:
@@ -84,7 +84,7 @@ class FrameStream(asyncio.BufferedProtocol):
         return self._ahead
 
     async def send(self, kind: Kind, header: Header, *buffers: Buffer) -> None:
-        """Returns when the bytes are with the socket or in its small buffer. Raises Unavailable when closed."""
+        """Returns when the bytes are with the socket or its small buffer. Raises Unavailable when closed."""
         body = memoryview(buffers[0] if len(buffers) == 1 else b"".join(buffers)).cast("B")
         if kind < FIRST_ORDERED:
             await self._write(kind, header, body)

@@ -8,14 +8,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from cluster.dispatch.decoder import FrameDecoder, Sink
 from cluster.dispatch.frames import (
     DEFAULT_LIMITS,
     FRAGMENT_BYTES,
     Frame,
-    FrameDecoder,
     Header,
     Limits,
-    Sink,
     pack_header,
 )
 from cluster.dispatch.kinds import Kind
@@ -76,7 +75,7 @@ class Connection:
         return self._queued
 
     def send(self, kind: Kind, header: Header, *buffers: Buffer) -> None:
-        """Send one message; `buffers` (C-contiguous) together are its payload and are copied if they must wait.
+        """Send one message; `buffers` (C-contiguous) together are its payload, copied if they must wait.
 
         Raises Unavailable if the connection is closed or breaks, Overloaded if the queue is full.
         """

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import selectors
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cluster.balance.placement import PlacementTable, newer
+from cluster.balance.placement import PlacementTable
+from cluster.dispatch.flight import Counters, Flight, Part
 from cluster.dispatch.frames import Frame, Limits
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
-from cluster.dispatch.link import Counters, Link, Part, State
+from cluster.dispatch.link import Link, State
 from cluster.dispatch.messages import Call
-from cluster.dispatch.plan import Slot
-from cluster.dispatch.transport import Array, ExpertCall, ExpertRows, WireShape
+from cluster.dispatch.plan import Slots
+from cluster.dispatch.roster import Roster
+from cluster.dispatch.transport import ExpertCall, ExpertRows, WireShape
 from cluster.errors import MoemeshError, NodeLost, Overloaded, ProtocolError, Unavailable, error_from_wire
 from cluster.types import NodeId
 
@@ -37,19 +38,6 @@ MAX_REPLY_BYTES = 1 << 30
 """No bound of ours: a reply's buffer exists before it arrives, and its length must match it."""
 
 _DISPATCH, _RESULT = Kind.DISPATCH, Kind.RESULT
-
-
-class Flight:
-    """A call whose replies are not all in."""
-
-    __slots__ = ("error", "left", "parts", "slot", "table")
-
-    def __init__(self, slot: Slot, table: int) -> None:
-        self.slot = slot
-        self.table = table
-        self.parts: list[Part] = []
-        self.left = 0
-        self.error: MoemeshError | None = None
 
 
 class Exchange:
@@ -75,62 +63,55 @@ class Exchange:
         self._shape = shape
         self._deadline_s = deadline_s
         self._clock = clock
-        self._selector = selectors.DefaultSelector()
-        self._links: dict[NodeId, Link] = {}
         self._flights: dict[Call, Flight] = {}
-        self._slots: dict[int, deque[Slot]] = {}
+        self._slots = Slots(shape)
         self._unwell = False
-        self._table = table
-        self._owners: dict[int, Array] = {}
-        self._current: list[Link] = []
-        self._updates: deque[tuple[PlacementTable, dict[NodeId, str]]] = deque(maxlen=1)
-        self.update(table, addresses)
+        self._roster = Roster(table, addresses, self._new_link)
         self._look_after()
 
     def update(self, table: PlacementTable, addresses: Mapping[NodeId, str]) -> None:
         """Use this table and these addresses from the next call on; calls in flight keep their nodes but
-        follow them to new addresses. An older table changes only addresses. Callable from any thread: the
-        update is left in a box of one, which the sending thread empties."""
-        self._updates.append((table, dict(addresses)))
+        follow them to new addresses. An older table changes only addresses. Callable from any thread."""
+        self._roster.post(table, addresses)
 
     @property
     def table(self) -> PlacementTable:
-        return self._table
+        return self._roster.table
 
     def connect(self, timeout_s: float) -> None:
         """Wait until every node of the table is connected. Raises NodeLost or what a node refused with."""
         deadline = self._clock() + timeout_s
         self._look_after()
-        while not self.ready():
-            waiting = next(link for link in self._current if link.state is not State.READY)
-            if waiting.refusal is not None:
-                raise waiting.refusal
+        while missing := self._roster.missing():
+            if missing.refusal is not None:
+                raise missing.refusal
             if self._clock() > deadline:
-                raise NodeLost(f"node {waiting.node} at {waiting.address} cannot be reached: {waiting.cause}")
+                raise NodeLost(f"node {missing.node} at {missing.address} cannot be reached: {missing.cause}")
             self._turn()
 
     def ready(self) -> bool:
         """Whether every node of the table is connected."""
-        return all(link.state is State.READY for link in self._current)
+        return self._roster.missing() is None
 
     def loads(self) -> dict[NodeId, tuple[int, int]]:
-        """(queue length, service time in µs) of every node, as its last reply told."""
-        return {link.node: (link.queue, link.service_us) for link in self._current}
+        """(messages waiting, service time in µs) of every node, as its last reply told."""
+        return {link.node: (link.queue, link.service_us) for link in self._roster.links}
 
     def send(self, call: ExpertCall) -> None:
         """Send every node its rows; nothing is awaited. Raises ValueError if the same call is in flight."""
-        if self._updates:
-            self._apply_update()
+        roster = self._roster
+        if roster.posted:
+            roster.apply_posted()
         key = (call.step, call.layer, call.micro_batch)
         if key in self._flights:
             raise ValueError(f"call {key} is in flight already")
-        slot = self._free_slot(call.micro_batch)
-        slot.fill(call, self._owners_of(call.layer), len(self._current))
+        slot = self._slots.take(call.micro_batch)
+        slot.fill(call, roster.owners(call.layer), len(roster.links))
         slot.busy = True
-        flight = self._flights[key] = Flight(slot, self._table.version)
+        flight = self._flights[key] = Flight(slot, roster.table.version)
         now = self._clock()
         starts = slot.row_start
-        for node, link in enumerate(self._current):
+        for node, link in enumerate(roster.links):
             if starts[node] == starts[node + 1]:
                 continue
             part = link.parts[key] = Part(flight, key, node, link, now)
@@ -140,7 +121,7 @@ class Exchange:
             self._post(part)
 
     def wait(self, step: int, layer: int, micro_batch: int) -> ExpertRows:
-        """The rows of one call, in one buffer. Raises as ExpertTransport says; KeyError if it was never sent."""
+        """The rows of one call, in one buffer. Raises as ExpertTransport says; KeyError for no such call."""
         key = (step, layer, micro_batch)
         flight = self._flights[key]
         while flight.left and flight.error is None:
@@ -153,11 +134,8 @@ class Exchange:
         return ExpertRows(flight.slot.results, flight.slot.index)
 
     def close(self) -> None:
-        for link in self._links.values():
-            link.lose("the exchange is closed")
-        self._links.clear()
+        self._roster.close()
         self._flights.clear()
-        self._selector.close()
 
     def _post(self, part: Part) -> None:
         """Send a part's request, if its node is there; otherwise it goes out when the node is."""
@@ -167,13 +145,21 @@ class Exchange:
             return
         part.attempt += 1
         part.receiving = False
-        flight: Flight = part.flight
-        rows, counts, experts, body = flight.slot.request(part.node)
+        flight = part.flight
+        *more, body = flight.slot.request(part.node)
         step, layer, micro_batch = part.call
         head = link.send(
             _DISPATCH,
-            [self._incarnation, link.incarnation, step, layer, micro_batch, part.attempt, flight.table]
-            + [rows, counts, experts],
+            [
+                self._incarnation,
+                link.incarnation,
+                step,
+                layer,
+                micro_batch,
+                part.attempt,
+                flight.table,
+                *more,
+            ],
             body,
         )
         counters = self.counters
@@ -185,7 +171,7 @@ class Exchange:
 
     def _turn(self) -> None:
         """Wait for the sockets once and handle what they bring."""
-        events = self._selector.select(TICK_S if self._unwell else IDLE_S)
+        events = self._roster.selector.select(TICK_S if self._unwell else IDLE_S)
         if events:
             now = self._clock()
             for key, mask in events:
@@ -215,7 +201,7 @@ class Exchange:
             self.counters.stale += 1
             return None
         part.receiving = True
-        region: memoryview = part.flight.slot.region(part.node)
+        region = part.flight.slot.region(part.node)
         if len(region) != count:
             raise ProtocolError(f"{count} bytes of results where {len(region)} were asked for")
         return region
@@ -247,8 +233,8 @@ class Exchange:
     def _not_here(self, part: Part, version: int) -> None:
         link, flight = part.link, part.flight
         error = Unavailable(
-            f"node {link.node} does not hold the experts of layer {part.call[1]} that table {flight.table} gives "
-            f"it; it has loaded table {version}"
+            f"node {link.node} does not hold the experts of layer {part.call[1]} that table {flight.table} "
+            f"gives it; it has loaded table {version}"
         )
         if version < flight.table:
             self._try_later(part, error)
@@ -269,11 +255,10 @@ class Exchange:
 
     def _look_after(self) -> None:
         """Everything that is not the fast path: updates, lost links, retries, deadlines."""
-        if self._updates:
-            self._apply_update()
+        self._roster.apply_posted()
         self._unwell = False
         now = self._clock()
-        for link in list(self._links.values()):
+        for link in self._roster.all:
             link.due(now)
             if link.state is not State.READY:
                 self._unwell = True
@@ -314,45 +299,14 @@ class Exchange:
         """Forget a failed call. Its slot is not used again: late rows may still be on their way into it."""
         for part in flight.parts:
             part.link.parts.pop(part.call, None)
-        for slots in self._slots.values():
-            if flight.slot in slots:
-                slots.remove(flight.slot)
+        self._slots.discard(flight.slot)
 
-    def _free_slot(self, micro_batch: int) -> Slot:
-        slots = self._slots.setdefault(micro_batch, deque())
-        if len(slots) < 2 or slots[0].busy:
-            slots.append(Slot(self._shape))
-        else:
-            slots.rotate(-1)
-        return slots[-1]
-
-    def _owners_of(self, layer: int) -> Array:
-        owner = self._owners.get(layer)
-        if owner is None:
-            owner = self._owners[layer] = self._table.owners(layer)
-        return owner
-
-    def _apply_update(self) -> None:
-        table, addresses = self._updates.popleft()
-        if not newer(self._table, table):
-            self._table = table
-            self._owners.clear()
-        for node in self._table.nodes:
-            if node not in self._links:
-                self._links[node] = self._new_link(node, addresses.get(node))
-            elif node in addresses:
-                self._links[node].move(addresses[node])
-        self._current = [self._links[node] for node in self._table.nodes]
-        for node in set(self._links) - set(self._table.nodes):
-            if not self._links[node].parts:
-                self._links.pop(node).lose("it left the table")
-
-    def _new_link(self, node: NodeId, address: str | None) -> Link:
+    def _new_link(self, node: NodeId, address: str | None, selector: selectors.BaseSelector) -> Link:
         return Link(
             node,
             address,
             identity=self._identity,
-            selector=self._selector,
+            selector=selector,
             limits=Limits(payload=MAX_REPLY_BYTES),
             sink=self._buffer_for,
             on_frame=self._receive,

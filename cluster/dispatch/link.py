@@ -6,12 +6,13 @@ import errno
 import selectors
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from cluster.dispatch.connection import Connection
-from cluster.dispatch.frames import Frame, Limits, Sink
+from cluster.dispatch.decoder import Sink
+from cluster.dispatch.flight import Part
+from cluster.dispatch.frames import Frame, Limits
 from cluster.dispatch.handshake import Identity, error_of, split_address
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.messages import Call
@@ -30,37 +31,6 @@ class State(Enum):
     CONNECTING = "connecting"
     GREETING = "greeting"
     READY = "ready"
-
-
-@dataclass(slots=True)
-class Counters:
-    """Bytes and messages of the data plane; header bytes include the frame's prefix."""
-
-    header_bytes_out: int = 0
-    payload_bytes_out: int = 0
-    header_bytes_in: int = 0
-    payload_bytes_in: int = 0
-    messages_out: int = 0
-    messages_in: int = 0
-    resends: int = 0
-    stale: int = 0
-
-
-class Part:
-    """One node's share of a call: its request, kept until the reply is in, and where the reply goes."""
-
-    __slots__ = ("attempt", "call", "failure", "flight", "link", "node", "receiving", "retry_at", "since")
-
-    def __init__(self, flight: Any, call: Call, node: int, link: Link, since: float) -> None:
-        self.flight = flight
-        self.call = call
-        self.node = node
-        self.link = link
-        self.attempt = -1
-        self.since = since
-        self.receiving = False
-        self.retry_at = 0.0
-        self.failure: MoemeshError | None = None
 
 
 class Link:

@@ -3,6 +3,7 @@ once the largest batch has been seen."""
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -75,11 +76,33 @@ class Slot:
         self._index = np.empty((tokens, shape.top_k), np.int32)
         self._payload = np.empty(rows * shape.row_bytes, np.uint8)
         self._results = np.empty((pairs, shape.hidden), shape.result_dtype)
-        self._counts_bytes = memoryview(self._counts)
+        self._counts_bytes = _bytes(self._counts)
         self._narrow_bytes = _bytes(self._narrow)
-        self._payload_bytes = memoryview(self._payload)
+        self._payload_bytes = _bytes(self._payload)
         self._results_bytes = _bytes(self._results)
 
 
+class Slots:
+    """Two slots for each micro-batch, used in turn, so that a call's results outlive the next call's start;
+    more only while more calls of a micro-batch are in flight."""
+
+    def __init__(self, shape: WireShape) -> None:
+        self._shape = shape
+        self._slots: dict[int, deque[Slot]] = {}
+
+    def take(self, micro_batch: int) -> Slot:
+        slots = self._slots.setdefault(micro_batch, deque())
+        if len(slots) < 2 or slots[0].busy:
+            slots.append(Slot(self._shape))
+        else:
+            slots.rotate(-1)
+        return slots[-1]
+
+    def discard(self, slot: Slot) -> None:
+        for slots in self._slots.values():
+            if slot in slots:
+                slots.remove(slot)
+
+
 def _bytes(array: np.ndarray[Any, Any]) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.data.cast("B")

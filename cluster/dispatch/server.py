@@ -9,6 +9,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from cluster.dispatch.connection import MAX_QUEUED_BYTES, Connection
 from cluster.dispatch.frames import DEFAULT_LIMITS, Frame, Limits
@@ -112,10 +113,8 @@ class FrameServer:
             thread.join(JOIN_S)
 
     def _wake(self) -> None:
-        try:
+        with suppress(OSError):  # full: it is awake anyway; closed: it has stopped
             self._wake_in.send(b"\0")
-        except OSError:
-            pass  # full: it is awake anyway; closed: it has stopped
 
     def _run(self) -> None:
         try:
@@ -144,10 +143,8 @@ class FrameServer:
         self._wake_out.close()
 
     def _woken(self) -> None:
-        try:
+        with suppress(BlockingIOError):
             self._wake_out.recv(4096)
-        except BlockingIOError:
-            pass
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -212,10 +209,8 @@ class FrameServer:
 
     def _refuse(self, connection: Connection, error: ProtocolError) -> None:
         log.warning("%s: refused a peer: %s", self._name, error)
-        try:
+        with suppress(MoemeshError):  # it has gone: nobody to tell
             connection.send(Kind.REFUSED, error_header(error))
-        except MoemeshError:
-            pass  # it has gone: nobody to tell
         self._drop(connection)
 
     def _drop(self, connection: Connection) -> None:

@@ -92,7 +92,7 @@ class ExpertTransport(Protocol):
         """Hand the rows to the experts' owners; never waits for a reply."""
 
     def wait(self, step: int, layer: int, micro_batch: int) -> ExpertRows:
-        """All rows of one call. Raises NodeLost, Unavailable, Overloaded, ProtocolError or the expert's error;
-        the call is over then and its replies are thrown away."""
+        """All rows of one call. Raises NodeLost, Unavailable, Overloaded, ProtocolError or the expert's
+        error; the call is over then and its replies are thrown away."""
 
     def close(self) -> None: ...

@@ -14,7 +14,7 @@ from cluster.errors import ProtocolError
 
 
 class Job:
-    """One DISPATCH: counts [R] uint8, experts [P] int32, rows [R, Hp] int8 | float32, scales [R] | [0] float32."""
+    """One DISPATCH: counts [R] uint8, experts [P] int32, rows [R, Hp] int8 | float32, scales [R] | [0]."""
 
     __slots__ = ("connection", "counts", "experts", "layer", "rows", "scales", "tag")
 

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 MAX_WAITING_ROWS = 8192
 MAX_BATCH_ROWS = 2048
 INLINE_US = 500.0
-"""Work expected to take less is done by the thread that reads: handing it to the compute thread costs more than
-the reading can wait (measured: two context switches, 30-60 µs a message, on two cores)."""
+"""Work expected to take less is done by the thread that reads: handing it over would cost two context
+switches a message, and sockets can wait that long."""
 
 RISE = 1.2
 """By how much one slow batch may raise the expected µs per pair."""
@@ -270,7 +270,7 @@ class ExpertNode:
     def _answer(self, batch: list[Job], results: Array, took_us: int) -> None:
         version = self._held[0]
         queue = len(self._waiting)
-        data = memoryview(results).cast("B")
+        data = results.data.cast("B")
         first = 0
         for job in batch:
             pairs = len(job.experts)

@@ -255,7 +255,7 @@ def test_a_silent_node_is_named() -> None:
     with running(2, inline_us=0) as nodes, connected(nodes, deadline_s=0.3) as exchange:
         nodes.computes[nodes.names[1]].before = gate
         exchange.send(make_call(8))
-        with pytest.raises(NodeLost, match="node n1 .* it is silent"):
+        with pytest.raises(NodeLost, match=r"node n1 .* it is silent"):
             exchange.wait(0, 0, 0)
         gate.opened.set()  # its reply comes late now, and belongs to nothing
         round_trip(exchange, make_call(8, step=1))
@@ -277,7 +277,7 @@ def test_a_node_of_another_library_is_refused_by_name() -> None:
         identity = Identity("router", "r", 1, library="0dd" * 21 + "0")
         exchange = Exchange(identity, SHAPE, nodes.table, nodes.addresses)
         try:
-            with pytest.raises(ProtocolError, match="node n0 .*0dd0dd0dd0dd.*5eed5eed5eed"):
+            with pytest.raises(ProtocolError, match=r"node n0 .*0dd0dd0dd0dd.*5eed5eed5eed"):
                 exchange.connect(10)
             exchange.send(make_call(2))
             with pytest.raises(ProtocolError, match="node n0"):
@@ -291,7 +291,7 @@ def test_an_expert_that_is_nowhere_any_more_is_a_typed_error() -> None:
         nodes.nodes[nodes.names[0]].hold(2, [ExpertId(0, 0)])
         exchange.send(make_call(8))
         with pytest.raises(
-            Unavailable, match="node n0 does not hold .* layer 0 .* table 1 .* loaded table 2"
+            Unavailable, match=r"node n0 does not hold .* layer 0 .* table 1 .* loaded table 2"
         ):
             exchange.wait(0, 0, 0)
 

@@ -1,4 +1,4 @@
-"""Expert nodes for tests of the dispatch: their compute is a pure function of the payload, without kernels."""
+"""Expert nodes for tests of the dispatch; their compute is a pure function of the payload, no kernels."""
 
 from __future__ import annotations
 

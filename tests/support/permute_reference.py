@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def plan_dispatch(
 
 
 def gather_int8(q: Array, scales: Array, rows: Array, row_start: Array, out: Array) -> None:
-    for first, last in zip(row_start, row_start[1:], strict=False):
+    for first, last in pairwise(row_start):
         chosen = rows[first:last]
         data = q[chosen].tobytes() + scales[chosen].astype("<f4").tobytes()
         at = first * (q.shape[1] + 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import pairwise
 
 import msgpack
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.dispatch import frames
+from cluster.dispatch.decoder import FrameDecoder
 from cluster.dispatch.frames import (
     FRAGMENT,
     FRAGMENT_BYTES,
@@ -19,7 +21,6 @@ from cluster.dispatch.frames import (
     OPEN,
     PREFIX,
     PROTOCOL,
-    FrameDecoder,
     Limits,
     fragment_prefix,
     pack_header,
@@ -80,7 +81,7 @@ def test_payloads_larger_than_the_staging_buffer(messages: list[tuple[Kind, byte
     data = b"".join(whole(kind, [7], payload) for kind, payload in messages)
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     decoder = FrameDecoder()
-    got = [f for a, b in zip(edges, edges[1:], strict=False) for f in received(decoder, data[a:b])]
+    got = [f for a, b in pairwise(edges) for f in received(decoder, data[a:b])]
     assert got == [(kind, [7], payload) for kind, payload in messages]
 
 
@@ -120,8 +121,12 @@ def test_the_sink_sees_the_header_first_and_may_throw_the_payload_away() -> None
 
     wanted, stale = bytes([5]) * (FRAGMENT_BYTES + 9), bytes([6]) * (FRAGMENT_BYTES + 7)
     data = b"".join(
-        [*fragmented(Kind.RESULT, [0], stale, 1), whole(Kind.RESULT, [0], b"old"), whole(Kind.FAULT, [2])]
-        + fragmented(Kind.RESULT, [1], wanted, 1)
+        [
+            *fragmented(Kind.RESULT, [0], stale, 1),
+            whole(Kind.RESULT, [0], b"old"),
+            whole(Kind.FAULT, [2]),
+            *fragmented(Kind.RESULT, [1], wanted, 1),
+        ]
     )
     got = received(FrameDecoder(sink=sink), data)
     assert got == [(Kind.FAULT, [2], b""), (Kind.RESULT, [1], wanted)]

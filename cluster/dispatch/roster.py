@@ -1,0 +1,83 @@
+"""The nodes of the current placement table, and a link to each."""
+
+from __future__ import annotations
+
+import selectors
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from cluster.balance.placement import PlacementTable, newer
+from cluster.dispatch.link import Link, State
+from cluster.dispatch.transport import Array
+from cluster.types import NodeId
+
+Addresses = Mapping[NodeId, str]
+
+
+class Roster:
+    """links: in the order of the table's nodes. `post` may be called from any thread, all else from one."""
+
+    def __init__(
+        self,
+        table: PlacementTable,
+        addresses: Addresses,
+        new_link: Callable[[NodeId, str | None, selectors.BaseSelector], Link],
+    ) -> None:
+        self.table = table
+        self.selector = selectors.DefaultSelector()
+        self.links: list[Link] = []
+        self._new_link = new_link
+        self._by_node: dict[NodeId, Link] = {}
+        self._owners: dict[int, Array] = {}
+        self._box: deque[tuple[PlacementTable, Addresses]] = deque(maxlen=1)
+        self.post(table, addresses)
+        self.apply_posted()
+
+    @property
+    def posted(self) -> bool:
+        """Whether an update waits."""
+        return bool(self._box)
+
+    @property
+    def all(self) -> list[Link]:
+        """Links of the table, and of nodes that have left it but still owe rows."""
+        return list(self._by_node.values())
+
+    def post(self, table: PlacementTable, addresses: Addresses) -> None:
+        """Leave an update in a box of one, a newer one replaces it; `apply_posted` takes it out."""
+        self._box.append((table, dict(addresses)))
+
+    def apply_posted(self) -> None:
+        if not self._box:
+            return
+        table, addresses = self._box.popleft()
+        if not newer(self.table, table):
+            self.table = table
+            self._owners.clear()
+        for node in self.table.nodes:
+            if node not in self._by_node:
+                self._by_node[node] = self._new_link(node, addresses.get(node), self.selector)
+            elif node in addresses:
+                self._by_node[node].move(addresses[node])
+        self.links = [self._by_node[node] for node in self.table.nodes]
+        for node in set(self._by_node) - set(self.table.nodes):
+            if not self._by_node[node].parts:
+                self._by_node.pop(node).lose("it left the table")
+
+    def owners(self, layer: int) -> Array:
+        """[experts] int32: the place in `links` of each expert's owner."""
+        owner = self._owners.get(layer)
+        if owner is None:
+            owner = self._owners[layer] = self.table.owners(layer)
+        return owner
+
+    def missing(self) -> Link | None:
+        """The first node of the table that is not connected."""
+        return next((link for link in self.links if link.state is not State.READY), None)
+
+    def close(self) -> None:
+        for link in self._by_node.values():
+            link.lose("the exchange is closed")
+        self.links = []
+        self._by_node.clear()
+        self.selector.close()
