@@ -117,7 +117,7 @@ def compile_all(progress: Callable[[int, int, str], None] | None = None) -> int:
         if progress:
             progress(number, len(_REGISTRY), dispatcher.__name__)
         for signature in signatures:
-            if signature not in dispatcher.overloads:
+            if signature.args not in dispatcher.overloads:
                 dispatcher.compile(signature)
         missed += sum(dispatcher.stats.cache_misses.values())
         dispatcher.disable_compile()
@@ -147,4 +147,5 @@ U16_4, U16_4R = array(types.uint16, 4), array(types.uint16, 4, True)
 U16_5, U16_5R = array(types.uint16, 5), array(types.uint16, 5, True)
 INT = types.int64
 F32 = types.float32
+BOOL = types.boolean
 VOID = types.void

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.jit import inline
+from kernels.jit import BOOL, F32, inline, kernel
 from kernels.simd import (
     float_of_bits,
     fma,
@@ -140,3 +140,13 @@ def rotary_tables(
     sin = np.where(quadrant >= 2, -sin, sin)
     cos = np.where((quadrant == 1) | (quadrant == 2), -cos, cos)
     return cos.astype(np.float32), sin.astype(np.float32)
+
+
+@kernel(BOOL(F32))
+def keeps_denormals(smallest_normal):  # type: ignore[no-untyped-def]
+    """Whether this thread computes with denormals: half of 2^-126 is one, and doubles back to it.
+
+    A library loaded by somebody (anything built with -ffast-math) may have set flush-to-zero in MXCSR or FPCR.
+    """
+    half = smallest_normal * np.float32(0.5)
+    return half != np.float32(0.0) and half * np.float32(2.0) == smallest_normal

@@ -7,7 +7,24 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
+
+from cluster.errors import MoemeshError
+from kernels import maths
+
 Kernel = Callable[..., None]
+
+
+SMALLEST_NORMAL = np.float32(2.0**-126)
+
+
+def check_float_mode() -> None:
+    """Raises MoemeshError if the calling thread flushes denormals to zero: its bits would differ."""
+    if not maths.keeps_denormals(SMALLEST_NORMAL):
+        raise MoemeshError(
+            "this thread flushes denormal numbers to zero, which changes results; "
+            "a library built with -ffast-math was loaded into the process: remove it"
+        )
 
 
 class Workers:
@@ -22,6 +39,7 @@ class Workers:
     def __init__(self, threads: int = 1) -> None:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
+        check_float_mode()
         self.threads = threads
         self._tasks: SimpleQueue[tuple[Kernel, tuple[Any, ...], SimpleQueue[BaseException | None]] | None]
         self._tasks = SimpleQueue()
@@ -72,6 +90,7 @@ class Workers:
         while (task := self._tasks.get()) is not None:
             kernel, args, done = task
             try:
+                check_float_mode()
                 kernel(*args)
             except BaseException as failure:  # handed to the caller of run, who raises it
                 done.put(failure)

@@ -14,7 +14,20 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numeric.weights import BF16, F32, INT4, INT8, bf16_bits, random_experts, random_matrix
 
-from kernels import attention, experts, gate, jit, matmul, norm, permute, quantise, rope, sampling, warm
+from kernels import (
+    attention,
+    experts,
+    gate,
+    jit,
+    maths,
+    matmul,
+    norm,
+    permute,
+    quantise,
+    rope,
+    sampling,
+    warm,
+)
 
 F = np.float32
 Arrays = Iterator[np.ndarray]
@@ -316,6 +329,11 @@ def score_rows(rng: np.random.Generator) -> Arrays:
     logits, logprob = uniform(rng, 12, 1008), np.zeros(12, F)
     sampling.score_rows(logits, 1000, rng.integers(0, 1000, 12).astype(np.int32), logprob, 0, 12)
     yield logprob
+
+
+@case
+def keeps_denormals(rng: np.random.Generator) -> Arrays:
+    yield np.array([maths.keeps_denormals(F(2.0**-126))])
 
 
 def digests() -> dict[str, str]:
