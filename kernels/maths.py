@@ -146,7 +146,7 @@ def rotary_tables(
 def keeps_denormals(smallest_normal):  # type: ignore[no-untyped-def]
     """Whether this thread computes with denormals: half of 2^-126 is one, and doubles back to it.
 
-    A library loaded by somebody (anything built with -ffast-math) may have set flush-to-zero in MXCSR or FPCR.
+    A library that somebody loaded (built with -ffast-math) may have set flush-to-zero in MXCSR or FPCR.
     """
     half = smallest_normal * np.float32(0.5)
     return half != np.float32(0.0) and half * np.float32(2.0) == smallest_normal
