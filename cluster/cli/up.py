@@ -68,7 +68,6 @@ def up(
         node=replace(DEFAULTS.node, memory_bytes=parse_bytes(memory_per_node), threads=threads),
         gateway=replace(DEFAULTS.gateway, host=host, port=port, insecure=insecure),
     )
-    _end_on_signals()
     begin = time.monotonic()
     folder, record = _start(config)
     seconds = time.monotonic() - begin
@@ -81,13 +80,20 @@ def up(
 
 
 def _start(config: ClusterConfig) -> tuple[Folder, Record]:
-    with Progress() as progress:
+    from cluster.fleet.signals import Signals
+
+    with Progress() as progress, Signals() as signals:
         progress.phase("opening the library")
+        from cluster.fleet import stop
         from cluster.fleet.folder import Folder
         from cluster.fleet.launch import launch
 
         folder = Folder()
-        return folder, launch(_plan(config), folder, progress)
+        record = launch(_plan(config), folder, progress, signals)
+        if signals.noted:  # so late that the cluster is up: whoever sent it does not want it
+            stop.down(folder)
+            signals.check()
+        return folder, record
 
 
 def _plan(config: ClusterConfig) -> Plan:
@@ -106,23 +112,16 @@ def _plan(config: ClusterConfig) -> Plan:
     return Plan(config, str(library.path.resolve()), library.name, variant, shape)
 
 
-def _end_on_signals() -> None:
-    """SIGTERM and SIGHUP unwind like Ctrl-C, so that what was started is stopped. A shell starts background
-    jobs with SIGINT ignored; here it is always heard."""
-
-    def unwind(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, unwind)
-
-
 def _show_sample(folder: Folder, record: Record) -> None:
     """A cluster that cannot answer, or whose owner presses Ctrl-C now, is stopped again."""
     from cluster.cli.completion import stream_completion
     from cluster.fleet.stop import down
 
+    def unwind(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, unwind)
     try:
         sys.stdout.write(f"\n{SAMPLE_PROMPT}")
         stream_completion(record.grpc, SAMPLE_PROMPT, SAMPLE_TOKENS, sys.stdout)

@@ -112,8 +112,6 @@ class Folder:
             file.unlink(missing_ok=True)
         if not keep_logs:
             shutil.rmtree(self.logs, ignore_errors=True)
-        with suppress(OSError):  # not empty
-            self.path.rmdir()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -130,6 +128,8 @@ class Folder:
         try:
             yield
         finally:
+            with suppress(OSError):  # not empty: something was started
+                self.path.rmdir()
             os.close(handle)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ from cluster.fleet.kernels import KernelWarmup
 from cluster.fleet.processes import Mark
 from cluster.fleet.roles.controller import ControllerPlace
 from cluster.fleet.roles.process import Place
-from cluster.fleet.signals import signals_held, signals_later
+from cluster.fleet.signals import Signals
 
 KERNELS_S = 900.0
 """A first compilation takes one to two minutes on two cores."""
@@ -59,8 +60,10 @@ class Plan:
     shape: Shape
 
 
-def launch(plan: Plan, folder: Folder, progress: Progress) -> Record:
+def launch(plan: Plan, folder: Folder, progress: Progress, signals: Signals) -> Record:
     """Start the cluster and return its record once it serves.
+
+    signals: its context is open; a signal that it notes ends the start within a second or two.
 
     Raises AlreadyUp, PortInUse, StartFailed, or the error that a role reported. After any exception,
     KeyboardInterrupt included, no process, port or file of it is left; only the logs are, after a failure.
@@ -69,13 +72,12 @@ def launch(plan: Plan, folder: Folder, progress: Progress) -> Record:
         _clear_the_way(folder, progress)
         gateway = plan.config.gateway
         ports.check_free(gateway.host, gateway.port)
-        start = _Start(plan, folder, progress)
+        start = _Start(plan, folder, progress, signals)
         try:
             return start.run()
         except BaseException as error:
             progress.phase("stopping what was started")
-            with signals_held():  # a second Ctrl-C must not leave half of it running
-                start.tear_down(keep_logs=isinstance(error, MoemeshError))
+            start.tear_down(keep_logs=isinstance(error, MoemeshError))
             raise
 
 
@@ -92,11 +94,12 @@ def _clear_the_way(folder: Folder, progress: Progress) -> None:
 class _Start:
     """One attempt. `run` may fail anywhere; `tear_down` then ends what there is."""
 
-    def __init__(self, plan: Plan, folder: Folder, progress: Progress) -> None:
-        self._plan, self._folder, self._progress = plan, folder, progress
+    def __init__(self, plan: Plan, folder: Folder, progress: Progress, signals: Signals) -> None:
+        self._plan, self._folder, self._progress, self._signals = plan, folder, progress, signals
         self._started = time.monotonic()
         self._head: Head | None = None
         self._warmup: KernelWarmup | None = None
+        self._connected = False
         self._roles: dict[str, Mark] = {}
         owner = processes.mark(os.getpid())
         assert owner is not None, "this process runs"
@@ -120,27 +123,27 @@ class _Start:
         return self._record
 
     def tear_down(self, keep_logs: bool) -> None:
-        if self._warmup is not None:
-            self._warmup.end()
-        if self._head is not None:
-            _actors().disconnect()
-            self._head.end()
-        stop.clean(self._record, self._folder, keep_logs)
+        with ExitStack() as steps:  # each is taken, in reverse order, whatever becomes of the others
+            steps.callback(stop.clean, self._record, self._folder, keep_logs)
+            if self._head is not None:
+                steps.callback(self._head.end)
+            if self._warmup is not None:
+                steps.callback(self._warmup.end)
+            if self._connected:
+                steps.callback(_actors().disconnect)
 
     def _note(self, **changes: Any) -> None:
         self._record = dataclasses.replace(self._record, **changes)
         self._folder.write(self._record)
 
     def _start_processes(self) -> None:
-        with signals_later():
-            self._head = Head(self._folder)
-            self._note(temp=str(self._head.temp))
-            mark = self._head.start()
-            self._note(processes=(mark,))
-        with signals_later():
-            self._warmup = KernelWarmup(self._head.environment, self._folder.logs / "kernels.log")
-            if warming := self._warmup.mark:
-                self._note(processes=(mark, warming))
+        self._head = Head(self._folder)
+        self._note(temp=str(self._head.temp))
+        mark = self._head.start()
+        self._note(processes=(mark,))
+        self._warmup = KernelWarmup(self._head.environment, self._folder.logs / "kernels.log")
+        if warming := self._warmup.mark:
+            self._note(processes=(mark, warming))
 
     def _prepare(self) -> None:
         """Wait for Ray and the kernels, which get ready side by side; import Ray in the meantime."""
@@ -151,6 +154,7 @@ class _Start:
         _actors()
         address, warm = "", False
         while not (address and warm):
+            self._signals.check()
             if not address and (address := self._head.address() or ""):
                 self._note(ray=address)
                 self._progress.done(self._timed(f"Ray at {address}"))
@@ -162,7 +166,9 @@ class _Start:
             self._progress.phase(", ".join(waiting))
             self._check_deadline(RAY_S if not address else KERNELS_S, "Ray" if not address else "the kernels")
             time.sleep(POLL_S)
+        self._connected = True
         _actors().connect(address)
+        self._signals.listen()
 
     def _start_actors(self) -> None:
         plan, config = self._plan, self._plan.config
@@ -181,13 +187,15 @@ class _Start:
                 place = Place(name, self._record.controller, plan.library, plan.variant, logs)
                 wanted[name] = (role.value, (place, *more))
         self._progress.phase(f"starting {len(wanted)} processes")
+        self._signals.check()
         actors = {name: _actors().spawn(role, name, *args) for name, (role, args) in wanted.items()}
         self._wait_pids(actors)
 
     def _wait_pids(self, actors: dict[str, Any]) -> None:
         deadline = time.monotonic() + ACTORS_S
         for name, actor in actors.items():
-            while (pid := _actors().process_id(name, actor, timeout_s=1.0)) is None:
+            while (pid := _actors().process_id(name, actor, timeout_s=0.5)) is None:
+                self._signals.check()
                 self._progress.phase(f"starting processes, {len(self._roles)}/{len(actors)} run")
                 if time.monotonic() > deadline:
                     raise StartFailed(f"{name} did not start within {ACTORS_S:g} s; see {self._folder.logs}")
@@ -205,6 +213,7 @@ class _Start:
         expected = len(self._roles) - 1  # the controller is no member of its own cluster
         with Controller(self._record.controller) as controller:
             while True:
+                self._signals.check()
                 self._check_roles()
                 status = self._status(controller)
                 members = status["members"]

@@ -21,7 +21,7 @@ from cluster.fleet.processes import Mark
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300.0
-"""For anything that takes ten seconds on an idle machine, a minute more if kernels are not compiled yet."""
+"""For what takes ten seconds on an idle machine, and a minute more before the kernels are compiled."""
 
 
 def wait_until(what: Callable[[], Any], message: str, seconds: float = PATIENCE_S) -> Any:
