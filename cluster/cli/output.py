@@ -15,6 +15,7 @@ from rich.status import Status
 SILENCE_S = 1.0
 """Longest time without a sign of life where no terminal shows a spinner; the promise is two seconds."""
 
+BEAT_S = 0.25
 FASTEST_S = 0.5
 """Shortest time between two lines there, so that a log of `up` stays readable."""
 
@@ -80,7 +81,7 @@ class Progress:
             self._line(text, mark="[green]✓[/green] " if self._status is not None else "")
 
     def _beat(self) -> None:
-        while not self._over.wait(0.25):
+        while not self._over.wait(BEAT_S):
             with self._lock:
                 if self._status is not None:
                     self._show()

@@ -13,6 +13,7 @@ from cluster.dispatch.kinds import Kind
 from cluster.errors import CorruptBlob, ProtocolError
 from cluster.fleet import control
 from cluster.fleet.control import ControlledRole
+from cluster.types import ExpertId
 
 SHAPE = Shape(nodes=2, layers=2, experts=4, sparse=(0, 1))
 
@@ -105,7 +106,7 @@ def test_two_nodes_get_their_experts_and_the_table_becomes_active(controller, as
     until(lambda: ask()["active"] == 1)
 
     assert sorted(e for role in roles for e in role.experts) == [
-        (layer, index) for layer in range(2) for index in range(4)
+        ExpertId(layer, index) for layer in range(2) for index in range(4)
     ]
     answer = until(lambda: (a := ask()) and all(m["ready"] for m in a["members"]) and a)
     assert members(answer)["node-0"]["experts"] == 4
