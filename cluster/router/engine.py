@@ -86,8 +86,8 @@ class Engine:
         )
 
     def submit(self, request: EngineRequest) -> None:
-        """Queue a request. Raises InvalidRequest (empty or too long prompt, unknown token id) and
-        Overloaded when `max_waiting` requests wait already."""
+        """Queue a request. Raises InvalidRequest (empty or too long prompt, unknown token id, nothing to
+        generate, an id that is in use) and Overloaded when `max_waiting` requests wait already."""
         self._check(request)
         if len(self._waiting) >= self.config.max_waiting:
             raise Overloaded(f"{len(self._waiting)} requests are waiting already; try again later")
@@ -133,6 +133,10 @@ class Engine:
 
     def _check(self, request: EngineRequest) -> None:
         ids = request.prompt_ids
+        if any(s.id == request.request_id for s in itertools.chain(self._running, self._waiting)):
+            raise InvalidRequest(f"request {request.request_id!r} is running already; choose another id")
+        if request.kind == "generate" and request.sampling.max_tokens < 1:
+            raise InvalidRequest("max_tokens is 0; the engine generates at least one token")
         if not ids:
             raise InvalidRequest("the prompt is empty; give at least one token")
         if len(ids) + (request.kind == "generate") > self.context:
@@ -162,7 +166,7 @@ class Engine:
     def _preempt(self, sequence: Sequence) -> None:
         self._release(sequence)
         self._running.remove(sequence)
-        sequence.computed = 0
+        sequence.restart()
         self._waiting.insert(0, sequence)
         self._waiting.sort(key=lambda s: s.number)
         self._preemptions += 1

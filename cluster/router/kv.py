@@ -64,8 +64,7 @@ class KvCache:
 
     def take(self, count: int) -> list[int]:
         """`count` pages; the caller has checked `free_pages`."""
-        taken = [self._free.pop() for _ in range(count)]
-        return taken
+        return [self._free.pop() for _ in range(count)]
 
     def release(self, pages: list[int]) -> None:
         self._free.extend(pages)

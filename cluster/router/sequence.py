@@ -9,9 +9,9 @@ import numpy as np
 from cluster.types import EngineRequest, RequestId
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
-    """Mutable; owned by the engine.
+    """Mutable; owned by the engine. Two are equal only if they are the same one.
 
     number: order of arrival. tokens: prompt and generated ids. computed: tokens whose K and V are
     stored. pages: KV pages it owns. slot: its row in the engine's page table, -1 while it waits.
@@ -38,6 +38,11 @@ class Sequence:
     @property
     def held(self) -> int:
         return len(self.pages)
+
+    def restart(self) -> None:
+        """Its KV pages are gone: all of its tokens are computed, and scored, once more."""
+        self.computed = 0
+        self.scores = []
 
     @property
     def prompt_length(self) -> int:

@@ -17,7 +17,7 @@ from cluster.errors import InvalidRequest, NodeLost, NonFinite, OutOfMemoryBudge
 from cluster.library.reader import Library
 from cluster.router.engine import Engine
 from cluster.router.kv import page_bytes
-from cluster.types import Emitted, EngineRequest, Failed, Finished, RequestId, SamplingParams
+from cluster.types import Emitted, EngineRequest, Failed, Finished, RequestId, SamplingParams, Scored
 from support.checkpoints import case
 from support.engines import engine_over, request, run_all, tiny_library
 
@@ -218,3 +218,79 @@ def test_scores_are_log_probabilities(engine: Engine) -> None:
 def test_budget_of_the_arena_below_one_expert(library: Library, tmp_path: Path) -> None:
     with pytest.raises(OutOfMemoryBudget), engine_over(library, CONFIG, memory_bytes=100):
         pass
+
+
+def test_a_preempted_score_request_is_scored_once(library: Library) -> None:
+    """Two pages of 16 tokens a sequence, but the older one grows into a third: the younger is recomputed."""
+    config = dataclasses.replace(
+        CONFIG, page_tokens=16, kv_bytes=6 * page_bytes(library.spec, 16, 2), chunk_tokens=8, context=64
+    )
+    long = [*prompt(40), *prompt(8)]
+    with engine_over(library, CONFIG) as engine:
+        alone = run_all(engine, [request("s", long, kind="score")])["s"].scores
+    with engine_over(library, config) as engine:
+        engine.submit(request("old", prompt(45), tokens=19))
+        while engine.stats.kv_pages_used < 3 or engine._running[0].computed < 45:
+            engine.step()
+        engine.submit(request("s", long, kind="score"))
+        scored: list[Scored] = []
+        while not engine.idle:
+            scored += [event for event in engine.step() if isinstance(event, Scored)]
+        assert engine.stats.preemptions == 1
+    assert alone is not None
+    assert [event.logprobs.tobytes() for event in scored] == [alone.tobytes()]
+
+
+def test_a_preempted_request_can_be_aborted(library: Library) -> None:
+    config = dataclasses.replace(CONFIG, page_tokens=16, kv_bytes=4 * page_bytes(library.spec, 16, 2))
+    with engine_over(library, config) as engine:
+        for name in ("old", "young"):
+            engine.submit(request(name, prompt(30), tokens=30))
+        while not engine.stats.preemptions:
+            engine.step()
+        assert engine.stats.waiting == 1
+        assert engine.abort(RequestId("young"))
+        assert (engine.stats.running, engine.stats.waiting) == (1, 0)
+        ended = [e for _ in range(40) for e in engine.step() if isinstance(e, Finished)]
+    assert [e.request_id for e in ended] == ["old"]
+
+
+def test_an_aborted_waiting_request_never_starts(library: Library) -> None:
+    with engine_over(library, dataclasses.replace(CONFIG, max_running=1)) as engine:
+        engine.submit(request("first", prompt(5), tokens=3))
+        engine.submit(request("second", prompt(5), tokens=3))
+        engine.step()
+        assert engine.abort(RequestId("second"))
+        seen = {event.request_id for _ in range(5) for event in engine.step()}
+    assert seen == {"first"}
+
+
+def test_a_request_id_is_used_once_at_a_time(engine: Engine) -> None:
+    engine.submit(request("twin", prompt(5), tokens=2))
+    with pytest.raises(InvalidRequest, match="twin"):
+        engine.submit(request("twin", prompt(5), tokens=2))
+    ended = [e for _ in range(3) for e in engine.step() if isinstance(e, Finished)]
+    assert [e.completion_tokens for e in ended] == [2], "the first goes on"
+
+
+def test_nothing_to_generate_is_refused(engine: Engine) -> None:
+    with pytest.raises(InvalidRequest, match="max_tokens"):
+        engine.submit(request("none", prompt(5), tokens=0))
+
+
+def test_the_shortest_prompts(engine: Engine) -> None:
+    """One token to continue by one, and one token with nothing to score."""
+    answers = run_all(engine, [request("a", prompt(1), tokens=1), request("s", prompt(1), kind="score")])
+    assert len(answers["a"].tokens) == 1
+    assert answers["s"].scores is not None
+    assert answers["s"].scores.shape == (0,)
+
+
+def test_a_prompt_one_below_the_context_gets_one_token(library: Library) -> None:
+    with engine_over(library, dataclasses.replace(CONFIG, context=20)) as engine:
+        assert len(run_all(engine, [request("a", prompt(19), tokens=9)])["a"].tokens) == 1
+        scores = run_all(engine, [request("s", prompt(20), kind="score")])["s"].scores
+        assert scores is not None
+        assert len(scores) == 19
+        with pytest.raises(InvalidRequest, match="context"):
+            engine.submit(request("b", prompt(20), tokens=1))
