@@ -67,8 +67,10 @@ class Workers:
         bounds = [items * part // parts for part in range(parts + 1)]
         for part in range(1, parts):
             self._tasks.put((kernel, (*args[part], bounds[part], bounds[part + 1]), done))
-        kernel(*args[0], 0, bounds[1])
-        failures = [done.get() for _ in range(1, parts)]
+        try:
+            kernel(*args[0], 0, bounds[1])
+        finally:  # nobody may still write to the arrays when the caller goes on
+            failures = [done.get() for _ in range(1, parts)]
         for failure in failures:
             if failure is not None:
                 raise failure
