@@ -116,13 +116,14 @@ class Head:
 
     def address(self) -> str | None:
         """host:port of the GCS once Ray is ready, None before. Raises StartFailed if it has ended."""
+        self.check()
         file = self.temp / "ray_current_cluster"  # written by `ray start` as its last act
-        text = file.read_text().strip() if file.exists() else ""
-        if text:
-            return text
+        return (file.read_text().strip() or None) if file.exists() else None
+
+    def check(self) -> None:
+        """Raises StartFailed if Ray has ended."""
         if self._process is not None and self._process.poll() is not None:
-            raise StartFailed(f"Ray ended while starting: {self.last_line()}; see {self._log}")
-        return None
+            raise StartFailed(f"Ray has ended; last words: {self.last_line()!r}; see {self._log}")
 
     def end(self) -> None:
         """End it and all its descendants, and reap it; idempotent."""

@@ -196,6 +196,7 @@ class _Start:
         for name, actor in actors.items():
             while (pid := _actors().process_id(name, actor, timeout_s=0.5)) is None:
                 self._signals.check()
+                self._check_roles()
                 self._progress.phase(f"starting processes, {len(self._roles)}/{len(actors)} run")
                 if time.monotonic() > deadline:
                     raise StartFailed(f"{name} did not start within {ACTORS_S:g} s; see {self._folder.logs}")
@@ -239,8 +240,8 @@ class _Start:
         for name, mark in self._roles.items():
             if not processes.alive(mark):
                 raise self._died(name, mark.pid)
-        if self._head is not None:
-            self._head.address()  # raises if Ray has ended
+        assert self._head is not None
+        self._head.check()
 
     def _check_members(self, members: list[dict[str, Any]]) -> None:
         for member in members:
