@@ -7,6 +7,12 @@ from typing import Literal, NewType
 
 import numpy as np
 
+from cluster.errors import InvalidRequest
+
+NUMERICS_VERSION = 1
+"""Version of the rules of arithmetic that this code computes by: the same library gives other bits under
+others. Written in every manifest and compared at every connection."""
+
 NodeId = NewType("NodeId", str)
 """Stable name of an expert node; survives a restart of its process (its *incarnation* does not)."""
 
@@ -25,9 +31,19 @@ class ExpertId:
     index: int
 
 
+SEEDS = 1 << 64
+MOST_TEMPERATURE = 1000.0
+PENALTIES = (0.001, 1000.0)
+"""Beyond these, logits of real models leave float32 or the differences between them vanish."""
+
+MOST_STOP_IDS = 1024
+"""A request's header travels as one frame of bounded size."""
+
+
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen. Defaults are greedy.
+    """How the next token is chosen. Defaults are greedy. Making one raises InvalidRequest, naming the field
+    that is out of range, what it was and what it may be.
 
     temperature: 0 is greedy (arg max, ties to the lower id); otherwise logits are divided by it.
     top_k: keep the k largest logits; 0 keeps all.
@@ -49,6 +65,26 @@ class SamplingParams:
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        # NaN fails every comparison, so it is never in range.
+        _require("max_tokens", self.max_tokens, self.max_tokens >= 0, "0 or more")
+        warm = 0 <= self.temperature <= MOST_TEMPERATURE
+        _require("temperature", self.temperature, warm, f"between 0 (greedy) and {MOST_TEMPERATURE:g}")
+        _require("top_k", self.top_k, self.top_k >= 0, "0 (all) or more")
+        _require("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1")
+        low, high = PENALTIES
+        mild = low <= self.repetition_penalty <= high
+        _require("repetition_penalty", self.repetition_penalty, mild, f"between {low:g} and {high:g}")
+        _require("seed", self.seed, 0 <= self.seed < SEEDS, "between 0 and 2**64 - 1")
+        stops = len(self.stop_token_ids)
+        _require("stop_token_ids", f"a list of {stops}", stops <= MOST_STOP_IDS, f"at most {MOST_STOP_IDS}")
+
+
+def _require(name: str, value: object, fine: bool, allowed: str) -> None:
+    if not fine:
+        raise InvalidRequest(f"{name} is {value}; it must be {allowed}")
 
 
 @dataclass(frozen=True)

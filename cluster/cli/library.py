@@ -13,9 +13,10 @@ from rich.table import Table
 from cluster.cli.output import print_json
 from cluster.cli.pack import report_table
 from cluster.cli.progress import progress_bar
-from cluster.library.format import LIBRARY_VERSION, NUMERICS_VERSION
+from cluster.library.format import LIBRARY_VERSION
 from cluster.library.reader import Library
 from cluster.library.verify import verify
+from cluster.types import NUMERICS_VERSION
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="folder of the library")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -43,18 +44,8 @@ def info_command(folder: Folder, as_json: AsJson = False) -> None:
     table.add_column(overflow="fold")
     for key, value in values.items():
         if not isinstance(value, dict):
-            table.add_row(key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
-    for key in (
-        "layers",
-        "hidden",
-        "heads",
-        "kv_heads",
-        "vocab",
-        "context",
-        "experts",
-        "top_k",
-        "expert_width",
-    ):
+            table.add_row(key.replace("_", " "), _text(value))
+    for key in SHAPE:
         table.add_row(key.replace("_", " "), str(values["spec"][key]))
     Console().print(table, report_table(library.manifest))
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from cluster.errors import InvalidRequest, UnknownModel
 from cluster.types import RequestId, SamplingParams
@@ -14,8 +12,6 @@ DEFAULTS = SamplingParams()
 TIER_EXACT = "exact"
 TIERS = (TIER_EXACT,)
 MAX_REQUEST_ID = 128
-SEEDS = 1 << 64
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -105,40 +101,11 @@ def check_sampling(
 
     Raises InvalidRequest naming the field, what it was and what it may be.
     """
-    max_tokens = _or(wishes.max_tokens, DEFAULTS.max_tokens)
-    _check("max_tokens", max_tokens, max_tokens >= 0, "0 or more")
-    temperature = _or(wishes.temperature, DEFAULTS.temperature)
-    _check("temperature", temperature, 0 <= temperature < math.inf, "a finite number, 0 (greedy) or more")
-    top_k = _or(wishes.top_k, DEFAULTS.top_k)
-    _check("top_k", top_k, top_k >= 0, "0 (all) or more")
-    top_p = _or(wishes.top_p, DEFAULTS.top_p)
-    _check("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1")
-    min_p = _or(wishes.min_p, DEFAULTS.min_p)
-    _check("min_p", min_p, 0 <= min_p <= 1, "between 0 and 1")
-    penalty = _or(wishes.repetition_penalty, DEFAULTS.repetition_penalty)
-    _check("repetition_penalty", penalty, 0 < penalty < math.inf, "a finite number above 0")
-    seed = draw_seed() if wishes.seed is None else wishes.seed
-    _check("seed", seed, 0 <= seed < SEEDS, "between 0 and 2**64 - 1")
     for token in wishes.stop_token_ids:
-        _check("stop_token_ids", token, 0 <= token < limits.vocab, f"between 0 and {limits.vocab - 1}")
-    return SamplingParams(
-        max_tokens=min(max_tokens, limits.context - prompt_tokens),
-        temperature=temperature,
-        top_k=min(top_k, limits.vocab),
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=penalty,
-        seed=seed,
-        stop_token_ids=wishes.stop_token_ids,
-        ignore_eos=wishes.ignore_eos,
-    )
-
-
-def _or(value: T | None, default: T) -> T:
-    return default if value is None else value
-
-
-def _check(name: str, value: float, fine: bool, allowed: str) -> None:
-    # NaN fails every comparison, so it is never fine.
-    if not fine:
-        raise InvalidRequest(f"{name} is {value}; it must be {allowed}")
+        if not 0 <= token < limits.vocab:
+            raise InvalidRequest(f"stop_token_ids has {token}; ids are between 0 and {limits.vocab - 1}")
+    given = {name: value for name, value in vars(wishes).items() if value is not None}
+    given["max_tokens"] = min(given.get("max_tokens", DEFAULTS.max_tokens), limits.context - prompt_tokens)
+    given["top_k"] = min(given.get("top_k", DEFAULTS.top_k), limits.vocab)
+    given["seed"] = draw_seed() if wishes.seed is None else wishes.seed
+    return SamplingParams(**given)

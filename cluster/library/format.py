@@ -16,9 +16,6 @@ from cluster.model.spec import ModelSpec
 
 FORMAT = "moemesh-library"
 LIBRARY_VERSION = 1
-NUMERICS_VERSION = 1
-"""Version of the rules of arithmetic: the same library gives other bits under other numerics."""
-
 MANIFEST_NAME = "manifest.json"
 BLOBS_NAME = "blobs"
 

@@ -13,7 +13,6 @@ from cluster.errors import LibraryError
 from cluster.library.format import (
     FORMAT,
     LIBRARY_VERSION,
-    NUMERICS_VERSION,
     TRUNK_KINDS,
     BlobRef,
     Manifest,
@@ -25,6 +24,7 @@ from cluster.library.format import (
     Variant,
 )
 from cluster.model.spec import ModelSpec
+from cluster.types import NUMERICS_VERSION
 from kernels import layout
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")

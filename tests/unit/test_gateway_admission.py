@@ -24,6 +24,7 @@ def never() -> int:
         ("temperature", -0.1),
         ("temperature", math.nan),
         ("temperature", math.inf),
+        ("temperature", 1e300),
         ("top_k", -1),
         ("top_p", 0.0),
         ("top_p", 1.01),
@@ -32,10 +33,12 @@ def never() -> int:
         ("min_p", 1.1),
         ("repetition_penalty", 0.0),
         ("repetition_penalty", math.inf),
+        ("repetition_penalty", 1e-300),
         ("seed", -1),
         ("seed", 1 << 64),
         ("stop_token_ids", (1000,)),
         ("stop_token_ids", (-1,)),
+        ("stop_token_ids", (7,) * 1025),
     ],
 )
 def test_a_bad_sampling_value_is_named(field: str, value: object) -> None:
