@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,8 @@ from cluster.types import (
 
 log = logging.getLogger(__name__)
 
-JOIN_S = 10.0
+JOIN_S = 15.0
+"""Longer than a step waits for a silent node, so that a step under way ends by itself."""
 
 Client = tuple[Connection, int]
 """Who asked: a gateway's connection, and the number that it gave the request."""
@@ -43,6 +46,8 @@ class RouterService:
     The front door's thread parses requests and puts them into an inbox; the engine's thread owns the engine,
     its sockets to the nodes and the KV pages, and sends the events of a step, one frame a gateway;
     a control thread may call `open`, `stats` and `shutdown`.
+
+    A request that was taken from a gateway is answered to its end, or its connection is closed.
     """
 
     def __init__(self, engine: Engine, identity: Identity, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -75,19 +80,21 @@ class RouterService:
 
     @property
     def ready(self) -> bool:
-        return self._open and not self._stopping
+        return self._open and not self._stopping and self._thread.is_alive()
 
     @property
     def stats(self) -> EngineStats:
         return self._engine.stats
 
     def shutdown(self) -> None:
+        """Close the port, let the step under way end, and close the transport; idempotent."""
         self._stopping = True
         self._server.shutdown()
         self._signal.set()
         if self._thread.is_alive():
             self._thread.join(JOIN_S)
-        self._engine.experts.close()
+        elif self._thread.ident is None:  # never started, so nobody else closes it
+            self._engine.experts.close()
 
     def _on_frame(self, connection: Connection, frame: Frame) -> None:
         if frame.kind is Kind.SUBMIT:
@@ -140,6 +147,12 @@ class RouterService:
         return []
 
     def _run(self) -> None:
+        try:
+            self._loop()
+        finally:
+            self._engine.experts.close()  # here: the transport belongs to this thread
+
+    def _loop(self) -> None:
         while not self._stopping:
             if self._engine.idle and not self._inbox:
                 self._signal.wait()
@@ -177,7 +190,16 @@ class RouterService:
             try:
                 connection.send(Kind.EVENTS, {"e": entries}, *(row.tobytes() for row in scores))
             except MoemeshError as error:
-                log.warning("a gateway cannot be told of %d events: %s", len(entries), error)
+                log.warning(
+                    "a gateway cannot be told of %d events, its requests end: %s", len(entries), error
+                )
+                self._cut(connection)
+
+    def _cut(self, connection: Connection) -> None:
+        """Its streams would have a hole now. The server's thread sees the connection end and closes it."""
+        self._forget(connection)
+        with suppress(OSError):  # it has gone by itself
+            connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def request_key(client: Client) -> RequestId:
@@ -186,7 +208,7 @@ def request_key(client: Client) -> RequestId:
 
 
 def parse_request(client: Client, frame: Frame) -> EngineRequest:
-    """Raises InvalidRequest on a malformed SUBMIT."""
+    """Raises InvalidRequest on a malformed SUBMIT and on sampling parameters out of range."""
     header = frame.header
     try:
         ids = np.frombuffer(frame.payload, "<i4")
