@@ -120,13 +120,15 @@ class StartFailed(ClusterError):
     code = "UNAVAILABLE"
 
 
-def error_from_wire(code: str, message: str) -> MoemeshError:
-    """Rebuild an error that travelled between our processes as (class name, message)."""
+def error_from_wire(name: str, message: str) -> MoemeshError:
+    """Rebuild an error that travelled between our processes as (class name, message).
+
+    An unknown name, and NonFinite, whose layer is in its message only, become a MoemeshError.
+    """
     for cls in _all_errors():
-        if cls.__name__ == code and cls is not NonFinite:
+        if cls.__name__ == name and cls is not NonFinite:
             return cls(message)
-    error = MoemeshError(message)
-    return error
+    return MoemeshError(message)
 
 
 def _all_errors() -> list[type[MoemeshError]]:
