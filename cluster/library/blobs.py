@@ -63,7 +63,7 @@ class BlobFolder:
         """Raises CorruptBlob unless the file is there with the right length."""
         try:
             found = os.stat(self.file(ref)).st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise CorruptBlob(f"blob {self.file(ref)} is missing; {_AGAIN}") from None
         if found != ref.bytes:
             raise CorruptBlob(f"blob {self.file(ref)} has {found} bytes, expected {ref.bytes}; {_AGAIN}")

@@ -50,7 +50,9 @@ def verify(library: Library, progress: Progress = lambda done, total, what: None
         except LibraryError as error:
             problems.append(str(error))
     named = {ref.sha256 for ref in refs}
-    strays = sorted(file.name for file in library.blobs.path.iterdir() if file.name not in named)
+    folder = library.blobs.path
+    found = folder.iterdir() if folder.is_dir() else ()  # all blobs are problems already without it
+    strays = sorted(file.name for file in found if file.name not in named)
     return Verdict(len(refs), sum(ref.bytes for ref in refs), tuple(problems), tuple(strays))
 
 

@@ -160,6 +160,8 @@ def rotary_frequencies(theta: float, head_dim: int) -> tuple[float, ...]:
 def sparse_pattern(config: Config, layers: int) -> tuple[int, ...]:
     """`dense_widths` of the Qwen families: dense by `mlp_only_layers` and `decoder_sparse_step`."""
     only, step = config.get("mlp_only_layers", []), config.count("decoder_sparse_step", default=1)
+    if not isinstance(only, list):
+        raise BrokenCheckpoint(f"config.json: mlp_only_layers is {only!r}, not a list of layers; {REDO}")
     dense = [layer in only or (layer + 1) % step != 0 for layer in range(layers)]
     if all(dense):
         raise UnsupportedModel("config.json makes every layer dense (mlp_only_layers, decoder_sparse_step)")

@@ -93,7 +93,7 @@ def _single(folder: Path) -> Iterator[tuple[str, TensorPlace]]:
 
 def _indexed(folder: Path) -> Iterator[tuple[str, TensorPlace]]:
     weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise BrokenCheckpoint(f"{folder / INDEX} has no weight_map; {AGAIN}")
     headers = {}
     for shard in sorted(set(weight_map.values())):

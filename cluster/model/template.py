@@ -38,7 +38,7 @@ class ChatTemplate:
         """
         config = _json_object(tokenizer_config, "tokenizer_config.json")
         tokens = {**_json_object(special_tokens_map, "special_tokens_map.json"), **config}
-        source = jinja.decode() if jinja is not None else _default_template(config.get("chat_template"))
+        source = _default_template(config.get("chat_template")) if jinja is None else _text(jinja)
         if source is None:
             return None
         named = {name: _token_text(tokens[name]) for name in SPECIAL_TOKENS if tokens.get(name)}
@@ -146,6 +146,13 @@ def _default_template(value: Any) -> str | None:
     if isinstance(value, list):
         value = {entry.get("name"): entry.get("template") for entry in value}.get("default")
     return value if isinstance(value, str) else None
+
+
+def _text(jinja: bytes) -> str:
+    try:
+        return jinja.decode()
+    except UnicodeDecodeError as error:
+        raise BrokenCheckpoint(f"chat_template.jinja is not UTF-8 ({error}); download it again") from None
 
 
 def _token_text(value: Any) -> str:

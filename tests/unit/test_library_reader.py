@@ -118,6 +118,13 @@ def test_strays_are_reported_but_harmless(library: Library) -> None:
     assert verdict.problems == ()
 
 
+def test_a_library_without_its_blobs_is_told_as_such(library: Library) -> None:
+    library.blobs.path.rename(library.path / "elsewhere")
+    verdict = verify(library)
+    assert len(verdict.problems) == verdict.blobs
+    assert "is missing" in verdict.problems[0]
+
+
 def test_unknown_variants_and_experts(packed: Library) -> None:
     assert packed.variant("") is packed.variant("int8")
     with pytest.raises(LibraryError, match="no variant 'f32', only int8, int4"):

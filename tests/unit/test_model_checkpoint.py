@@ -154,6 +154,11 @@ class TestBroken:
         file.write_text(json.dumps({"weight_map": {"model.norm.weight": "../elsewhere.safetensors"}}))
         self.refused(path, "outside its folder")
 
+    def test_index_whose_shards_are_no_names(self, path: Path) -> None:
+        file = path / "model.safetensors.index.json"
+        file.write_text(json.dumps({"weight_map": {"model.norm.weight": 3}}))
+        self.refused(path, "no weight_map")
+
     def test_missing_tensor(self, path: Path, tiny: TinyCheckpoint) -> None:
         tensors = dict(tiny.tensors())
         del tensors["model.layers.2.self_attn.k_proj.weight"]

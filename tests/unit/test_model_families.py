@@ -151,6 +151,7 @@ def test_refused_by_name(values: dict[str, Any], message: str) -> None:
         ({"norm_topk_prob": "yes"}, "norm_topk_prob is 'yes'"),
         ({"num_key_value_heads": 3}, "3 key-value heads"),
         ({"head_dim": 15}, "head_dim 15"),
+        ({"mlp_only_layers": 1}, "mlp_only_layers is 1"),
         ({"num_experts_per_tok": 9}, "9 is above the 8 experts"),
         ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta is -1.0"),
         ({"architectures": [], "model_type": None}, "names no architecture"),

@@ -120,3 +120,5 @@ def test_a_broken_template_is_found_when_it_is_loaded() -> None:
         from_config(chat_template="\n{% if %}")
     with pytest.raises(BrokenCheckpoint, match=r"tokenizer_config\.json"):
         ChatTemplate.from_files(b"[]")
+    with pytest.raises(BrokenCheckpoint, match=r"chat_template\.jinja is not UTF-8"):
+        ChatTemplate.from_files(None, jinja=b"\xff")

@@ -17,6 +17,7 @@ from cluster.library.reader import Library, Matrix, TrunkBlobs, TrunkPart
 from cluster.model.checkpoint import Checkpoint
 from cluster.types import ExpertId
 from kernels import layout
+from support.checkpoint_files import byte_tokenizer, write_tensors
 from support.checkpoints import CASES, TinyCheckpoint, case
 
 
@@ -183,6 +184,48 @@ def test_the_same_checkpoint_gives_the_same_bytes(folder: Path, tmp_path: Path) 
     )
     assert first == second
     assert Library.open(tmp_path / "a").digest == Library.open(tmp_path / "b").digest
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value"),
+    [
+        ("model.layers.1.mlp.experts.2.up_proj.weight", np.nan),
+        ("model.layers.0.mlp.gate.weight", np.inf),
+        ("model.embed_tokens.weight", -np.inf),
+    ],
+)
+def test_nan_and_inf_are_named_and_leave_nothing(tmp_path: Path, tensor: str, value: float) -> None:
+    tiny = case("qwen3-tied-gqa")
+    source = tiny.write(tmp_path)
+    tensors = dict(tiny.tensors())
+    tensors[tensor].flat[3] = value
+    for file in source.glob("model*"):
+        file.unlink()
+    write_tensors(source, tensors, shards=1)
+    with pytest.raises(BrokenCheckpoint, match=f"{tensor} holds 1 NaN or Inf"):
+        pack(source, tmp_path / "to" / "out")
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_anything_is_packed(tmp_path: Path) -> None:
+    source = case("olmoe-gqa-normed").write(tmp_path)  # 301 ids
+    other = byte_tokenizer(1000)
+    other.add_tokens([f"extra{index}" for index in range(100)])
+    (source / "tokenizer.json").write_text(other.to_str())
+    steps: list[tuple[int, int, str]] = []
+    with pytest.raises(BrokenCheckpoint, match="belong to different models"):
+        pack(source, tmp_path / "to" / "out", progress=lambda *step: steps.append(step))
+    assert steps == []
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+def test_a_half_downloaded_shard_is_refused(tmp_path: Path) -> None:
+    source = case("qwen3-tied-gqa").write(tmp_path)
+    shard = sorted(source.glob("model*.safetensors"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(BrokenCheckpoint, match=f"{shard.name} .*download it again"):
+        pack(source, tmp_path / "to" / "out")
+    assert not (tmp_path / "to").exists()
 
 
 def test_a_failure_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
