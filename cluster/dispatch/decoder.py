@@ -28,9 +28,9 @@ from cluster.errors import ProtocolError
 
 STAGING_BYTES = 64 << 10
 
-Sink = Callable[[Kind, Any, int], memoryview | None]
-"""(kind, header, payload bytes > 0) -> where the payload goes, or None to read it and throw it away."""
-
+Sink = Callable[[Kind, Any, int], tuple[memoryview, Any] | None]
+"""(kind, header, payload bytes > 0) -> where the payload goes and the frame's context, or None to read the
+payload and throw it away."""
 
 _KINDS = {int(kind): kind for kind in Kind}
 _LEADS = {int.from_bytes(MAGIC + bytes([PROTOCOL, kind]), "little"): kind for kind in Kind}
@@ -179,16 +179,25 @@ class FrameDecoder:
             return start
         kind = _LEADS.get(lead) or _KINDS[lead >> 24]
         middle = start + header_bytes
-        header = _unpack(kind, self._staging[start:middle])
+        staging = self._staging
+        try:
+            header = msgpack.unpackb(staging[start:middle], ext_hook=_refuse_extension)
+        except (ValueError, msgpack.UnpackException) as error:
+            raise ProtocolError(f"the header of a {kind.name} frame is not msgpack: {error}") from error
+        if type(header) is not list and type(header) is not dict:
+            raise ProtocolError(f"the header of a {kind.name} frame is a {type(header).__name__}")
         frame = Frame(kind, header, _EMPTY, PREFIX_BYTES + header_bytes)
         if payload_bytes == 0:
             frames.append(frame)
             return middle
-        target = self._sink(kind, header, payload_bytes)
+        target = None
+        wanted = self._sink(kind, header, payload_bytes)
+        if wanted is not None:
+            target, frame.context = wanted
         last = middle + payload_bytes
         if last <= end and flags == WHOLE:
             if target is not None:
-                target[:] = self._staging[middle:last]
+                target[:] = staging[middle:last]
                 frame.payload = target
                 frames.append(frame)
             return last
@@ -241,18 +250,8 @@ class FrameDecoder:
 _EMPTY = memoryview(b"")
 
 
-def _allocate(kind: Kind, header: Any, count: int) -> memoryview:
-    return memoryview(bytearray(count))
-
-
-def _unpack(kind: Kind, packed: memoryview) -> Any:
-    try:
-        header = msgpack.unpackb(packed, ext_hook=_refuse_extension)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise ProtocolError(f"the header of a {kind.name} frame is not msgpack: {error}") from error
-    if type(header) is not list and type(header) is not dict:
-        raise ProtocolError(f"the header of a {kind.name} frame is a {type(header).__name__}")
-    return header
+def _allocate(kind: Kind, header: Any, count: int) -> tuple[memoryview, Any]:
+    return memoryview(bytearray(count)), None
 
 
 def _too_long(kind: Kind, what: str, announced: int, bound: int) -> ProtocolError:

@@ -8,7 +8,6 @@ output is a pure function of the payload, nobody can tell.
 
 from __future__ import annotations
 
-import selectors
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,9 +17,10 @@ from cluster.dispatch.flight import Counters, Flight, Part
 from cluster.dispatch.frames import Frame, Limits
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
-from cluster.dispatch.link import Link, State
+from cluster.dispatch.link import Link
 from cluster.dispatch.messages import Call
 from cluster.dispatch.plan import Slots
+from cluster.dispatch.poller import Poller
 from cluster.dispatch.roster import Roster
 from cluster.dispatch.transport import ExpertCall, ExpertRows, WireShape
 from cluster.errors import MoemeshError, NodeLost, Overloaded, ProtocolError, Unavailable, error_from_wire
@@ -65,6 +65,7 @@ class Exchange:
         self._clock = clock
         self._flights: dict[Call, Flight] = {}
         self._slots = Slots(shape)
+        self._first_attempt = 0
         self._unwell = False
         self._roster = Roster(table, addresses, self._new_link)
         self._look_after()
@@ -108,7 +109,7 @@ class Exchange:
         slot = self._slots.take(call.micro_batch)
         slot.fill(call, roster.owners(call.layer), len(roster.links))
         slot.busy = True
-        flight = self._flights[key] = Flight(slot, roster.table.version)
+        flight = self._flights[key] = Flight(slot, roster.table.version, self._first_attempt)
         now = self._clock()
         starts = slot.row_start
         for node, link in enumerate(roster.links):
@@ -140,42 +141,33 @@ class Exchange:
     def _post(self, part: Part) -> None:
         """Send a part's request, if its node is there; otherwise it goes out when the node is."""
         link = part.link
-        if link.state is not State.READY:
+        connection = link.connection
+        if connection is None or not link.ready:
             self._unwell = True
             return
         part.attempt += 1
         part.receiving = False
         flight = part.flight
-        *more, body = flight.slot.request(part.node)
-        step, layer, micro_batch = part.call
-        head = link.send(
-            _DISPATCH,
-            [
-                self._incarnation,
-                link.incarnation,
-                step,
-                layer,
-                micro_batch,
-                part.attempt,
-                flight.table,
-                *more,
-            ],
-            body,
-        )
+        rows, counts, experts, body = flight.slot.request(part.node)
+        tag = (self._incarnation, link.incarnation, *part.call, part.attempt, flight.table)
+        try:
+            head = connection.send_body(_DISPATCH, [*tag, rows, counts, experts], body, keep=True)
+        except Unavailable as error:
+            link.lose(str(error))
+            return
         counters = self.counters
         counters.header_bytes_out += head
         counters.payload_bytes_out += len(body)
         counters.messages_out += 1
-        if part.attempt:
+        if part.attempt > flight.first_attempt:
             counters.resends += 1
 
     def _turn(self) -> None:
         """Wait for the sockets once and handle what they bring."""
-        events = self._roster.selector.select(TICK_S if self._unwell else IDLE_S)
+        events = self._roster.poller.wait(TICK_S if self._unwell else IDLE_S)
         if events:
             now = self._clock()
-            for key, mask in events:
-                link: Link = key.data
+            for link, mask in events:
                 if link.connection is not None:  # an earlier event of this turn may have closed it
                     link.on_event(mask, now)
         if self._unwell or not events:
@@ -193,41 +185,44 @@ class Exchange:
             return None
         return part
 
-    def _buffer_for(self, link: Link, kind: Kind, header: Any, count: int) -> memoryview | None:
+    def _buffer_for(self, link: Link, kind: Kind, header: Any, count: int) -> tuple[memoryview, Part] | None:
         part = self._match(link, header) if kind is _RESULT else None
         if part is None:
             return None
         if part.receiving:  # a duplicate; the frames of one read are decoded before the first is handled
             self.counters.stale += 1
             return None
-        part.receiving = True
         region = part.flight.slot.region(part.node)
         if len(region) != count:
             raise ProtocolError(f"{count} bytes of results where {len(region)} were asked for")
-        return region
+        part.receiving = True
+        return region, part
 
     def _receive(self, link: Link, frame: Frame) -> None:
         kind, header = frame.kind, frame.header
-        if kind is Kind.PONG:
-            return
-        part = self._match(link, header)
-        if part is None:
-            return
         counters = self.counters
-        counters.messages_in += 1
-        counters.header_bytes_in += frame.overhead
         if kind is _RESULT:
-            if not part.receiving:
+            part = frame.context
+            if part is None:
                 raise ProtocolError("a RESULT without rows")
+            counters.messages_in += 1
+            counters.header_bytes_in += frame.overhead
             counters.payload_bytes_in += len(frame.payload)
             link.queue, link.service_us = header[8], header[9]
-            del link.parts[part.call]
-            part.flight.left -= 1
-        elif kind is Kind.NOT_HERE:
-            self._not_here(part, header[6])
-        elif kind is Kind.FAULT:
-            self._fault(part, str(header[7]), str(header[8]))
-        else:
+            if part.flight.error is None:  # else the call is over
+                del link.parts[part.call]
+                part.flight.left -= 1
+        elif kind is Kind.NOT_HERE or kind is Kind.FAULT:
+            counters.messages_in += 1
+            counters.header_bytes_in += frame.overhead
+            part = self._match(link, header)
+            if part is None:
+                return
+            if kind is Kind.FAULT:
+                self._fault(part, str(header[7]), str(header[8]))
+            else:
+                self._not_here(part, header[6])
+        elif kind is not Kind.PONG:
             raise ProtocolError(f"a {kind.name} frame where a reply was expected")
 
     def _not_here(self, part: Part, version: int) -> None:
@@ -260,7 +255,7 @@ class Exchange:
         now = self._clock()
         for link in self._roster.all:
             link.due(now)
-            if link.state is not State.READY:
+            if not link.ready:
                 self._unwell = True
             for part in list(link.parts.values()):
                 self._check(part, now)
@@ -272,7 +267,7 @@ class Exchange:
         if link.refusal is not None:
             flight.error = flight.error or link.refusal
         elif now - since > self._deadline_s:
-            why = "it is silent" if link.state is State.READY else link.cause
+            why = "it is silent" if link.ready else link.cause
             flight.error = (
                 flight.error
                 or part.failure
@@ -283,30 +278,32 @@ class Exchange:
             )
         elif part.retry_at:
             self._unwell = True
-            if now >= part.retry_at and link.state is State.READY:
+            if now >= part.retry_at and link.ready:
                 part.retry_at = 0.0
                 self._post(part)
 
     def _changed(self, link: Link) -> None:
         """A link has come up or was lost."""
         self._unwell = True
-        if link.state is State.READY:
+        if link.ready:
             for part in list(link.parts.values()):
                 part.retry_at = 0.0
                 self._post(part)
 
     def _abandon(self, flight: Flight) -> None:
-        """Forget a failed call. Its slot is not used again: late rows may still be on their way into it."""
+        """Forget a failed call. Its slot is not used again: late rows may still be on their way into it. Nor
+        are its attempts: the call may be made again with other rows, which late replies must not answer."""
         for part in flight.parts:
             part.link.parts.pop(part.call, None)
+            self._first_attempt = max(self._first_attempt, part.attempt + 1)
         self._slots.discard(flight.slot)
 
-    def _new_link(self, node: NodeId, address: str | None, selector: selectors.BaseSelector) -> Link:
+    def _new_link(self, node: NodeId, address: str | None, poller: Poller) -> Link:
         return Link(
             node,
             address,
             identity=self._identity,
-            selector=selector,
+            poller=poller,
             limits=Limits(payload=MAX_REPLY_BYTES),
             sink=self._buffer_for,
             on_frame=self._receive,

@@ -30,11 +30,12 @@ class Counters:
 class Flight:
     """One call. left: parts whose reply is not in; error: why the call has failed, if it has."""
 
-    __slots__ = ("error", "left", "parts", "slot", "table")
+    __slots__ = ("error", "first_attempt", "left", "parts", "slot", "table")
 
-    def __init__(self, slot: Slot, table: int) -> None:
+    def __init__(self, slot: Slot, table: int, first_attempt: int) -> None:
         self.slot = slot
         self.table = table
+        self.first_attempt = first_attempt
         self.parts: list[Part] = []
         self.left = 0
         self.error: MoemeshError | None = None
@@ -43,7 +44,7 @@ class Flight:
 class Part:
     """One node's share of a call: its request lies in the slot until the reply is in.
 
-    node: the node's place in the slot's plan. attempt: -1 until it was sent. since: when it was asked for.
+    node: its place in the slot's plan. attempt: of the last request sent. since: when it was asked for.
     receiving: the reply's header has come. retry_at, failure: the node asked us to try later, and why.
     """
 
@@ -54,7 +55,7 @@ class Part:
         self.call = call
         self.node = node
         self.link = link
-        self.attempt = -1
+        self.attempt = flight.first_attempt - 1
         self.since = since
         self.receiving = False
         self.retry_at = 0.0

@@ -37,16 +37,17 @@ Header = list[Any] | dict[str, Any]
 
 
 class Frame:
-    """One received message. `payload` is writable and belongs to the receiver; `overhead` is what the message
-    took on the wire beside it, in bytes."""
+    """One received message. payload: writable, belongs to the receiver. overhead: what the message took on
+    the wire beside it, in bytes. context: what the decoder's sink said about it."""
 
-    __slots__ = ("header", "kind", "overhead", "payload")
+    __slots__ = ("context", "header", "kind", "overhead", "payload")
 
     def __init__(self, kind: Kind, header: Any, payload: memoryview, overhead: int) -> None:
         self.kind = kind
         self.header = header
         self.payload = payload
         self.overhead = overhead
+        self.context: Any = None
 
     def __repr__(self) -> str:
         return f"Frame({self.kind.name}, {self.header!r:.80}, {self.payload.nbytes} bytes)"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import selectors
 import socket
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from cluster.dispatch.connection import Connection
@@ -16,14 +16,12 @@ from cluster.dispatch.frames import Frame, Limits
 from cluster.dispatch.handshake import Identity, error_of, split_address
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.messages import Call
+from cluster.dispatch.poller import READ, WRITE, Poller
 from cluster.errors import MoemeshError, ProtocolError, Unavailable
 from cluster.types import NodeId
 
 RETRY_FIRST_S = 0.02
 RETRY_MOST_S = 0.2
-
-READ = selectors.EVENT_READ
-WRITE = selectors.EVENT_WRITE
 
 
 class State(Enum):
@@ -48,15 +46,16 @@ class Link:
         address: str | None,
         *,
         identity: Identity,
-        selector: selectors.BaseSelector,
+        poller: Poller,
         limits: Limits,
-        sink: Callable[[Link, Kind, Any, int], memoryview | None],
+        sink: Callable[[Link, Kind, Any, int], tuple[memoryview, Part] | None],
         on_frame: Callable[[Link, Frame], None],
         on_change: Callable[[Link], None],
     ) -> None:
         self.node = node
         self.address = address
         self.state = State.DOWN
+        self.ready = False
         self.incarnation = 0
         self.parts: dict[Call, Part] = {}
         self.last_heard = 0.0
@@ -67,9 +66,9 @@ class Link:
         self._retry_at = 0.0
         self._retry_s = RETRY_FIRST_S
         self._identity = identity
-        self._selector = selector
+        self._poller = poller
         self._limits = limits
-        self._sink: Sink = lambda kind, header, count: sink(self, kind, header, count)
+        self._sink: Sink = partial(sink, self)
         self._on_frame = on_frame
         self._on_change = on_change
 
@@ -93,7 +92,7 @@ class Link:
             self.lose(errno.errorcode.get(code, str(code)))
             return
         self.state = State.CONNECTING
-        self._selector.register(sock, READ | WRITE, self)
+        self._poller.register(sock, READ | WRITE, self)
 
     def move(self, address: str | None) -> None:
         """The node's address is another one: the next connection goes there."""
@@ -106,31 +105,23 @@ class Link:
         connection = self.connection
         assert connection is not None
         try:
-            if self.state is State.CONNECTING:
-                self._connected(connection)
+            if mask & WRITE and not self._writable(connection):
                 return
-            if mask & WRITE and connection.flush():
-                self._selector.modify(connection.sock, READ, self)
             if mask & READ:
                 frames = connection.read()
-                if self.state is State.READY:
+                if self.ready:
                     self.last_heard = now
                 for frame in frames:
-                    if self.connection is connection:  # an answer to an earlier one may have failed
-                        self._receive(frame)
+                    if self.connection is not connection:  # an answer to an earlier frame failed
+                        return
+                    if self.ready:
+                        self._on_frame(self, frame)
+                    else:
+                        self._greeted(frame)
         except ProtocolError as error:
             self.refuse(error)
         except (OSError, Unavailable) as error:
             self.lose(str(error))
-
-    def send(self, kind: Kind, header: list[Any], body: memoryview) -> int:
-        """Bytes of prefix and header, 0 if the connection has just been lost. `body` is not copied."""
-        assert self.connection is not None
-        try:
-            return self.connection.send_body(kind, header, body, keep=True)
-        except Unavailable as error:
-            self.lose(str(error))
-            return 0
 
     def refuse(self, error: MoemeshError) -> None:
         """The node and we must not work together; calls that need it fail with `error`."""
@@ -140,30 +131,35 @@ class Link:
     def lose(self, cause: str) -> None:
         self.cause = cause
         self.state = State.DOWN
+        self.ready = False
         connection, self.connection = self.connection, None
         if connection is not None:
-            if connection.sock in self._selector.get_map():
-                self._selector.unregister(connection.sock)
+            self._poller.unregister(connection.sock)
             connection.close()
         self._on_change(self)
 
-    def _connected(self, connection: Connection) -> None:
+    def _writable(self, connection: Connection) -> bool:
+        """The socket takes bytes again, or has connected; False if it has not."""
+        if self.state is not State.CONNECTING:
+            if connection.flush():
+                self._poller.modify(connection.sock, READ)
+            return True
         code = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             self.lose(errno.errorcode.get(code, str(code)))
-            return
+            return False
         self.state = State.GREETING
-        self._selector.modify(connection.sock, READ, self)
+        self._poller.modify(connection.sock, READ)
         connection.send(Kind.HELLO, self._identity.to_header())
+        return True
 
-    def _receive(self, frame: Frame) -> None:
-        if self.state is State.READY:
-            self._on_frame(self, frame)
-        elif frame.kind is Kind.WELCOME:
+    def _greeted(self, frame: Frame) -> None:
+        if frame.kind is Kind.WELCOME:
             peer = Identity.from_header(frame.header)
             self._identity.check(peer)
             self.incarnation = peer.incarnation
             self.state = State.READY
+            self.ready = True
             self.refusal = None
             self._retry_at, self._retry_s = 0.0, RETRY_FIRST_S
             self._on_change(self)
@@ -174,4 +170,4 @@ class Link:
 
     def _watch_writes(self, connection: Connection) -> None:
         if self.state is not State.DOWN:
-            self._selector.modify(connection.sock, READ | WRITE, self)
+            self._poller.modify(connection.sock, READ | WRITE)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import selectors
 from collections import deque
 from collections.abc import Callable, Mapping
 
 from cluster.balance.placement import PlacementTable, newer
-from cluster.dispatch.link import Link, State
+from cluster.dispatch.link import Link
+from cluster.dispatch.poller import Poller
 from cluster.dispatch.transport import Array
 from cluster.types import NodeId
 
@@ -21,10 +21,10 @@ class Roster:
         self,
         table: PlacementTable,
         addresses: Addresses,
-        new_link: Callable[[NodeId, str | None, selectors.BaseSelector], Link],
+        new_link: Callable[[NodeId, str | None, Poller], Link],
     ) -> None:
         self.table = table
-        self.selector = selectors.DefaultSelector()
+        self.poller = Poller()
         self.links: list[Link] = []
         self._new_link = new_link
         self._by_node: dict[NodeId, Link] = {}
@@ -56,7 +56,7 @@ class Roster:
             self._owners.clear()
         for node in self.table.nodes:
             if node not in self._by_node:
-                self._by_node[node] = self._new_link(node, addresses.get(node), self.selector)
+                self._by_node[node] = self._new_link(node, addresses.get(node), self.poller)
             elif node in addresses:
                 self._by_node[node].move(addresses[node])
         self.links = [self._by_node[node] for node in self.table.nodes]
@@ -73,11 +73,11 @@ class Roster:
 
     def missing(self) -> Link | None:
         """The first node of the table that is not connected."""
-        return next((link for link in self.links if link.state is not State.READY), None)
+        return next((link for link in self.links if not link.ready), None)
 
     def close(self) -> None:
         for link in self._by_node.values():
             link.lose("the exchange is closed")
         self.links = []
         self._by_node.clear()
-        self.selector.close()
+        self.poller.close()

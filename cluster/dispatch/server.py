@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import selectors
 import socket
 import threading
 from collections import deque
@@ -15,6 +14,7 @@ from cluster.dispatch.connection import MAX_QUEUED_BYTES, Connection
 from cluster.dispatch.frames import DEFAULT_LIMITS, Frame, Limits
 from cluster.dispatch.handshake import Identity, error_header
 from cluster.dispatch.kinds import Kind
+from cluster.dispatch.poller import READ, WRITE, Poller
 from cluster.errors import MoemeshError, PortInUse, ProtocolError
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 1024
 JOIN_S = 10.0
 _HELLO, _PING = Kind.HELLO, Kind.PING
+_LISTENER, _WAKE = object(), object()
 
 
 class FrameServer:
@@ -58,7 +59,7 @@ class FrameServer:
         self._limits = limits
         self._max_queued = max_queued
         self._name = name
-        self._selector = selectors.DefaultSelector()
+        self._poller = Poller()
         self._connections: set[Connection] = set()
         self._blocked: deque[Connection] = deque()
         self._stopping = False
@@ -91,8 +92,8 @@ class FrameServer:
                 ) from None
             raise PortInUse(f"cannot listen on {host}:{port}: {error.strerror}") from error
         self._listener.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ, None)
-        self._selector.register(self._wake_out, selectors.EVENT_READ, None)
+        self._poller.register(self._listener, READ, _LISTENER)
+        self._poller.register(self._wake_out, READ, _WAKE)
         host, port = self._listener.getsockname()[:2]
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -119,13 +120,13 @@ class FrameServer:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                for key, mask in self._selector.select():
-                    if key.data is not None:
-                        self._serve(key.data, mask)
-                    elif key.fileobj is self._wake_out:
+                for what, mask in self._poller.wait():
+                    if what is _LISTENER:
+                        self._accept()
+                    elif what is _WAKE:
                         self._woken()
                     else:
-                        self._accept()
+                        self._serve(what, mask)
                 while self._blocked:
                     self._watch(self._blocked.popleft())
                 if self._on_round is not None:
@@ -138,7 +139,7 @@ class FrameServer:
     def _release(self) -> None:
         if self._listener is not None:
             self._listener.close()
-        self._selector.close()
+        self._poller.close()
         self._wake_in.close()
         self._wake_out.close()
 
@@ -159,7 +160,7 @@ class FrameServer:
             sock, limits=self._limits, max_queued=self._max_queued, on_blocked=self._note_blocked
         )
         self._connections.add(connection)
-        self._selector.register(sock, selectors.EVENT_READ, connection)
+        self._poller.register(sock, READ, connection)
 
     def _note_blocked(self, connection: Connection) -> None:
         """Called by whichever thread sends."""
@@ -169,14 +170,13 @@ class FrameServer:
 
     def _watch(self, connection: Connection) -> None:
         if not connection.closed:
-            mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.blocked else 0)
-            self._selector.modify(connection.sock, mask, connection)
+            self._poller.modify(connection.sock, READ | (WRITE if connection.blocked else 0))
 
     def _serve(self, connection: Connection, mask: int) -> None:
         try:
-            if mask & selectors.EVENT_WRITE and connection.flush():
+            if mask & WRITE and connection.flush():
                 self._watch(connection)
-            if mask & selectors.EVENT_READ:
+            if mask & READ:
                 for frame in connection.read():
                     self._deliver(connection, frame)
         except ProtocolError as error:
@@ -217,7 +217,7 @@ class FrameServer:
         if connection not in self._connections:
             return
         self._connections.discard(connection)
-        self._selector.unregister(connection.sock)
+        self._poller.unregister(connection.sock)
         connection.close()
         if self._on_close is not None:
             self._on_close(connection)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
+from numpy import ndarray
 
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.frames import Frame
 from cluster.dispatch.messages import LAYER, Tag
 from cluster.dispatch.transport import Array, WireShape
 from cluster.errors import ProtocolError
+
+_UINT8, _INT8, _INT32, _FLOAT = map(np.dtype, (np.uint8, np.int8, np.int32, np.float32))
 
 
 class Job:
@@ -44,40 +47,59 @@ def parse(connection: Connection, frame: Frame, tag: Tag, shape: WireShape) -> J
             raise ProtocolError(
                 f"{len(payload)} bytes for {rows} rows of {shape.row_bytes}; is the library the same?"
             )
-        chosen = np.frombuffer(experts, shape.expert_dtype, pairs).astype(np.int32)
+        chosen = ndarray((pairs,), shape.expert_dtype, experts).astype(_INT32)
+        many = ndarray((rows,), _UINT8, counts)
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"a DISPATCH header that does not say what it carries: {error}") from error
-    return Job(connection, tag, np.frombuffer(counts, np.uint8), chosen, *_rows(payload, rows, shape))
-
-
-def _rows(payload: memoryview, rows: int, shape: WireShape) -> tuple[Array, Array]:
-    """Views of the payload: rows and their scales."""
     hidden = shape.hidden
     if shape.float_rows:
-        return np.ndarray((rows, hidden), np.float32, payload), np.empty(0, np.float32)
-    return (
-        np.ndarray((rows, hidden), np.int8, payload),
-        np.ndarray((rows,), np.float32, payload, rows * hidden),
-    )
+        data, scales = ndarray((rows, hidden), _FLOAT, payload), np.empty(0, _FLOAT)
+    else:
+        data, scales = (
+            ndarray((rows, hidden), _INT8, payload),
+            ndarray((rows,), _FLOAT, payload, rows * hidden),
+        )
+    return Job(connection, tag, many, chosen, data, scales)
 
 
-def take(waiting: deque[Job], max_rows: int) -> list[Job]:
-    """Remove and return the oldest job and others of its layer, in order, up to `max_rows` together.
+class Waiting:
+    """Jobs in the order of their arrival. rows, pairs: over all of them. Not thread-safe."""
 
-    The oldest is taken whatever its size. Jobs whose router has gone are dropped on the way.
-    """
-    batch: list[Job] = []
-    rows = 0
-    for _ in range(len(waiting)):
-        job = waiting.popleft()
-        if job.connection.closed:
-            continue
-        if not batch or (job.layer == batch[0].layer and rows + len(job.counts) <= max_rows):
-            batch.append(job)
-            rows += len(job.counts)
-        else:
-            waiting.append(job)
-    return batch
+    __slots__ = ("_jobs", "pairs", "rows")
+
+    def __init__(self) -> None:
+        self._jobs: deque[Job] = deque()
+        self.rows = 0
+        self.pairs = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, job: Job) -> None:
+        self._jobs.append(job)
+        self.rows += len(job.counts)
+        self.pairs += len(job.experts)
+
+    def take(self, max_rows: int) -> list[Job]:
+        """Remove and return the oldest job and others of its layer, in order, up to `max_rows` together.
+
+        The oldest is taken whatever its size. Jobs whose router has gone are dropped on the way.
+        """
+        jobs = self._jobs
+        batch: list[Job] = []
+        rows = 0
+        for _ in range(len(jobs)):
+            job = jobs.popleft()
+            size = len(job.counts)
+            if batch and (job.layer != batch[0].layer or rows + size > max_rows):
+                jobs.append(job)
+                continue
+            self.rows -= size
+            self.pairs -= len(job.experts)
+            if not job.connection.closed:
+                batch.append(job)
+                rows += size
+        return batch
 
 
 def merge(batch: list[Job]) -> tuple[Array, Array, Array, Array]:

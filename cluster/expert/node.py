@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from cluster.dispatch.messages import NODE, TABLE, Tag, fault_header, tag_of
 from cluster.dispatch.server import FrameServer
 from cluster.dispatch.transport import Array, WireShape
 from cluster.errors import MoemeshError, Overloaded, ProtocolError
-from cluster.expert.batching import Job, merge, parse, take
+from cluster.expert.batching import Job, Waiting, merge, parse
 from cluster.types import ExpertId
 
 log = logging.getLogger(__name__)
@@ -34,6 +33,9 @@ RISE = 1.2
 """By how much one slow batch may raise the expected µs per pair."""
 
 JOIN_S = 10.0
+
+
+_DISPATCH, _RESULT = Kind.DISPATCH, Kind.RESULT
 
 
 class ExpertCompute(Protocol):
@@ -100,11 +102,11 @@ class ExpertNode:
         self._inline_us = inline_us
         self._held: tuple[int, tuple[frozenset[int], ...]] = (0, (frozenset(),) * shape.layers)
         self._us_per_pair = float("inf")
-        self._waiting: deque[Job] = deque()
-        self._waiting_rows = self._waiting_pairs = 0
-        self._busy = False
+        self._waiting = Waiting()
+        self._handed = False
         self._closing = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._server = FrameServer(
             host,
             port,
@@ -145,7 +147,7 @@ class ExpertNode:
     def shutdown(self) -> None:
         """Close the port and all connections and end both threads; idempotent. What waits is not computed:
         its routers see the connection close and ask elsewhere."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._changed.notify_all()
         self._server.shutdown()
@@ -157,32 +159,25 @@ class ExpertNode:
         us_per_pair = 0.0 if self._us_per_pair == float("inf") else self._us_per_pair
         return asdict(self.counters) | {
             "waiting": len(self._waiting),
-            "waiting_rows": self._waiting_rows,
+            "waiting_rows": self._waiting.rows,
             "us_per_pair": round(us_per_pair, 3),
             "connections": self._server.connections,
             "table": self.table_version,
         }
 
     def _on_frame(self, connection: Connection, frame: Frame) -> None:
-        if frame.kind is Kind.DISPATCH:
-            self._on_dispatch(connection, frame)
-        elif frame.kind is Kind.STATUS:
-            connection.send(Kind.REPLY, self.stats())
-        elif frame.kind is Kind.SHUTDOWN:
-            connection.send(Kind.REPLY, {})
-            self.stopping.set()
-        else:
-            raise ProtocolError(f"an expert node has no answer to {frame.kind.name}")
-
-    def _on_dispatch(self, connection: Connection, frame: Frame) -> None:
+        if frame.kind is not _DISPATCH:
+            self._on_control(connection, frame)
+            return
         tag = tag_of(frame.header)
         try:
             job = parse(connection, frame, tag, self._shape)
             if tag[NODE] != self.identity.incarnation:
                 raise ProtocolError(f"meant for incarnation {tag[NODE]}, this is {self.identity.incarnation}")
-            if self._waiting_rows and self._waiting_rows + len(job.counts) > self._max_waiting_rows:
+            waiting = self._waiting.rows
+            if waiting and waiting + len(job.counts) > self._max_waiting_rows:
                 self.counters.overloaded += 1
-                raise Overloaded(f"{self._waiting_rows} rows wait already")
+                raise Overloaded(f"{waiting} rows wait already")
         except (ProtocolError, Overloaded) as error:
             self._fault(connection, tag, error)
             return
@@ -192,50 +187,53 @@ class ExpertNode:
             tag[TABLE] = version
             self._reply(connection, Kind.NOT_HERE, tag)
             return
-        with self._changed:
-            self._waiting.append(job)
-            self._waiting_rows += len(job.counts)
-            self._waiting_pairs += len(job.experts)
+        if self._handed:
+            with self._lock:
+                self._waiting.add(job)
+        else:
+            self._waiting.add(job)
+
+    def _on_control(self, connection: Connection, frame: Frame) -> None:
+        if frame.kind is Kind.STATUS:
+            connection.send(Kind.REPLY, self.stats())
+        elif frame.kind is Kind.SHUTDOWN:
+            connection.send(Kind.REPLY, {})
+            self.stopping.set()
+        else:
+            raise ProtocolError(f"an expert node has no answer to {frame.kind.name}")
 
     def _on_round(self) -> None:
         """All messages that had arrived together are in the queue: compute them here or hand them over.
 
-        Only this thread sets `_busy`. If it is set, the compute thread looks at the queue once more before
-        it clears it, so that what was put there above is not overlooked.
+        The queue belongs to this thread, and no lock is needed, unless it is `_handed` to the compute thread.
+        Only this thread sets that; the compute thread clears it, under the lock, when the queue is empty.
         """
-        if self._busy or not self._waiting:
+        waiting = self._waiting
+        if self._handed or not waiting:
             return
-        self._busy = True
-        if self._waiting_pairs * self._us_per_pair > self._inline_us:
-            with self._changed:
+        if waiting.pairs * self._us_per_pair > self._inline_us:
+            with self._lock:
+                self._handed = True
                 self._changed.notify()
             return
         self.counters.inline += 1
-        self._drain()
+        while waiting and not self._closing:
+            batch = waiting.take(self._max_batch_rows)
+            if batch:
+                self._run(batch)
 
     def _work(self) -> None:
         """The compute thread."""
         while True:
-            with self._changed:
-                while not (self._busy and self._waiting) and not self._closing:
-                    self._changed.wait()
+            with self._lock:
+                batch = self._waiting.take(self._max_batch_rows) if self._handed else []
+                if not batch:
+                    self._handed = False
+                    self._changed.wait_for(lambda: self._handed or self._closing)
                 if self._closing:
                     return
-            self._drain()
-
-    def _drain(self) -> None:
-        while not self._closing:
-            with self._changed:
-                batch = take(self._waiting, self._max_batch_rows)
-                if self._waiting:
-                    self._waiting_rows = sum(len(job.counts) for job in self._waiting)
-                    self._waiting_pairs = sum(len(job.experts) for job in self._waiting)
-                else:
-                    self._waiting_rows = self._waiting_pairs = 0
-                if not batch:
-                    self._busy = False
-                    return
-            self._run(batch)
+            if batch:
+                self._run(batch)
 
     def _run(self, batch: list[Job]) -> None:
         begin = self._clock()
@@ -244,9 +242,7 @@ class ExpertNode:
         except Exception as error:
             failure = error
         else:
-            took_us = (self._clock() - begin) * 1e6
-            self._count(batch, len(results), took_us)
-            self._answer(batch, results, int(took_us))
+            self._answer(batch, results, (self._clock() - begin) * 1e6)
             return
         if len(batch) > 1:  # only the message that is to blame fails
             for job in batch:
@@ -256,27 +252,24 @@ class ExpertNode:
             log.error("layer %d failed; the router gets a FAULT", batch[0].layer, exc_info=failure)
         self._fault(batch[0].connection, batch[0].tag, failure)
 
-    def _count(self, batch: list[Job], pairs: int, took_us: float) -> None:
+    def _answer(self, batch: list[Job], results: Array, took_us: float) -> None:
+        total = len(results)
+        # Down at once, up slowly: one batch that waited for a core says nothing about the next.
+        self._us_per_pair = min(took_us / total, RISE * self._us_per_pair)
         counters = self.counters
         counters.batches += 1
-        counters.pairs += pairs
+        counters.pairs += total
         counters.service_us += int(took_us)
-        for job in batch:
-            counters.messages += 1
-            counters.rows += len(job.counts)
-        # Down at once, up slowly: one batch that waited for a core says nothing about the next.
-        self._us_per_pair = min(took_us / pairs, RISE * self._us_per_pair)
-
-    def _answer(self, batch: list[Job], results: Array, took_us: int) -> None:
-        version = self._held[0]
-        queue = len(self._waiting)
+        load = [len(self._waiting), int(took_us)]
         data = results.data.cast("B")
         first = 0
         for job in batch:
+            counters.messages += 1
+            counters.rows += len(job.counts)
             pairs = len(job.experts)
             last = first + pairs * self._shape.result_bytes
-            job.tag[TABLE] = version
-            self._reply(job.connection, Kind.RESULT, [*job.tag, pairs, queue, took_us], data[first:last])
+            job.tag[TABLE] = self._held[0]
+            self._reply(job.connection, _RESULT, [*job.tag, pairs, *load], data[first:last])
             first = last
 
     def _fault(self, connection: Connection, tag: Tag, error: Exception) -> None:

@@ -6,7 +6,6 @@ import os
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +19,7 @@ from cluster.dispatch.frames import Frame
 from cluster.dispatch.handshake import Identity, split_address
 from cluster.dispatch.kinds import Kind
 from cluster.errors import InvalidRequest, MoemeshError, ProtocolError
-from cluster.expert.batching import Job, merge, take
+from cluster.expert.batching import Job, Waiting, merge
 from cluster.expert.node import ExpertNode
 from cluster.types import ExpertId
 from support.expert_nodes import FLOATS, LIBRARY, SHAPE, FakeCompute, Gate, mixed, router
@@ -349,17 +348,19 @@ def test_batches_are_bounded_and_keep_the_order() -> None:
             np.full(rows, number, np.float32),
         )
 
-    waiting = deque(
-        [job(0, 9, 0, True), job(1, 5, 1), job(0, 2, 2), job(1, 6, 3), job(1, 2, 4), job(0, 1, 5)]
-    )
-    batch = take(waiting, 8)
+    waiting = Waiting()
+    for each in (job(0, 9, 0, True), job(1, 5, 1), job(0, 2, 2), job(1, 6, 3), job(1, 2, 4), job(0, 1, 5)):
+        waiting.add(each)
+    assert (len(waiting), waiting.rows, waiting.pairs) == (6, 25, 25)
+    batch = waiting.take(8)
     assert [j.tag[2] for j in batch] == [1, 4]
-    assert [j.tag[2] for j in waiting] == [2, 3, 5]
+    assert (len(waiting), waiting.rows) == (3, 9)
     counts, experts, rows, scales = merge(batch)
     assert experts.tolist() == [1] * 5 + [4] * 2
     assert counts.shape == (7,)
     assert rows[:, 0].tolist() == experts.tolist() == scales.tolist()
-    assert [j.tag[2] for j in take(waiting, 0)] == [2]
+    assert [[j.tag[2] for j in waiting.take(0)] for _ in range(3)] == [[2], [3], [5]]
+    assert waiting.rows == waiting.pairs == 0
 
 
 def wait_until(condition: Any) -> None:

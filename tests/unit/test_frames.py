@@ -115,9 +115,9 @@ def test_the_sink_sees_the_header_first_and_may_throw_the_payload_away() -> None
     target = bytearray(3 * FRAGMENT_BYTES)
     asked = []
 
-    def sink(kind: Kind, header: list[int], count: int) -> memoryview | None:
+    def sink(kind: Kind, header: list[int], count: int) -> tuple[memoryview, str] | None:
         asked.append((kind, header, count))
-        return memoryview(target)[:count] if header == [1] else None
+        return (memoryview(target)[:count], "mine") if header == [1] else None
 
     wanted, stale = bytes([5]) * (FRAGMENT_BYTES + 9), bytes([6]) * (FRAGMENT_BYTES + 7)
     data = b"".join(
@@ -128,8 +128,10 @@ def test_the_sink_sees_the_header_first_and_may_throw_the_payload_away() -> None
             *fragmented(Kind.RESULT, [1], wanted, 1),
         ]
     )
-    got = received(FrameDecoder(sink=sink), data)
-    assert got == [(Kind.FAULT, [2], b""), (Kind.RESULT, [1], wanted)]
+    fault, result = FrameDecoder(sink=sink).feed(data)
+    assert (fault.kind, fault.header, fault.context) == (Kind.FAULT, [2], None)
+    assert (result.kind, result.header, result.context) == (Kind.RESULT, [1], "mine")
+    assert bytes(result.payload) == wanted
     assert bytes(target[: len(wanted)]) == wanted
     assert not any(target[len(wanted) :])
     assert asked == [(Kind.RESULT, [0], len(stale)), (Kind.RESULT, [0], 3), (Kind.RESULT, [1], len(wanted))]
