@@ -109,11 +109,15 @@ class RouterLink:
             self._lost()
 
     async def _send(self, stream: FrameStream) -> None:
-        """Ends when the connection does; the receiving side then says why."""
-        with contextlib.suppress(MoemeshError):
+        """Ends with the connection, whichever breaks first: nobody waits for what cannot be sent."""
+        try:
             while True:
                 kind, header, payload = await self._outbox.get()
                 await stream.send(kind, header, payload)
+        except MoemeshError as error:
+            log.warning("router %s cannot be sent to: %s", self.name, error)
+        finally:
+            await stream.close()
 
     def _lost(self) -> None:
         self.connected = False

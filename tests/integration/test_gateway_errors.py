@@ -11,6 +11,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from cluster.config import GatewayConfig
+from cluster.dispatch import frames
 from cluster.dispatch.kinds import Kind
 from cluster.errors import ClusterError, Overloaded, PortInUse
 from cluster.gateway.service import GatewayService
@@ -228,6 +229,20 @@ def test_broken_events_end_the_connection_not_the_gateway(events: Any) -> None:
         wait_until(lambda: service.ready, "the gateway to connect again")
         router.resume()
         assert list(stub.Generate(request(max_tokens=1)))[-1].HasField("finish")
+
+
+def test_what_cannot_be_sent_to_a_router_ends_instead_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        FakeRouter() as router,
+        gateway({"r0": router.address}) as service,
+        generation_stub(service) as stub,
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(frames, "MAX_HEADER_BYTES", 500)
+            lost = refusal(stub, request(stop_token_ids=[200] * 600))
+            assert lost.code() is grpc.StatusCode.UNAVAILABLE
+        wait_until(lambda: service.ready, "the router to be reached again")
+        assert list(stub.Generate(request(max_tokens=2)))[-1].finish.usage.completion_tokens == 2
 
 
 def test_a_router_that_moves_is_followed() -> None:
