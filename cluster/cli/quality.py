@@ -10,6 +10,8 @@ import numpy as np
 
 from cluster.cli.local import local_engine, score
 from cluster.config import EngineConfig
+from cluster.errors import InvalidRequest
+from cluster.library.bundled import open_model
 from cluster.router.engine import Engine
 from cluster.router.sequence import Batch
 from cluster.types import RequestId
@@ -72,10 +74,15 @@ def measure(
     """Score `ids` with a model in this process, and against the library `reference` if one is named.
 
     window: tokens that are scored together; 0 takes the model's context.
-    Raises LibraryError, InvalidRequest and what the engine raises.
+    Raises LibraryError, InvalidRequest (a reference that is another model) and what the engine raises.
     """
     seen, expected = Recorder(), Recorder()
-    with local_engine(model, variant, config, probe=seen if reference else None) as engine:
+    library = open_model(model)
+    if reference and open_model(reference).spec != library.spec:
+        raise InvalidRequest(
+            f"{reference} is not the same model as {library.name}; pack both from one checkpoint"
+        )
+    with local_engine(library, variant, config, probe=seen if reference else None) as engine:
         length = min(window or engine.context, engine.context)
         if not reference:
             return _quality(np.concatenate([score(engine, part) for part in windows(ids, length)]))

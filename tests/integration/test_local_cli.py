@@ -1,0 +1,132 @@
+"""generate and score with --local: the model in this process, and how far it is from its reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cluster.cli import generate, score
+from cluster.config import EngineConfig
+from cluster.errors import InvalidRequest, LibraryError
+from cluster.library.reader import Library
+from support.engines import engine_over, request, run_all, tiny_library
+
+MODEL = "qwen3-tied-gqa"
+PROMPT = "In the beginning"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return tiny_library(tmp_path_factory.mktemp("models"), MODEL)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return tiny_library(tmp_path_factory.mktemp("models"), MODEL, ["f32"])
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text("And the earth was without form, and void.")
+    return file
+
+
+def invoke(*arguments: object) -> str:
+    """What the command prints to stdout; what it raises is raised here."""
+    app = typer.Typer()
+    for verb in (generate, score):
+        verb.register(app)
+    result = CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def generated(library: Library, *arguments: object) -> dict[str, Any]:
+    shown = invoke("generate", PROMPT, "--local", "--model", library.path, "--json", *arguments)
+    values: dict[str, Any] = json.loads(shown)
+    return values
+
+
+def test_it_generates_what_the_engine_generates(library: Library) -> None:
+    ids = library.tokenizer().encode(PROMPT)
+    with engine_over(library, EngineConfig()) as engine:
+        wanted = run_all(engine, [request("a", ids, tokens=8)])["a"].tokens
+    answer = generated(library, "--max-tokens", 8)
+    ended = answer["finish_reason"] == "stop"
+    assert answer["token_ids"] == wanted[: len(answer["token_ids"])]
+    assert ended or len(answer["token_ids"]) == 8
+    assert answer["completion_tokens"] == len(answer["token_ids"])
+    assert answer["prompt_tokens"] == len(ids)
+    plain = invoke("generate", PROMPT, "--local", "--model", library.path, "--max-tokens", 8)
+    assert plain == answer["text"] + "\n"
+
+
+def test_a_seed_repeats_a_sample_and_is_drawn_if_absent(library: Library) -> None:
+    first = generated(library, "--temperature", 1.5, "--max-tokens", 8)
+    again = generated(library, "--temperature", 1.5, "--max-tokens", 8, "--seed", first["seed"])
+    assert again["token_ids"] == first["token_ids"]
+
+
+def test_no_tokens_load_no_model(library: Library) -> None:
+    assert generated(library, "--max-tokens", 0)["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (["", "--local"], InvalidRequest, "prompt is empty"),
+        ([PROMPT * 100, "--local"], InvalidRequest, "at most .* fit the context"),
+        ([PROMPT, "--local", "--max-tokens", "-1"], InvalidRequest, "max_tokens is -1"),
+        ([PROMPT, "--local", "--temperature", "-1"], InvalidRequest, "temperature is -1"),
+        ([PROMPT, "--local", "--tier", "lowbit"], InvalidRequest, "unknown tier"),
+        ([PROMPT, "--local", "--variant", "int4"], LibraryError, "no variant 'int4', only int8"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    library: Library, arguments: list[str], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words) as caught:
+        invoke("generate", *arguments, "--model", library.path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_library(tmp_path: Path, text: Path) -> None:
+    for arguments in (["generate", PROMPT], ["score", text]):
+        with pytest.raises(LibraryError, match=r"is not a library.*moemesh pack"):
+            invoke(*arguments, "--local", "--model", tmp_path)
+
+
+def test_scores_add_up_to_the_perplexity_in_any_window(library: Library, text: Path) -> None:
+    whole = json.loads(invoke("score", text, "--local", "--model", library.path, "--json"))
+    ids = library.tokenizer().encode(text.read_text())
+    assert whole["token_ids"] == ids
+    assert len(whole["logprobs"]) == whole["tokens"] - 1 == len(ids) - 1
+    assert whole["perplexity"] == pytest.approx(np.exp(-np.mean(whole["logprobs"])))
+    assert whole["kl"] is whole["gate_topk_agreement"] is None
+    parts = json.loads(invoke("score", text, "--local", "--model", library.path, "--window", 8, "--json"))
+    assert len(parts["logprobs"]) == len(ids) - 1
+    assert parts["logprobs"][:7] == whole["logprobs"][:7], "the first window has the same context"
+
+
+def test_a_model_is_compared_with_its_reference(library: Library, reference: Library, text: Path) -> None:
+    arguments = ["score", text, "--json", "--reference", reference.path]
+    same = json.loads(invoke(*arguments, "--model", reference.path))
+    assert (same["kl"], same["gate_topk_agreement"]) == (0.0, 1.0)
+    assert same["perplexity"] == same["reference_perplexity"]
+    packed = json.loads(invoke(*arguments, "--model", library.path, "--window", 16))
+    assert 0 < packed["kl"] < 0.05
+    assert 0.8 < packed["gate_topk_agreement"] <= 1
+    assert packed["perplexity"] == pytest.approx(packed["reference_perplexity"], rel=0.1)
+
+
+def test_another_model_is_no_reference(library: Library, text: Path, tmp_path: Path) -> None:
+    other = tiny_library(tmp_path, "olmoe-gqa-normed")
+    with pytest.raises(InvalidRequest, match="not the same model"):
+        invoke("score", text, "--model", library.path, "--reference", other.path)
