@@ -15,11 +15,12 @@ from cluster.compute.trunk import Trunk
 from cluster.config import EngineConfig
 from cluster.dispatch.exchange import Exchange
 from cluster.dispatch.handshake import Identity
-from cluster.dispatch.transport import ExpertTransport, WireShape
+from cluster.dispatch.transport import ExpertTransport
 from cluster.expert.build import all_experts, build_compute
 from cluster.expert.local import LocalExperts
 from cluster.expert.node import ExpertNode
 from cluster.expert.store import ExpertStore
+from cluster.fleet.roles.wire import wire_shape
 from cluster.library.format import FLOAT_KINDS
 from cluster.library.pack import pack
 from cluster.library.reader import Library
@@ -140,12 +141,6 @@ def local_experts(
         yield LocalExperts(build_compute(library, store, workers))
     finally:
         store.close()
-
-
-def wire_shape(library: Library, variant: str) -> WireShape:
-    spec, floating = library.spec, library.variant(variant).kind in FLOAT_KINDS
-    results = library.manifest.result_type == "f32"
-    return WireShape(spec.layers, spec.experts, spec.top_k, spec.padded_hidden, floating, results)
 
 
 def placement(library: Library, nodes: int) -> PlacementTable:
