@@ -11,19 +11,14 @@ from cluster.cli.client import Client, connect
 from cluster.cli.local import local_engine, run
 from cluster.config import EngineConfig
 from cluster.errors import MoemeshError
-from cluster.gateway import admission
+from cluster.gateway import admission, generation
 from cluster.gateway.admission import Limits, Wishes
-from cluster.gateway.generation import draw_seed
 from cluster.library.bundled import open_model
 from cluster.model.tokenizer import StreamDecoder
 from cluster.types import Emitted, EngineRequest, Event, Failed, Finished, RequestId
 from protos import generation_pb2 as pb
 
-REASONS = {
-    pb.FINISH_REASON_STOP: "stop",
-    pb.FINISH_REASON_LENGTH: "length",
-    pb.FINISH_REASON_ABORTED: "aborted",
-}
+REASONS: dict[int, str] = {number: reason for reason, number in generation.REASONS.items()}
 Clock = Callable[[], float]
 
 
@@ -121,7 +116,7 @@ def local_completion(
     tokenizer = library.tokenizer()
     admission.check_text(prompt)
     ids = admission.check_prompt(tokenizer.encode(prompt), limits)
-    sampling = admission.check_sampling(wishes, len(ids), limits, draw_seed)
+    sampling = admission.check_sampling(wishes, len(ids), limits, generation.draw_seed)
     if sampling.max_tokens == 0:
         return Completion(prompt_tokens=len(ids), finish_reason="length", seed=sampling.seed)
     with local_engine(library, variant, EngineConfig()) as engine:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kernels import layout
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -24,7 +26,7 @@ class Matrix:
 
     @property
     def rows(self) -> int:
-        return self.blocks * 16
+        return self.blocks * layout.ROWS
 
 
 @dataclass(frozen=True)

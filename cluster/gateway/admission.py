@@ -9,6 +9,9 @@ from cluster.errors import InvalidRequest, UnknownModel
 from cluster.types import RequestId, SamplingParams
 
 DEFAULTS = SamplingParams()
+MODEL_VERSION = "1"
+"""The open inference protocol wants versions; a library has one, and its digest tells it from others."""
+
 TIER_EXACT = "exact"
 TIERS = (TIER_EXACT,)
 MAX_REQUEST_ID = 128
@@ -52,8 +55,8 @@ def check_model(asked: str, served: str, version: str = "") -> None:
     """Raises UnknownModel. An empty name or version stands for the one served."""
     if asked not in ("", served):
         raise UnknownModel(f"unknown model {asked!r}; this gateway serves {served!r}")
-    if version not in ("", "1"):
-        raise UnknownModel(f"unknown version {version!r} of model {served!r}; the one served is '1'")
+    if version not in ("", MODEL_VERSION):
+        raise UnknownModel(f"unknown version {version!r} of model {served!r}; it has {MODEL_VERSION!r}")
 
 
 def check_tier(asked: str) -> str:

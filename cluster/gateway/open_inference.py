@@ -20,7 +20,6 @@ from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 
 PLATFORM = "moemesh"
-VERSION = "1"
 
 Send = Callable[[pb.ModelStreamInferResponse], Awaitable[None]]
 
@@ -54,7 +53,7 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=self._served.name,
-            versions=[VERSION],
+            versions=[admission.MODEL_VERSION],
             platform=PLATFORM,
             inputs=[tensor(name=name, datatype=kind, shape=[1]) for name, (kind, _) in INPUTS.items()],
             outputs=[tensor(name=name, datatype=kind, shape=[1]) for name, kind in OUTPUTS.items()],

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from cluster.errors import InvalidRequest
-from cluster.gateway.admission import Wishes
+from cluster.gateway.admission import MODEL_VERSION, Wishes
 from cluster.gateway.run import Delta
 from cluster.gateway.tensors import Element, read_inputs, write_output
 from protos import open_inference_pb2 as pb
@@ -143,4 +143,4 @@ class Answers:
         return response
 
     def empty(self) -> pb.ModelInferResponse:
-        return pb.ModelInferResponse(model_name=self._model, model_version="1", id=self._id)
+        return pb.ModelInferResponse(model_name=self._model, model_version=MODEL_VERSION, id=self._id)

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kernels import layout
+
 QkNorm = Literal["none", "head", "full"]
 
 
@@ -57,11 +59,11 @@ class ModelSpec:
 
     @property
     def padded_hidden(self) -> int:
-        return -(-self.hidden // 64) * 64
+        return layout.pad(self.hidden, layout.GROUP)
 
     @property
     def padded_head(self) -> int:
-        return -(-self.head_dim // 16) * 16
+        return layout.pad(self.head_dim, layout.ROWS)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
