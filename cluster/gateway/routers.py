@@ -85,6 +85,9 @@ class RouterLink:
                 # Said once an outage, not once a second.
                 level = logging.WARNING if delay == RECONNECT_FIRST_S else logging.DEBUG
                 log.log(level, "router %s at %s: %s", self.name, self.address, error)
+            except Exception:
+                # A bug. Its requests have been ended (_lost); connecting again beats a router never used.
+                log.exception("the link to router %s failed; it connects again", self.name)
             await asyncio.sleep(delay)
             delay = min(2 * delay, RECONNECT_MOST_S)
 
