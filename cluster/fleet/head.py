@@ -89,6 +89,7 @@ class Head:
         self.environment = environment(folder)
         self._log = folder.logs / "ray.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._started: list[Mark] = []
 
     def start(self) -> Mark:
         """Start the process in a session of its own, so that Ctrl-C reaches us and not it."""
@@ -104,6 +105,7 @@ class Head:
         found = processes.mark(self._process.pid)
         if found is None:
             raise StartFailed(f"Ray ended at once: {self.last_line()}; see {self._log}")
+        self._started = [found]
         return found
 
     def _command(self) -> list[str]:
@@ -128,8 +130,7 @@ class Head:
     def end(self) -> None:
         """End it and all its descendants, and reap it; idempotent."""
         if self._process is not None:
-            if (found := processes.mark(self._process.pid)) is not None:
-                end([found])
+            end(self._started)
             self._process.wait()
 
     def last_line(self) -> str:
@@ -148,11 +149,15 @@ def last_line(log: Path) -> str:
 def end(started: Iterable[Mark]) -> list[Mark]:
     """End the head and all its descendants; returns what is alive still, which should be nothing.
 
+    started: the head first; if it has died by itself, its session still tells what belonged to it.
+
     The raylet first: on SIGTERM it takes its workers and agents along and is gone in 0.05 s; with SIGKILL
     they would be left to init. `ray start` itself needs more than ten seconds after SIGTERM, so it gets
     SIGKILL, and its own children go with it.
     """
-    everything = processes.family(started)
+    known = list(started)
+    sessions = [one for leader in known[:1] for one in processes.session(leader)]
+    everything = processes.family([*known, *sessions])
     processes.end([one for one in everything if processes.name(one) == "raylet"], RAYLET_GRACE_S)
     return processes.kill(everything)
 

@@ -49,6 +49,27 @@ def family(roots: Iterable[Mark]) -> list[Mark]:
     return list(found.values())
 
 
+def session(leader: Mark) -> list[Mark]:
+    """Everything in the session that `leader` opened, also after it has ended and its children are init's.
+
+    The kernel does not give a number away while it names a session; if the leader's pid belongs to another
+    process now, the session is over.
+    """
+    now = mark(leader.pid)
+    if now is not None and not alive(leader):
+        return []
+    found = []
+    for pid in psutil.pids():
+        with suppress(OSError):  # it ended while we looked
+            if (
+                os.getsid(pid) == leader.pid
+                and (seen := mark(pid))
+                and seen.started > leader.started - SAME_START_S
+            ):
+                found.append(seen)
+    return found
+
+
 def end(marks: Iterable[Mark], grace_s: float) -> list[Mark]:
     """SIGTERM, `grace_s` seconds to comply, then SIGKILL. Returns what is alive still: nothing, normally."""
     return kill(_signal(marks, signal.SIGTERM, grace_s))

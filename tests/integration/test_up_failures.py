@@ -91,6 +91,17 @@ def test_a_node_that_dies_while_up_waits_is_named(moemesh):
     assert moemesh.log("node-1")
 
 
+def test_ray_that_dies_while_up_waits_takes_all_with_it(moemesh):
+    leaving = Leaving(moemesh)
+    process = moemesh.start_up()
+    look_until(leaving, lambda: moemesh.role_pid("node-0"), "node-0 starts")
+    kill(moemesh.folder.read().processes[0].pid)
+    code, _, errors = finish(process)
+    assert code == 1
+    assert errors.splitlines()[-1].startswith("error: ")
+    leaving.check()
+
+
 def test_a_damaged_blob_is_refused_by_the_node_that_loads_it(moemesh, library, tmp_path):
     broken = libraries.copy(library, tmp_path)
     libraries.flip_bit(broken, broken.expert_ref("", ExpertId(broken.spec.sparse_layers[0], 0)))

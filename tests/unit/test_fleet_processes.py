@@ -26,8 +26,9 @@ time.sleep(60)
 def start():
     made = []
 
-    def run(code):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    def run(code, **options):
+        command = [sys.executable, "-c", code]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
         made.append(process)
         return process, process.stdout.readline().strip()
 
@@ -53,6 +54,18 @@ def test_a_family_is_found_and_ended(start):
     assert [one.pid for one in family] == [process.pid, int(child)]
     assert processes.end(family, grace_s=10.0) == []
     assert not any(processes.alive(one) for one in family)
+
+
+def test_a_session_is_found_after_its_leader_has_died(start):
+    process, child = start(PARENT, start_new_session=True)
+    leader = processes.mark(process.pid)
+    assert {one.pid for one in processes.session(leader)} == {process.pid, int(child)}
+    process.kill()
+    process.wait()
+    left = processes.session(leader)
+    assert [one.pid for one in left] == [int(child)]
+    assert processes.session(leader._replace(started=left[0].started + 60)) == []
+    assert processes.kill(left) == []
 
 
 def test_what_ignores_sigterm_is_killed(start):
