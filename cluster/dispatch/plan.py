@@ -21,7 +21,7 @@ class Slot:
 
     def __init__(self, shape: WireShape) -> None:
         self._shape = shape
-        self._nodes = self._capacity = 0
+        self._nodes = self._capacity = self._tokens = -1
         self.busy = False
         self.row_start: list[int] = []
         self.pair_start: list[int] = []
@@ -29,22 +29,17 @@ class Slot:
     def fill(self, call: ExpertCall, owner: Array, nodes: int) -> None:
         """Plan the call over `nodes` and gather every node's payload. owner: [experts] int32."""
         tokens = len(call.ids)
-        if tokens > self._capacity or nodes != self._nodes:
-            self._reserve(max(tokens, self._capacity), nodes)
-        index = self._index[:tokens]
+        if tokens != self._tokens or nodes != self._nodes:
+            self._resize(tokens, nodes)
         permute.plan_dispatch(
-            call.ids, owner, self._row_start, self._pair_start, self._rows, self._counts, self._experts, index
+            call.ids, owner, *self._starts, self._rows, self._counts, self._experts, self.index
         )
         if self._shape.float_rows:
-            permute.gather_f32(call.rows, self._rows, self._row_start, self._payload)
+            permute.gather_f32(call.rows, self._rows, self._starts[0], self._payload)
         else:
-            permute.gather_int8(call.rows, call.scales, self._rows, self._row_start, self._payload)
-        self.index = index
-        self.row_start = self._row_start.tolist()
-        self.pair_start = self._pair_start.tolist()
-        pairs = self.pair_start[-1]
-        self._narrow[:pairs] = self._experts[:pairs]
-        self.results = self._results[:pairs]
+            permute.gather_int8(call.rows, call.scales, self._rows, self._starts[0], self._payload)
+        self.row_start, self.pair_start = self._both_starts.tolist()
+        self._narrow_used[...] = self._experts_used
 
     def request(self, node: int) -> tuple[int, memoryview, memoryview, memoryview]:
         """(rows, counts, experts, payload) of node `node`'s DISPATCH."""
@@ -62,13 +57,24 @@ class Slot:
         width = self._shape.result_bytes
         return self._results_bytes[self.pair_start[node] * width : self.pair_start[node + 1] * width]
 
+    def _resize(self, tokens: int, nodes: int) -> None:
+        """Views for this many tokens; a step of decode has as many as the one before."""
+        if tokens > self._capacity or nodes != self._nodes:
+            self._reserve(max(tokens, self._capacity), nodes)
+        pairs = tokens * self._shape.top_k
+        self._tokens = tokens
+        self.index = self._index[:tokens]
+        self.results = self._results[:pairs]
+        self._experts_used = self._experts[:pairs]
+        self._narrow_used = self._narrow[:pairs]
+
     def _reserve(self, tokens: int, nodes: int) -> None:
         shape = self._shape
         pairs = tokens * shape.top_k
         rows = tokens * min(nodes, shape.top_k)  # a row goes to no more nodes than it has experts
         self._nodes, self._capacity = nodes, tokens
-        self._row_start = np.zeros(nodes + 1, np.int64)
-        self._pair_start = np.zeros(nodes + 1, np.int64)
+        self._both_starts = np.zeros((2, nodes + 1), np.int64)
+        self._starts = tuple(self._both_starts)
         self._rows = np.empty(rows, np.int32)
         self._counts = np.empty(rows, np.uint8)
         self._experts = np.empty(pairs, np.int32)

@@ -262,6 +262,21 @@ def test_a_silent_node_is_named() -> None:
         assert exchange.counters.stale == 1
 
 
+def test_a_call_made_again_with_other_rows_is_not_answered_by_late_replies() -> None:
+    gate = Gate()
+    with running(2, inline_us=0) as nodes, connected(nodes, deadline_s=0.3) as exchange:
+        nodes.computes[nodes.names[1]].before = gate
+        exchange.send(make_call(8, seed=1))
+        with pytest.raises(NodeLost):
+            exchange.wait(0, 0, 0)
+        again = make_call(8, seed=2)
+        exchange.send(again)
+        gate.opened.set()
+        check(SHAPE, again, exchange.wait(0, 0, 0))
+        assert exchange.counters.stale == 1
+        assert exchange.counters.resends == 0
+
+
 def test_nobody_there_at_the_start() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
