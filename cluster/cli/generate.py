@@ -63,6 +63,6 @@ def generate(
 def _local(model: str, variant: str, text: str, wishes: Wishes, tier: str, as_json: bool) -> Completion:
     admission.check_tier(tier)
     with ExitStack() as waiting:
-        waiting.enter_context(Progress()).phase("loading the model")
+        waiting.enter_context(Progress()).phase("loading the model and its kernels")
         out = None if as_json else sys.stdout
         return local_completion(model, variant, text, wishes, out, ready=waiting.close)

@@ -18,6 +18,7 @@ from cluster.library.reader import Library
 from cluster.router.build import build_trunk
 from cluster.router.engine import Engine, Probe
 from cluster.types import EngineRequest, Event, Failed, RequestId, Scored
+from kernels import warm
 
 
 @contextmanager
@@ -30,10 +31,12 @@ def local_engine(
 ) -> Iterator[Engine]:
     """An engine whose experts live in this process, at most `memory_bytes` of them at a time (0: all).
 
+    Every kernel is compiled, or loaded from the cache, before it returns: the first time that takes a minute.
     Raises LibraryError, CorruptBlob, OutOfMemoryBudget.
     """
     config = config or EngineConfig()
     library = model if isinstance(model, Library) else open_model(model)
+    warm.compile_all()
     workers = Workers(config.threads)
     store = ExpertStore(library, variant, all_experts(library), memory_bytes)
     try:

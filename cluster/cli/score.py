@@ -73,7 +73,7 @@ def read_text(file: Path) -> str:
 def _local(text: str, model: str, variant: str, window: int, reference: str) -> Scored:
     ids = tuple(open_model(model).tokenizer().encode(text))
     with Progress() as progress:
-        progress.phase(f"scoring {len(ids)} tokens")
+        progress.phase(f"loading the model and its kernels, scoring {len(ids)} tokens")
         return ids, measure(model, variant, ids, window, reference)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import sys
 import time
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 DEFAULTS = ClusterConfig()
 SAMPLE_PROMPT = "In the beginning"
 SAMPLE_TOKENS = 48
+GRPCURL_REQUEST = json.dumps({"text": SAMPLE_PROMPT, "sampling": {"max_tokens": 16}})
 
 
 def register(app: typer.Typer) -> None:
@@ -136,17 +139,24 @@ def _say_what_next(record: Record, config: ClusterConfig, seconds: float) -> Non
     address = record.grpc
     default = address == f"{DEFAULTS.gateway.host}:{DEFAULTS.gateway.port}"
     option = "" if default else f" --address {address}"
-    payload = f'{{"text": "{SAMPLE_PROMPT}", "max_tokens": 16}}'
+    command = _command()
     typer.echo(
         f"\n{record.model} ({record.variant}) is up on {config.nodes} nodes after {seconds:.1f} s\n"
         f"gRPC: {address}\n"
         "\nTry next:\n"
-        f'  moemesh generate "To be, or not to be"{option}\n'
-        f"  moemesh chat{option}\n"
-        f"  grpcurl -plaintext -d '{payload}' {address} moemesh.v1.Generation/Generate\n"
-        "  moemesh status\n"
-        "  moemesh down"
+        f'  {command} generate "To be, or not to be"{option}\n'
+        f"  {command} chat{option}\n"
+        f"  grpcurl -plaintext -d '{GRPCURL_REQUEST}' {address} moemesh.v1.Generation/Generate\n"
+        f"  {command} status\n"
+        f"  {command} down"
     )
+
+
+def _command() -> str:
+    """How the user calls this program: by its name if the shell finds it, else by the path that was typed."""
+    typed = sys.argv[0]
+    found = shutil.which("moemesh") is not None or not typed.endswith("/moemesh")
+    return "moemesh" if found else typed
 
 
 def _summary(record: Record, config: ClusterConfig, seconds: float) -> dict[str, Any]:

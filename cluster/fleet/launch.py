@@ -180,7 +180,7 @@ class _Start:
         for role, count, more in (
             (Role.NODE, config.nodes, (config.node,)),
             (Role.ROUTER, config.routers, (config.engine,)),
-            (Role.GATEWAY, 1, (config.gateway, config.engine.context)),
+            (Role.GATEWAY, 1, (config.gateway, config.engine)),
         ):
             for number in range(count):
                 name = role.value if role is Role.GATEWAY else f"{role.value}-{number}"

@@ -13,7 +13,7 @@ from cluster.config import EngineConfig
 from cluster.dispatch.transport import ExpertTransport
 from cluster.errors import InvalidRequest, MoemeshError, NonFinite, Overloaded
 from cluster.router.forward import GateProbe, Outcome, drive, forward
-from cluster.router.kv import KvCache
+from cluster.router.kv import KvCache, longest_sequence
 from cluster.router.sampler import Sampler
 from cluster.router.scheduler import Chunk, Limits, plan_step
 from cluster.router.sequence import Batch, Piece, Sequence, build_batch
@@ -55,8 +55,7 @@ class Engine:
     ) -> None:
         self.trunk, self.experts, self.config, self.probe = trunk, experts, config, probe
         self.kv = KvCache(trunk.spec, config.page_tokens, config.kv_bytes, trunk.kv_dtype)
-        limit = config.context or trunk.spec.context
-        self.context = min(limit, trunk.spec.context, self.kv.pages * config.page_tokens)
+        self.context = longest_sequence(trunk.spec, config, np.dtype(trunk.kv_dtype).itemsize)
         trunk.prepare_positions(self.context)
         self._limits = Limits(config.page_tokens, config.chunk_tokens, config.max_running)
         self._page_table = np.zeros((config.max_running, self.kv.pages_for(self.context)), np.int32)

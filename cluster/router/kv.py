@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import psutil
 
+from cluster.config import EngineConfig
 from cluster.errors import OutOfMemoryBudget
 from cluster.model.spec import ModelSpec
 
@@ -15,6 +16,15 @@ PAGE_MULTIPLE = 16
 def page_bytes(spec: ModelSpec, page_tokens: int, itemsize: int) -> int:
     """Bytes of one page over all layers, K and V."""
     return 2 * spec.layers * spec.kv_heads * page_tokens * spec.padded_head * itemsize
+
+
+def longest_sequence(spec: ModelSpec, config: EngineConfig, itemsize: int) -> int:
+    """Tokens that a sequence may have: the model's context, the configured one, what the KV budget holds.
+
+    itemsize: bytes of a K or V element, 2 for bf16 and 4 for float32.
+    """
+    pages = config.kv_bytes // page_bytes(spec, config.page_tokens, itemsize)
+    return min(config.context or spec.context, spec.context, pages * config.page_tokens)
 
 
 class KvCache:

@@ -128,3 +128,13 @@ def test_progress_on_a_terminal_keeps_what_is_done():
         progress.phase("loading")
         progress.done("loaded")
     assert "✓" in written.getvalue()
+
+
+def test_the_grpcurl_line_that_up_prints_is_a_request() -> None:
+    from google.protobuf import json_format
+
+    from cluster.cli.up import GRPCURL_REQUEST
+    from protos import generation_pb2
+
+    parsed = json_format.Parse(GRPCURL_REQUEST, generation_pb2.GenerateRequest())
+    assert parsed.sampling.max_tokens == 16

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.config import GatewayConfig
+from cluster.config import EngineConfig, GatewayConfig
 from cluster.controller.state import NO_TABLE, Role
 from cluster.fleet.control import ControlledRole, View
 from cluster.fleet.roles.process import Place, count_restarts, log_to_file
 from cluster.gateway.admission import Limits
 from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
+from cluster.library.format import FLOAT_KINDS
 from cluster.library.reader import Library
+from cluster.router.kv import longest_sequence
+
+KV_ROUNDED, KV_FLOAT = 2, 4
+"""Bytes of a stored K or V element: bf16, and float32 where the trunk is float."""
 
 
 class GatewayRole(ControlledRole):
-    """context: longest sequence that the routers take, 0 for the model's own limit."""
+    """engine: the routers' configuration, which decides how long a sequence may be."""
 
     role = Role.GATEWAY
 
-    def __init__(self, place: Place, config: GatewayConfig, context: int) -> None:
+    def __init__(self, place: Place, config: GatewayConfig, engine: EngineConfig) -> None:
         log_to_file(place.logs, place.name)
-        self._place, self._config, self._context = place, config, context
+        self._place, self._config, self._engine = place, config, engine
         self._restarts = count_restarts(place.logs, place.name)
         self._service: GatewayService | None = None
         super().__init__(place.name, place.controller)
 
     def build(self) -> None:
         library = Library.open(self._place.library)
-        limits = Limits(context=self._context or library.spec.context, vocab=library.spec.vocab)
+        floating = library.manifest.trunk.kind in FLOAT_KINDS
+        context = longest_sequence(library.spec, self._engine, KV_FLOAT if floating else KV_ROUNDED)
+        limits = Limits(context=context, vocab=library.spec.vocab)
         served = ServedModel(
             library.name, limits, library.tokenizer(), library.chat_template(), library.digest
         )
