@@ -7,9 +7,7 @@ from typing import Any
 
 from cluster.dispatch.frames import PROTOCOL, accepted
 from cluster.errors import MoemeshError, ProtocolError, error_from_wire
-
-NUMERICS = 1
-"""Version of the numeric rules that this code computes by; written in every library's manifest too."""
+from cluster.types import NUMERICS_VERSION
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Identity:
     id: str
     incarnation: int = 0
     library: str = ""
-    numerics: int = NUMERICS
+    numerics: int = NUMERICS_VERSION
     protocol: int = PROTOCOL
 
     def to_header(self) -> dict[str, Any]:
