@@ -152,7 +152,7 @@ class Exchange:
         tag = (self._incarnation, link.incarnation, *part.call, part.attempt, flight.table)
         try:
             head = connection.send_body(_DISPATCH, [*tag, rows, counts, experts], body, keep=True)
-        except Unavailable as error:
+        except (Unavailable, Overloaded) as error:  # a peer that reads nothing is as good as gone
             link.lose(str(error))
             return
         counters = self.counters

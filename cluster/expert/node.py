@@ -255,7 +255,7 @@ class ExpertNode:
     def _answer(self, batch: list[Job], results: Array, took_us: float) -> None:
         total = len(results)
         # Down at once, up slowly: one batch that waited for a core says nothing about the next.
-        self._us_per_pair = min(took_us / total, RISE * self._us_per_pair)
+        self._us_per_pair = min(max(took_us, 1.0) / total, RISE * self._us_per_pair)
         counters = self.counters
         counters.batches += 1
         counters.pairs += total

@@ -91,16 +91,16 @@ def drive(forwards: list[Forward], step: int, experts: ExpertTransport) -> list[
     """
     outcomes: list[Outcome | None] = [None] * len(forwards)
     waiting: list[tuple[int, int]] = []  # (micro-batch, layer), in the order in which they were sent
-    for number in range(len(forwards)):
-        _advance(forwards, number, None, experts, outcomes, waiting)
-    while waiting:
-        number, layer = waiting.pop(0)
-        try:
+    try:
+        for number in range(len(forwards)):
+            _advance(forwards, number, None, experts, outcomes, waiting)
+        while waiting:
+            number, layer = waiting.pop(0)
             rows = experts.wait(step, layer, number)
-        except MoemeshError:
-            _let_go(waiting, step, experts)
-            raise
-        _advance(forwards, number, rows, experts, outcomes, waiting)
+            _advance(forwards, number, rows, experts, outcomes, waiting)
+    except Exception:
+        _let_go(waiting, step, experts)
+        raise
     return [outcome for outcome in outcomes if outcome is not None]
 
 
