@@ -1,0 +1,74 @@
+"""What quantisation costs, on text that the model was not trained on.
+
+usage: python benchmarks/quality.py CHECKPOINT TEXTS [--window 512] [--json]
+
+Packs the Hugging Face folder CHECKPOINT as int8, as int4 and as the bfloat16 reference, then scores every .txt
+file of the folder TEXTS with each, as `moemesh score FILE --model LIBRARY --reference REFERENCE` does. Figures are
+means over all tokens of all files; trunk and experts are quantised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from cluster.cli.quality import Quality, measure
+from cluster.cli.report import Report, Result, Target, result
+from cluster.library.bundled import open_model
+from cluster.library.pack import pack
+
+TARGETS = {
+    "int8": (Target(must=0.15, at_most=True), Target(must=0.99)),
+    "int4": (Target(must=0.40, at_most=True), Target(must=0.97)),
+}
+"""Increase of perplexity in percent, and agreement of the gates' top-k with the reference."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Quality of int8 and int4 against bfloat16.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("texts", type=Path)
+    parser.add_argument("--window", type=int, default=512, help="tokens scored together")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    report = Report("full")
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("bf16", *TARGETS):
+            pack(options.checkpoint, Path(folder) / kind, experts=(kind,))
+        for kind in TARGETS:
+            report.results += quality(Path(folder), kind, options.texts, options.window)
+    report.show(options.json)
+
+
+def quality(folder: Path, kind: str, texts: Path, window: int) -> list[Result]:
+    tokenizer = open_model(str(folder / kind)).tokenizer()
+    parts: list[Quality] = []
+    for file in sorted(texts.glob("*.txt")):
+        ids = tuple(tokenizer.encode(file.read_text()))
+        sys.stderr.write(f"{kind}: {file.name}, {len(ids)} tokens\n")
+        parts.append(measure(str(folder / kind), "", ids, window, str(folder / "bf16")))
+    weights = [len(part.logprobs) for part in parts]
+
+    def mean(values: list[float | None]) -> float:
+        return float(np.average([value for value in values if value is not None], weights=weights))
+
+    perplexity = math.exp(mean([math.log(part.perplexity) for part in parts]))
+    reference = math.exp(mean([math.log(part.reference_perplexity or 1) for part in parts]))
+    increase, agreement = TARGETS[kind]
+    name = f"quality.{kind}"
+    return [
+        result(f"{name}.perplexity", [perplexity], ""),
+        result(f"{name}.reference_perplexity", [reference], ""),
+        result(f"{name}.perplexity_increase", [100 * (perplexity / reference - 1)], "%", increase),
+        result(f"{name}.kl", [mean([part.kl for part in parts])], "nats"),
+        result(f"{name}.gate_topk_agreement", [mean([part.agreement for part in parts])], "ratio", agreement),
+    ]
+
+
+if __name__ == "__main__":
+    main()
