@@ -6,6 +6,7 @@ Two threads, because loading experts may take longer than the controller's patie
 from __future__ import annotations
 
 import abc
+import gc
 import logging
 import os
 import threading
@@ -127,6 +128,7 @@ class ControlledRole(abc.ABC):
             self.build()
             while self._wait_for_news():
                 self._loaded = self.apply(self._view)
+                _settle()
         except Exception as error:
             # Reported with the next syncs; whoever waits for this role reads it there.
             log.exception("%s stops working", self.name)
@@ -188,3 +190,10 @@ class ControlledRole(abc.ABC):
             "error": None if self._error is None else list(self._error),
             "stats": self.stats(),
         }
+
+
+def _settle() -> None:
+    """What a role has built lives as long as it does: frozen, it is left out of every later garbage collection,
+    which otherwise walks over all of Ray's and gRPC's objects in the middle of a decode step."""
+    gc.collect()
+    gc.freeze()

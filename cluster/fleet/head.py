@@ -50,6 +50,8 @@ _VARIABLES = {
     "RAY_memory_usage_threshold": "0.98",
     "RAY_enable_metrics_collection": "0",
     "RAY_START_HOOK": "cluster.fleet.head.trim",
+    # Ray's default of 15 lets any client on the machine push the token path aside.
+    "RAY_worker_niceness": "0",
     # Compute threads are ours; a BLAS pool in every process would only fight them.
     "OMP_NUM_THREADS": "1",
 }
