@@ -193,7 +193,7 @@ class ControlledRole(abc.ABC):
 
 
 def _settle() -> None:
-    """What a role has built lives as long as it does: frozen, it is left out of every later garbage collection,
-    which otherwise walks over all of Ray's and gRPC's objects in the middle of a decode step."""
+    """What a role has built lives as long as it does. Frozen, it is left out of every later garbage
+    collection, which otherwise walks over all of Ray's and gRPC's objects in the middle of a decode step."""
     gc.collect()
     gc.freeze()
