@@ -2,9 +2,9 @@
 
 usage: python benchmarks/quality.py CHECKPOINT TEXTS [--window 512] [--json]
 
-Packs the Hugging Face folder CHECKPOINT as int8, as int4 and as the bfloat16 reference, then scores every .txt
-file of the folder TEXTS with each, as `moemesh score FILE --model LIBRARY --reference REFERENCE` does. Figures are
-means over all tokens of all files; trunk and experts are quantised.
+Packs the Hugging Face folder CHECKPOINT as int8, as int4 and as the bfloat16 reference, then scores every
+.txt file of the folder TEXTS with each, as `moemesh score FILE --model LIBRARY --reference REFERENCE` does.
+Figures are means over all tokens of all files; trunk and experts are quantised.
 """
 
 from __future__ import annotations

@@ -1,26 +1,23 @@
 """The engine's reference path (float32 weights) computes what the model's authors meant, for every family.
 
-The oracle is the slow float64 forward of tests/support/reference_model.py, which is itself held to
-transformers' logits by stored goldens (and live, with the parity extra).
+The oracle is transformers: its float32 logits, gates and greedy tokens are stored by make_goldens.py, and
+tests/contract/parity asks it live.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cluster.config import EngineConfig
 from cluster.library.reader import Library
-from cluster.model.checkpoint import Checkpoint
 from cluster.model.spec import ModelSpec
+from cluster.types import RequestId
 from support.checkpoints import CASES, TinyCheckpoint
 from support.engines import Trace, engine_over, request, run_all, tiny_library
+from support.goldens import GREEDY_STEPS, Golden, golden
 from support.mutations import mutations_of
-from support.reference_model import ReferenceModel
 
-TOKENS = 80
 BOUND = 2e-5
 """max |difference| / max |logit|, of the issue's parity contract."""
 
@@ -39,9 +36,8 @@ def library(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> L
 
 
 @pytest.fixture(scope="module")
-def expected(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    folder = tiny.write(tmp_path_factory.mktemp("checkpoint"))
-    return np.asarray(ReferenceModel(Checkpoint.open(folder)).forward(tiny.prompt(TOKENS)).logits)
+def stored(tiny: TinyCheckpoint) -> Golden:
+    return golden(tiny.name)
 
 
 def logits(library: Library, prompt: list[int], spec: ModelSpec | None = None) -> np.ndarray:
@@ -52,27 +48,28 @@ def logits(library: Library, prompt: list[int], spec: ModelSpec | None = None) -
     return trace.matrix("a")
 
 
-def distance(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+def test_logits_agree_with_transformers(library: Library, stored: Golden) -> None:
+    assert stored.error_of(logits(library, stored.ids)) <= BOUND
 
 
-def test_logits_agree_with_the_reference(
-    tiny: TinyCheckpoint, library: Library, expected: np.ndarray
-) -> None:
-    assert distance(logits(library, tiny.prompt(TOKENS)), expected) <= BOUND
-
-
-def test_mutations_are_caught(tiny: TinyCheckpoint, library: Library, expected: np.ndarray) -> None:
+def test_mutations_are_caught(library: Library, stored: Golden) -> None:
     mutations = mutations_of(library.spec)
     assert mutations
     for name, spec in mutations.items():
-        found = distance(logits(library, tiny.prompt(TOKENS), spec), expected)
-        assert found > 10 * BOUND, f"{name} changes logits by {found:.1e} only: it would slip through"
+        found = stored.error_of(logits(library, stored.ids, spec))
+        assert found > 5 * BOUND, f"{name} changes logits by {found:.1e} only: it would slip through"
 
 
-def test_greedy_tokens_agree(tiny: TinyCheckpoint, library: Library, tmp_path: Path) -> None:
-    prompt = tiny.prompt(20)
-    reference = ReferenceModel(Checkpoint.open(tiny.write(tmp_path)))
+def test_the_gates_choose_what_transformers_chose(library: Library, stored: Golden) -> None:
+    trace = Trace()
+    with engine_over(library, CONFIG, probe=trace) as engine:
+        run_all(engine, [request("a", stored.ids, kind="score")])
+    choices = trace.choices[RequestId("a")]
+    found = [[choices[layer, t] for t in range(len(stored.ids))] for layer in library.spec.sparse_layers]
+    np.testing.assert_array_equal(np.sort(found), np.sort(stored.gates))
+
+
+def test_greedy_tokens_agree_for_64_steps(library: Library, stored: Golden) -> None:
     with engine_over(library, CONFIG) as engine:
-        found = run_all(engine, [request("a", prompt, tokens=12)])["a"].tokens
-    assert found == reference.greedy(prompt, 12)
+        found = run_all(engine, [request("a", stored.greedy_prompt, tokens=GREEDY_STEPS)])["a"].tokens
+    assert found == stored.greedy

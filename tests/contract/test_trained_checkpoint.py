@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.config import EngineConfig
+from cluster.library.pack import pack
+from cluster.library.reader import Library
 from cluster.model.checkpoint import Checkpoint
+from support.engines import engine_over, request, run_all
 from support.reference_model import ReferenceModel, softmax
 
 FOLDER = os.environ.get("MOEMESH_REFERENCE_MODEL", "")
@@ -53,3 +57,13 @@ def test_greedy_tokens_and_log_probabilities(checkpoint: Checkpoint, cases: list
         targets = np.asarray((prompt + greedy)[1:])
         logprobs = np.log(softmax(logits)[np.arange(len(targets)), targets])
         np.testing.assert_allclose(logprobs, case["logprobs"], atol=2e-5)
+
+
+def test_the_engine_generates_the_stored_tokens(cases: list[dict[str, Any]], tmp_path: Path) -> None:
+    """The reference path, all prompts in one batch: 64 greedy tokens each, as transformers chose them."""
+    pack(FOLDER, tmp_path / "f32", experts=("f32",))
+    requests = [request(case["prompt"], case["prompt_ids"], tokens=64) for case in cases]
+    with engine_over(Library.open(tmp_path / "f32"), EngineConfig()) as engine:
+        answers = run_all(engine, requests)
+    for case in cases:
+        assert answers[case["prompt"]].tokens == case["greedy_ids"], case["prompt"]
