@@ -1,6 +1,6 @@
 """The bundled model gives these very tokens, on every machine, through every kind of cluster.
 
-A change here is a change of the numerics: it needs a new numerics version (cluster/types.py), not new numbers.
+A change here is a change of the numerics: it needs a new version (cluster/types.py), not new numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The slow reference against transformers itself, on longer prompts than the goldens hold."""
+"""The slow reference and the engine against transformers itself, on longer prompts than the goldens hold."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import pytest
 
 pytest.importorskip("torch", reason="the parity extra (torch, transformers) is not installed")
 
+from cluster.config import EngineConfig
+from cluster.library.pack import pack
+from cluster.library.reader import Library
 from cluster.model.checkpoint import Checkpoint
 from support.checkpoints import CASES, TinyCheckpoint
+from support.engines import Trace, engine_over, request, run_all
 from support.goldens import golden
 from support.mutations import mutations_of
 from support.reference_model import ReferenceModel, relative_error
@@ -46,6 +50,16 @@ def test_logits_and_gates_agree(tiny: TinyCheckpoint, path: Path, oracle: Oracle
     for layer, chosen in expected.gate_ids.items():
         clear = found.gate_margins[layer] > 1e-4
         np.testing.assert_array_equal(np.sort(found.gate_ids[layer])[clear], np.sort(chosen)[clear])
+
+
+def test_the_engine_agrees(tiny: TinyCheckpoint, path: Path, oracle: Oracle, tmp_path: Path) -> None:
+    """The reference path end to end: packed as float32, in chunks, through pages and experts."""
+    pack(path, tmp_path / "f32", experts=("f32",))
+    trace = Trace()
+    config = EngineConfig(kv_bytes=8 << 20, chunk_tokens=50)
+    with engine_over(Library.open(tmp_path / "f32"), config, probe=trace) as engine:
+        run_all(engine, [request("a", tiny.prompt(TOKENS), kind="score")])
+    assert relative_error(trace.matrix("a"), oracle.forward(tiny.prompt(TOKENS)).logits) <= TOLERANCE
 
 
 def test_the_stored_golden_is_what_transformers_says(tiny: TinyCheckpoint, oracle: Oracle) -> None:
