@@ -62,14 +62,18 @@ class RequestAborted(MoemeshError):
 
 
 class NonFinite(MoemeshError):
-    """NaN or Inf met at the input of `layer` (layers = the final norm)."""
+    """NaN or Inf met at the input of `layer` (the number of layers: the final norm; -1: told by a peer)."""
 
-    def __init__(self, layer: int) -> None:
-        super().__init__(
+    layer = -1
+
+    @classmethod
+    def at(cls, layer: int) -> NonFinite:
+        error = cls(
             f"NaN or Inf in the activations at layer {layer}; "
             "the model's weights or its quantisation are broken"
         )
-        self.layer = layer
+        error.layer = layer
+        return error
 
 
 class ModelError(MoemeshError):
@@ -123,10 +127,10 @@ class StartFailed(ClusterError):
 def error_from_wire(name: str, message: str) -> MoemeshError:
     """Rebuild an error that travelled between our processes as (class name, message).
 
-    An unknown name, and NonFinite, whose layer is in its message only, become a MoemeshError.
+    An unknown name becomes a MoemeshError.
     """
     for cls in _all_errors():
-        if cls.__name__ == name and cls is not NonFinite:
+        if cls.__name__ == name:
             return cls(message)
     return MoemeshError(message)
 

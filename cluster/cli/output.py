@@ -20,6 +20,17 @@ FASTEST_S = 0.5
 """Shortest time between two lines there, so that a log of `up` stays readable."""
 
 
+MIN_WIDTH = 110
+"""Columns of a table: a narrow terminal folds lines, a file or pipe has no width at all."""
+
+
+def table_console() -> Console:
+    """Stdout for tables."""
+    console = Console(highlight=False)
+    console.width = max(console.width, MIN_WIDTH)
+    return console
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
-from rich.console import Console
 from rich.table import Table
+
+from cluster.cli.output import table_console
 
 VERSIONS = ("moemesh", "numpy", "numba", "llvmlite", "ray", "grpcio")
 X86_FEATURES = ("avx2", "avxvnni", "avx512f", "avx512vnni", "avx512bf16", "amx-int8")
 ARM_FEATURES = ("neon", "dotprod", "i8mm", "sve2")
-
-MIN_WIDTH = 110
-"""Columns of the table: a narrow terminal folds lines, a file has no width at all."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,7 @@ class Report:
 
     def show(self, as_json: bool) -> None:
         """Print to stdout: the object, or the table under one line about the machine."""
-        console = Console(highlight=False)
-        console.width = max(console.width, MIN_WIDTH)
+        console = table_console()
         if as_json:
             console.file.write(self.as_json() + "\n")
             return

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from cluster.cli.output import print_json
+from cluster.cli.output import print_json, table_console
 
 if TYPE_CHECKING:
     from cluster.fleet.folder import Record
@@ -49,7 +48,7 @@ def _as_json(record: Record, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(record: Record, found: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = table_console()
     active = "active" if found["active"] == found["version"] else "being loaded"
     console.print(
         f"{record.model} ({record.variant}) at {record.grpc}, "

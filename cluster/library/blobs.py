@@ -65,6 +65,8 @@ class BlobFolder:
             found = os.stat(self.file(ref)).st_size
         except (FileNotFoundError, NotADirectoryError):
             raise CorruptBlob(f"blob {self.file(ref)} is missing; {_AGAIN}") from None
+        except OSError as error:
+            raise CorruptBlob(f"cannot read blob {self.file(ref)}: {error.strerror}") from error
         if found != ref.bytes:
             raise CorruptBlob(f"blob {self.file(ref)} has {found} bytes, expected {ref.bytes}; {_AGAIN}")
 

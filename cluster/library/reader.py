@@ -95,6 +95,8 @@ class Library:
             raise LibraryError(
                 f"{folder} is not a library: it has no {MANIFEST_NAME}; make one with `moemesh pack`"
             ) from None
+        except OSError as error:
+            raise LibraryError(f"cannot read {folder / MANIFEST_NAME}: {error.strerror}") from error
         return Library(folder, from_bytes(data))
 
     @property

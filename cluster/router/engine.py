@@ -197,7 +197,7 @@ class Engine:
             broken = outcome.broken[first : last + 1]
             sequence.computed += piece.count
             if (broken >= 0).any():
-                events.append(self._fail(sequence, NonFinite(int(broken[broken >= 0][0]))))
+                events.append(self._fail(sequence, NonFinite.at(int(broken[broken >= 0][0]))))
             elif sequence.request.kind == "score":
                 events += self._score(piece, outcome.hidden[first : last + 1])
             elif piece.completes:
@@ -222,7 +222,7 @@ class Engine:
             sequences, tokens.tolist(), logprobs.tolist(), finite.tolist(), strict=True
         ):
             if not sound:
-                events.append(self._fail(sequence, NonFinite(self.trunk.spec.layers)))
+                events.append(self._fail(sequence, NonFinite.at(self.trunk.spec.layers)))
                 continue
             sequence.tokens.append(token)
             sequence.emitted += 1
@@ -240,7 +240,7 @@ class Engine:
             position = piece.begin + begin
             logits, finite = self._logits(part)
             if not finite.all():
-                return [self._fail(sequence, NonFinite(self.trunk.spec.layers))]
+                return [self._fail(sequence, NonFinite.at(self.trunk.spec.layers))]
             self._observe([sequence] * len(part), list(range(position, position + len(part))), logits)
             targets = np.array(sequence.tokens[position + 1 : position + 1 + len(part)], np.int32)
             sequence.scores.append(self._sampler.score(logits[: len(targets)], targets))
