@@ -1,6 +1,9 @@
 """Write the README's table of results from the reports that `moemesh bench … --json` printed.
 
-usage: python benchmarks/readme_table.py benchmarks/results/*.json
+usage: moemesh bench cluster --preset full --json > cluster.json
+       moemesh bench engine --json > engine.json
+       python benchmarks/quality.py CHECKPOINT TEXTS --json > quality.json
+       python benchmarks/readme_table.py cluster.json engine.json quality.json
 
 The table stands between two marks in README.md; everything else stays as it is.
 """
@@ -26,6 +29,10 @@ ROWS = {
     "engine.prefill.tokens_per_s.512": "one process: prompt of 512 tokens",
     "engine.decode.tokens_per_s.seqs1": "one process: generation, 1 sequence",
     "engine.decode.tokens_per_s.seqs32": "one process: generation, 32 sequences together",
+    "quality.int8.perplexity_increase": "int8, all weights: perplexity over bfloat16, held-out text",
+    "quality.int8.gate_topk_agreement": "int8: experts chosen as by bfloat16",
+    "quality.int4.perplexity_increase": "int4 experts, int8 trunk: perplexity over bfloat16",
+    "quality.int4.gate_topk_agreement": "int4: experts chosen as by bfloat16",
 }
 """Result id: what it says to a reader, in the order of the table."""
 
@@ -36,7 +43,8 @@ def table(reports: list[dict[str, Any]]) -> str:
     lines = ["| | median | spread | target |", "|---|---|---|---|"]
     for key, text in ROWS.items():
         r = results[key]
-        spread = f"{r['spread'][0]:g} – {r['spread'][1]:g}"
+        low, high = r["spread"]
+        spread = "" if low == high else f"{low:g} – {high:g}"
         lines.append(f"| {text} | **{r['value']:g} {r['unit']}** | {spread} | {target(r)} |")
     here = reports[0]["machine"]
     lines += [
