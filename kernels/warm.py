@@ -33,7 +33,7 @@ def main() -> None:
     missed = compile_all(line)
     total = len(jit.entry_points())
     seconds = time.monotonic() - start
-    sys.stdout.write(f"{total} kernels ({jit.ISA}), {missed} compiled, {seconds:.1f} s\n")
+    sys.stdout.write(f"{total} kernels ({jit.ISA}), {missed} variants compiled, {seconds:.1f} s\n")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     if answer == INTERRUPTED:  # what typer makes of Ctrl-C
+        if sys.stdout.isatty():
+            sys.stdout.write("\n")  # behind "^C", or behind half a line of text
         print_error("CANCELLED", "interrupted", as_json)
     return answer if isinstance(answer, int) else OK
 

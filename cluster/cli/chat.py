@@ -62,8 +62,12 @@ def _converse(talk: Talk, as_json: bool) -> None:
     while (line := _read_line()) is not None:
         if line == "/reset":
             talk.turns.clear()
+        elif line.startswith("/"):
+            typer.echo(f"{line.split()[0]} is not a command. {HELP}", err=True)
         elif line:
             _answer(talk, line, as_json)
+    if sys.stdin.isatty():
+        typer.echo("", err=True)  # Ctrl-D leaves the cursor behind the prompt
 
 
 def _answer(talk: Talk, line: str, as_json: bool) -> None:

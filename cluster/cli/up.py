@@ -16,14 +16,16 @@ import typer
 from cluster.cli.output import Progress, print_json
 from cluster.cli.values import format_bytes, parse_address, parse_bytes
 from cluster.config import ClusterConfig
-from cluster.errors import MoemeshError
+from cluster.errors import MoemeshError, OutOfMemoryBudget
+from cluster.library.format import FLOAT_KINDS
 
 if TYPE_CHECKING:
     from cluster.fleet.folder import Folder, Record
     from cluster.fleet.launch import Plan
+    from cluster.library.reader import Library
 
 DEFAULTS = ClusterConfig()
-SAMPLE_PROMPT = "In the beginning"
+SAMPLE_PROMPT = "And it came to pass"
 SAMPLE_TOKENS = 48
 GRPCURL_REQUEST = json.dumps({"text": SAMPLE_PROMPT, "sampling": {"max_tokens": 16}})
 
@@ -61,14 +63,15 @@ def up(
     sample: Annotated[bool, typer.Option("--sample/--no-sample", help="Stream a sample completion.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; no sample.")] = False,
 ) -> None:
-    host, port = parse_address(grpc)
+    host, port = parse_address(grpc, "--grpc")
+    memory_bytes = parse_bytes(memory_per_node, "--memory-per-node")
     config = ClusterConfig(
         model=model,
         variant=experts,
         nodes=nodes,
         routers=routers,
-        engine=replace(DEFAULTS.engine, kv_bytes=parse_bytes(kv_memory), threads=threads),
-        node=replace(DEFAULTS.node, memory_bytes=parse_bytes(memory_per_node), threads=threads),
+        engine=replace(DEFAULTS.engine, kv_bytes=parse_bytes(kv_memory, "--kv-memory"), threads=threads),
+        node=replace(DEFAULTS.node, memory_bytes=memory_bytes, threads=threads),
         gateway=replace(DEFAULTS.gateway, host=host, port=port, insecure=insecure),
     )
     begin = time.monotonic()
@@ -109,10 +112,27 @@ def _plan(config: ClusterConfig) -> Plan:
     check_host(config.gateway)
     library = open_model(config.model)
     variant = config.variant or library.manifest.default_variant
-    library.variant(variant)
+    _check_budgets(library, variant, config)
     spec = library.spec
     shape = Shape(config.nodes, spec.layers, spec.experts, spec.sparse_layers)
     return Plan(config, str(library.path.resolve()), library.name, variant, shape)
+
+
+def _check_budgets(library: Library, variant: str, config: ClusterConfig) -> None:
+    """Raises OutOfMemoryBudget before anything is started, naming the option and the bytes it needs."""
+    from cluster.router.kv import page_bytes
+
+    floating = library.manifest.trunk.kind in FLOAT_KINDS
+    expert = max(ref.bytes for layer in library.variant(variant).blobs for ref in layer)
+    page = page_bytes(library.spec, config.engine.page_tokens, 4 if floating else 2)
+    for option, given, needed, what in (
+        ("--memory-per-node", config.node.memory_bytes or expert, expert, "one expert"),
+        ("--kv-memory", config.engine.kv_bytes, page, "one KV page"),
+    ):
+        if given < needed:
+            raise OutOfMemoryBudget(
+                f"{option} of {given} bytes is below {what} of {library.name}; give at least {needed} bytes"
+            )
 
 
 def _show_sample(folder: Folder, record: Record) -> None:

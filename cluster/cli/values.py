@@ -21,12 +21,13 @@ _UNITS = {
 _BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
-def parse_bytes(text: str) -> int:
-    """ "256MiB", "1.5 GB", "4096" as bytes. Raises typer.BadParameter."""
+def parse_bytes(text: str, option: str) -> int:
+    """ "256MiB", "1.5 GB", "4096" as bytes. Raises typer.BadParameter, which names the option."""
     found = _BYTES.fullmatch(text)
     unit = _UNITS.get(found[2].lower()) if found else None
     if found is None or unit is None:
-        raise typer.BadParameter(f"{text!r} is not a size; write 256MiB, 1.5GB or a number of bytes")
+        message = f"{text!r} is not a size; write 256MiB, 1.5GB or a number of bytes"
+        raise typer.BadParameter(message, param_hint=option)
     return int(float(found[1]) * unit)
 
 
@@ -39,9 +40,10 @@ def format_bytes(count: int) -> str:
     return str(count)
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """ "HOST:PORT" as a pair, "[::1]:80" too. Raises typer.BadParameter."""
+def parse_address(text: str, option: str) -> tuple[str, int]:
+    """ "HOST:PORT" as a pair, "[::1]:80" too. Raises typer.BadParameter, which names the option."""
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise typer.BadParameter(f"{text!r} is not an address; write HOST:PORT, e.g. 127.0.0.1:8471")
+        message = f"{text!r} is not an address; write HOST:PORT with a port up to 65535"
+        raise typer.BadParameter(message, param_hint=option)
     return host.strip("[]"), int(port)

@@ -163,9 +163,10 @@ class _Start:
             waiting = [] if address else ["starting Ray"]
             if not warm:
                 waiting.append(f"kernels {self._warmup.done}/{self._warmup.total or '?'}")
-            self._progress.phase(", ".join(waiting))
+            self._progress.phase(", ".join(waiting) or "connecting to Ray")
             self._check_deadline(RAY_S if not address else KERNELS_S, "Ray" if not address else "the kernels")
             time.sleep(POLL_S)
+        self._progress.phase("connecting to Ray")
         self._connected = True
         _actors().connect(address)
         self._signals.listen()
@@ -277,10 +278,10 @@ def _describe(status: dict[str, Any], config: ClusterConfig) -> str:
     resident = sum(int(m["stats"].get("resident_bytes", 0)) for m in of[Role.NODE])
     routers = sum(m["ready"] for m in of[Role.ROUTER])
     gateway = "ready" if any(m["ready"] for m in of[Role.GATEWAY]) else "waiting"
-    return (
-        f"nodes {loaded}/{config.nodes} loaded {resident / 1e6:.1f} MB, "
-        f"routers {routers}/{config.routers}, gateway {gateway}"
-    )
+    weights = f"loaded {resident / 1e6:.1f} MB"
+    if config.node.memory_bytes and not resident:
+        weights = f"read experts as they are asked for, within {config.node.memory_bytes / 1e6:.1f} MB each"
+    return f"nodes {loaded}/{config.nodes} {weights}, routers {routers}/{config.routers}, gateway {gateway}"
 
 
 def _actors() -> Any:

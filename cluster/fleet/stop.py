@@ -23,15 +23,13 @@ def down(folder: Folder) -> None:
     """Raises NotUp if there is nothing (a record of a dead cluster is removed), ClusterError if a process or
     a port cannot be freed."""
     if folder.read() is None:
-        raise NotUp("no cluster is up; start one with `moemesh up`")
+        raise NotUp("no cluster is up: there is nothing to stop")
     with folder.locked():
         record = folder.read()
         if record is None or not record.alive():
             if record is not None:
                 clean(record, folder)
-            raise NotUp(
-                "no cluster is up (removed what one that had crashed left); start one with `moemesh up`"
-            )
+            raise NotUp("no cluster is up (removed what one that had crashed left): there is nothing to stop")
         _ask(record)
         clean(record, folder)
 

@@ -122,4 +122,4 @@ def test_down_leaves_nothing(moemesh, leaving):
 def test_down_again_is_refused(moemesh):
     done = moemesh.run("down")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1] == "error: no cluster is up; start one with `moemesh up`"
+    assert done.stderr.splitlines()[-1] == "error: no cluster is up: there is nothing to stop"

@@ -117,7 +117,7 @@ def test_a_damaged_blob_is_refused_by_the_node_that_loads_it(moemesh, library, t
     ("options", "words"),
     [
         (("--memory-per-node", "16"), "at least"),
-        (("--kv-memory", "1KiB"), "router-0: "),
+        (("--kv-memory", "1KiB"), "--kv-memory of 1024 bytes"),
     ],
 )
 def test_a_budget_that_is_too_small_is_refused_with_the_number_needed(moemesh, options, words):

@@ -85,29 +85,29 @@ def test_help_names_every_verb(arguments, capsys):
     [("0", 0), ("4096", 4096), ("256MiB", 256 << 20), ("1.5 GB", 1_500_000_000), ("2kib", 2048)],
 )
 def test_sizes(text, count):
-    assert values.parse_bytes(text) == count
+    assert values.parse_bytes(text, "--size") == count
 
 
 @pytest.mark.parametrize("text", ["", "MiB", "-1", "3 parsec", "1.MiB"])
 def test_what_is_no_size_is_bad_usage(text):
     with pytest.raises(typer.BadParameter, match="not a size"):
-        values.parse_bytes(text)
+        values.parse_bytes(text, "--size")
 
 
 @pytest.mark.parametrize("count", [0, 1, 1023, 1024, 64 << 20, 3 << 30, 5 << 40])
 def test_sizes_are_written_as_they_are_read(count):
-    assert values.parse_bytes(values.format_bytes(count)) == count
+    assert values.parse_bytes(values.format_bytes(count), "--size") == count
 
 
 def test_addresses():
-    assert values.parse_address("127.0.0.1:8471") == ("127.0.0.1", 8471)
-    assert values.parse_address("[::1]:0") == ("::1", 0)
+    assert values.parse_address("127.0.0.1:8471", "--grpc") == ("127.0.0.1", 8471)
+    assert values.parse_address("[::1]:0", "--grpc") == ("::1", 0)
 
 
 @pytest.mark.parametrize("text", ["", "localhost", ":80", "h:x", "h:70000"])
 def test_what_is_no_address_is_bad_usage(text):
     with pytest.raises(typer.BadParameter, match="not an address"):
-        values.parse_address(text)
+        values.parse_address(text, "--grpc")
 
 
 def test_progress_without_a_terminal_is_never_silent_for_long(monkeypatch):
