@@ -17,7 +17,6 @@ from cluster.cli.output import Progress, print_json
 from cluster.cli.values import format_bytes, parse_address, parse_bytes
 from cluster.config import ClusterConfig
 from cluster.errors import MoemeshError, OutOfMemoryBudget
-from cluster.library.format import FLOAT_KINDS
 
 if TYPE_CHECKING:
     from cluster.fleet.folder import Folder, Record
@@ -120,11 +119,11 @@ def _plan(config: ClusterConfig) -> Plan:
 
 def _check_budgets(library: Library, variant: str, config: ClusterConfig) -> None:
     """Raises OutOfMemoryBudget before anything is started, naming the option and the bytes it needs."""
+    from cluster.compute.weights import kv_dtype
     from cluster.router.kv import page_bytes
 
-    floating = library.manifest.trunk.kind in FLOAT_KINDS
     expert = max(ref.bytes for layer in library.variant(variant).blobs for ref in layer)
-    page = page_bytes(library.spec, config.engine.page_tokens, 4 if floating else 2)
+    page = page_bytes(library.spec, config.engine.page_tokens, kv_dtype(library.manifest.trunk.floating))
     for option, given, needed, what in (
         ("--memory-per-node", config.node.memory_bytes or expert, expert, "one expert"),
         ("--kv-memory", config.engine.kv_bytes, page, "one KV page"),

@@ -13,7 +13,7 @@ import numpy as np
 from cluster.compute.ffn import Activations, Groups, run_ffn
 from cluster.compute.scratch import Scratch
 from cluster.compute.threads import Workers
-from cluster.compute.weights import FfnWeights, Matrix, TrunkWeights
+from cluster.compute.weights import FfnWeights, Matrix, TrunkWeights, kv_dtype
 from cluster.model.spec import ModelSpec
 from kernels import attention, gate, layout, maths, matmul, norm, permute, quantise, rope
 
@@ -62,7 +62,7 @@ class Trunk:
         self, spec: ModelSpec, weights: TrunkWeights, workers: Workers, float_rows: bool = False
     ) -> None:
         self.spec, self.weights, self.workers, self.float_rows = spec, weights, workers, float_rows
-        self.kv_dtype: type[np.generic] = np.float32 if weights.floating else np.uint16
+        self.kv_dtype = kv_dtype(weights.floating)
         self._scale = np.float32(1.0 / math.sqrt(spec.head_dim))
         self._inv_freq = np.array(spec.inv_freq, np.float32)
         self.prepare_positions(0)

@@ -9,6 +9,11 @@ import numpy as np
 from kernels import layout
 
 
+def kv_dtype(floating: bool) -> type[np.generic]:
+    """Of stored K and V: float32 behind a float trunk (the reference path), else bf16 bits in uint16."""
+    return np.float32 if floating else np.uint16
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A packed matrix (kernels/layout.py).

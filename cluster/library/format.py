@@ -64,6 +64,11 @@ class TrunkManifest:
     layers: tuple[TrunkBlob, ...]
     final: TrunkBlob
 
+    @property
+    def floating(self) -> bool:
+        """Whether its matrices are float, which makes its K and V float32 too."""
+        return self.kind in FLOAT_KINDS
+
     def blobs(self) -> tuple[TrunkBlob, ...]:
         return (self.embed, *([self.head] if self.head else []), *self.layers, self.final)
 
@@ -81,6 +86,11 @@ class Variant:
     down_offset: int
     blobs: tuple[tuple[BlobRef, ...], ...]
     extensions: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def floating(self) -> bool:
+        """Whether rows go to these experts as float32 instead of int8."""
+        return self.kind in FLOAT_KINDS
 
 
 @dataclass(frozen=True)

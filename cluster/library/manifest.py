@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from typing import Any, cast
 
 from cluster.errors import LibraryError
@@ -206,8 +205,3 @@ def _product(shape: tuple[int, ...]) -> int:
 
 def _wrong(what: str) -> LibraryError:
     return LibraryError(f"the library's manifest is broken: {what}; pack the model again")
-
-
-def as_mapping(manifest: Manifest) -> Mapping[str, Any]:
-    """The manifest as JSON values, for --json outputs."""
-    return cast(Mapping[str, Any], json.loads(to_bytes(manifest)))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from cluster.compute.threads import Workers
 from cluster.compute.trunk import Trunk
-from cluster.library.format import FLOAT_KINDS
 from cluster.library.reader import Library
 from cluster.library.weights import trunk_weights
 
 
 def build_trunk(library: Library, variant: str, workers: Workers) -> Trunk:
     """variant: of the experts it will send rows to, "" for the default. Raises LibraryError, CorruptBlob."""
-    float_rows = library.variant(variant).kind in FLOAT_KINDS
-    return Trunk(library.spec, trunk_weights(library), workers, float_rows)
+    return Trunk(library.spec, trunk_weights(library), workers, library.variant(variant).floating)

@@ -55,7 +55,7 @@ class Engine:
     ) -> None:
         self.trunk, self.experts, self.config, self.probe = trunk, experts, config, probe
         self.kv = KvCache(trunk.spec, config.page_tokens, config.kv_bytes, trunk.kv_dtype)
-        self.context = longest_sequence(trunk.spec, config, np.dtype(trunk.kv_dtype).itemsize)
+        self.context = longest_sequence(trunk.spec, config, trunk.kv_dtype)
         trunk.prepare_positions(self.context)
         self._limits = Limits(config.page_tokens, config.chunk_tokens, config.max_running)
         self._page_table = np.zeros((config.max_running, self.kv.pages_for(self.context)), np.int32)

@@ -13,17 +13,17 @@ PAGE_MULTIPLE = 16
 """Tokens of a page are a multiple of this: K is stored in columns of 16 tokens."""
 
 
-def page_bytes(spec: ModelSpec, page_tokens: int, itemsize: int) -> int:
-    """Bytes of one page over all layers, K and V."""
-    return 2 * spec.layers * spec.kv_heads * page_tokens * spec.padded_head * itemsize
+def page_bytes(spec: ModelSpec, page_tokens: int, dtype: type[np.generic]) -> int:
+    """Bytes of one page over all layers, K and V; dtype: `kv_dtype` of the trunk."""
+    return 2 * spec.layers * spec.kv_heads * page_tokens * spec.padded_head * np.dtype(dtype).itemsize
 
 
-def longest_sequence(spec: ModelSpec, config: EngineConfig, itemsize: int) -> int:
+def longest_sequence(spec: ModelSpec, config: EngineConfig, dtype: type[np.generic]) -> int:
     """Tokens that a sequence may have: the model's context, the configured one, what the KV budget holds.
 
-    itemsize: bytes of a K or V element, 2 for bf16 and 4 for float32.
+    dtype: `kv_dtype` of the trunk.
     """
-    pages = config.kv_bytes // page_bytes(spec, config.page_tokens, itemsize)
+    pages = config.kv_bytes // page_bytes(spec, config.page_tokens, dtype)
     return min(config.context or spec.context, spec.context, pages * config.page_tokens)
 
 
@@ -41,7 +41,7 @@ class KvCache:
         """Raises OutOfMemoryBudget when the budget holds no page or the machine lacks the memory."""
         if page_tokens < PAGE_MULTIPLE or page_tokens % PAGE_MULTIPLE:
             raise ValueError(f"page_tokens must be a multiple of {PAGE_MULTIPLE}, not {page_tokens}")
-        one = page_bytes(spec, page_tokens, np.dtype(dtype).itemsize)
+        one = page_bytes(spec, page_tokens, dtype)
         self.pages = budget_bytes // one
         if self.pages < 1:
             raise OutOfMemoryBudget(

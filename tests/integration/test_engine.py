@@ -138,7 +138,7 @@ def test_an_end_of_sequence_token_stops(library: Library) -> None:
 
 
 def test_no_memory_for_the_kv_budget(library: Library) -> None:
-    need = page_bytes(library.spec, 64, 2)
+    need = page_bytes(library.spec, 64, np.uint16)
     with (
         pytest.raises(OutOfMemoryBudget, match=str(need)),
         engine_over(library, dataclasses.replace(CONFIG, kv_bytes=need - 1)),
@@ -223,7 +223,11 @@ def test_budget_of_the_arena_below_one_expert(library: Library, tmp_path: Path) 
 def test_a_preempted_score_request_is_scored_once(library: Library) -> None:
     """Two pages of 16 tokens a sequence, but the older one grows into a third: the younger is recomputed."""
     config = dataclasses.replace(
-        CONFIG, page_tokens=16, kv_bytes=6 * page_bytes(library.spec, 16, 2), chunk_tokens=8, context=64
+        CONFIG,
+        page_tokens=16,
+        kv_bytes=6 * page_bytes(library.spec, 16, np.uint16),
+        chunk_tokens=8,
+        context=64,
     )
     long = [*prompt(40), *prompt(8)]
     with engine_over(library, CONFIG) as engine:
@@ -242,7 +246,7 @@ def test_a_preempted_score_request_is_scored_once(library: Library) -> None:
 
 
 def test_a_preempted_request_can_be_aborted(library: Library) -> None:
-    config = dataclasses.replace(CONFIG, page_tokens=16, kv_bytes=4 * page_bytes(library.spec, 16, 2))
+    config = dataclasses.replace(CONFIG, page_tokens=16, kv_bytes=4 * page_bytes(library.spec, 16, np.uint16))
     with engine_over(library, config) as engine:
         for name in ("old", "young"):
             engine.submit(request(name, prompt(30), tokens=30))

@@ -21,7 +21,6 @@ from cluster.expert.local import LocalExperts
 from cluster.expert.node import ExpertNode
 from cluster.expert.store import ExpertStore
 from cluster.fleet.roles.wire import wire_shape
-from cluster.library.format import FLOAT_KINDS
 from cluster.library.pack import pack
 from cluster.library.reader import Library
 from cluster.library.weights import trunk_weights
@@ -127,7 +126,7 @@ def engine_over(
                 if nodes
                 else local_experts(library, variant, workers, memory_bytes)
             )
-        floating = library.variant(variant).kind in FLOAT_KINDS
+        floating = library.variant(variant).floating
         trunk = Trunk(spec or library.spec, trunk_weights(library), workers, floating)
         yield Engine(trunk, transport, config, probe)
 

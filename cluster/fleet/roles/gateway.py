@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster.compute.weights import kv_dtype
 from cluster.config import EngineConfig, GatewayConfig
 from cluster.controller.state import NO_TABLE, Role
 from cluster.fleet.control import ControlledRole, View
@@ -11,12 +12,8 @@ from cluster.fleet.roles.process import Place, count_restarts, log_to_file
 from cluster.gateway.admission import Limits
 from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
-from cluster.library.format import FLOAT_KINDS
 from cluster.library.reader import Library
 from cluster.router.kv import longest_sequence
-
-KV_ROUNDED, KV_FLOAT = 2, 4
-"""Bytes of a stored K or V element: bf16, and float32 where the trunk is float."""
 
 
 class GatewayRole(ControlledRole):
@@ -33,8 +30,7 @@ class GatewayRole(ControlledRole):
 
     def build(self) -> None:
         library = Library.open(self._place.library)
-        floating = library.manifest.trunk.kind in FLOAT_KINDS
-        context = longest_sequence(library.spec, self._engine, KV_FLOAT if floating else KV_ROUNDED)
+        context = longest_sequence(library.spec, self._engine, kv_dtype(library.manifest.trunk.floating))
         limits = Limits(context=context, vocab=library.spec.vocab)
         served = ServedModel(
             library.name, limits, library.tokenizer(), library.chat_template(), library.digest

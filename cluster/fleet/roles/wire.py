@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from cluster.dispatch.transport import WireShape
-from cluster.library.format import FLOAT_KINDS
 from cluster.library.reader import Library
 
 
@@ -15,6 +14,6 @@ def wire_shape(library: Library, variant: str) -> WireShape:
         experts=spec.experts,
         top_k=spec.top_k,
         hidden=spec.padded_hidden,
-        float_rows=library.variant(variant).kind in FLOAT_KINDS,
+        float_rows=library.variant(variant).floating,
         float_results=library.manifest.result_type == "f32",
     )
