@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import sys
 from collections.abc import Callable, Iterator
 
@@ -17,6 +18,7 @@ from numeric.weights import BF16, F32, INT4, INT8, bf16_bits, random_experts, ra
 from kernels import (
     attention,
     experts,
+    express,
     gate,
     jit,
     maths,
@@ -27,6 +29,7 @@ from kernels import (
     rope,
     sampling,
     warm,
+    wire,
 )
 
 F = np.float32
@@ -329,6 +332,71 @@ def score_rows(rng: np.random.Generator) -> Arrays:
     logits, logprob = uniform(rng, 12, 1008), np.zeros(12, F)
     sampling.score_rows(logits, 1000, rng.integers(0, 1000, 12).astype(np.int32), logprob, 0, 12)
     yield logprob
+
+
+def sockets() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.settimeout(5)
+    return ours, theirs
+
+
+def post(rng: np.random.Generator, ours: socket.socket) -> tuple[np.ndarray, ...]:
+    """(waiting, sent, tally) of one node's DISPATCH of three rows, written to `ours`."""
+    fds, tag = np.array([ours.fileno()], np.int32), np.array([300, 0, 70_000, 2, 0, 1, 4], np.int64)
+    starts = np.array([0, 3], np.int64), np.array([0, 7], np.int64)
+    counts, chosen = np.array([1, 2, 4], np.uint8), rng.integers(0, 32, 7).astype(np.uint8)
+    payload = rng.integers(0, 256, 3 * 132).astype(np.uint8)
+    head, peers = np.zeros(wire.HEAD_BYTES, np.uint8), np.array([9], np.int64)
+    outcome = np.zeros(1, np.uint8), np.zeros(1, np.int64), np.zeros(7, np.int64)
+    express.post_requests(fds, 7, tag, peers, *starts, counts, chosen, 1, payload, 132, head, *outcome)
+    return outcome
+
+
+@case
+def post_requests(rng: np.random.Generator) -> Arrays:
+    ours, theirs = sockets()
+    with ours, theirs:
+        yield from post(rng, ours)
+        yield np.frombuffer(theirs.recv(4096), np.uint8)
+
+
+@case
+def take_request(rng: np.random.Generator) -> Arrays:
+    ours, theirs = sockets()
+    with ours, theirs:
+        post(rng, ours)
+        out = (np.zeros(10, np.int64), np.zeros(4, np.uint8), np.zeros(16, np.int32))
+        rows, scales = np.zeros((4, 128), np.int8), np.zeros(4, F)
+        held, staging = np.ones((3, 32), np.uint8), np.zeros(4096, np.uint8)
+        assert express.take_request(theirs.fileno(), staging, 7, 9, held, 1, *out, rows, scales) == 3
+        yield from (*out, rows, scales.view(np.int32))
+
+
+@case
+def post_result(rng: np.random.Generator) -> Arrays:
+    ours, theirs = sockets()
+    numbers = np.array([300, 9, 70_000, 2, 0, 1, 4, 3, 7, 0], np.int64)
+    data, head = rng.integers(0, 256, 500).astype(np.uint8), np.zeros(wire.HEAD_BYTES, np.uint8)
+    with ours, theirs:
+        assert express.post_result(ours.fileno(), 8, numbers, 6, 1, 40, data, head) == 0
+        yield np.frombuffer(theirs.recv(4096), np.uint8)
+
+
+@case
+def gather_results(rng: np.random.Generator) -> Arrays:
+    ours, theirs = sockets()
+    numbers = np.array([300, 9, 70_000, 2, 0, 1, 4, 3, 7, 0], np.int64)
+    data, head = rng.integers(0, 256, 7 * 64).astype(np.uint8), np.zeros(wire.HEAD_BYTES, np.uint8)
+    waiting, results, loads = np.ones(1, np.uint8), np.zeros(7 * 64, np.uint8), np.zeros((1, 2), np.int64)
+    fds, peers, tally = np.array([ours.fileno()], np.int32), np.array([9], np.int64), np.zeros(7, np.int64)
+    scratch = np.zeros(4096, np.uint8), np.zeros((1, 2), np.int32)
+    starts = np.array([0, 7], np.int64)
+    with ours, theirs:
+        express.post_result(theirs.fileno(), 8, numbers, 6, 1, 40, data, head)
+        call = (fds, 8, numbers[:7].copy(), peers, starts, 64, results, 5000, waiting)
+        assert express.gather_results(*call, *scratch, loads, tally) == express.ALL_IN
+        yield from (results, waiting, loads, tally)
 
 
 @case
