@@ -78,7 +78,7 @@ def _copy(out, to, data, at, size):
 
 @kernel(
     INT(
-        *(I32_1R, INT, I64_1R, I64_1R, I64_1R, I64_1R, U8_1R, U8_1R, INT, U8_1R, INT),
+        *(I32_1R, INT, I64_1R, I64_1R, I64_1R, I64_1R, U8_1R, I32_1R, INT, U8_1R, INT),
         *(U8_1, U8_1, I64_1, I64_1),
     )
 )
@@ -103,7 +103,8 @@ def post_requests(
 
     fds: [N] int32, -1 for a node that is not there; tag: [7] int64, of which entry 1 is peers[n] for node n.
     row_start, pair_start: [N + 1], as permute.plan_dispatch leaves them; counts: uint8 of each row; experts:
-    bytes, `expert_bytes` a pair; payload: bytes, `row_bytes` a row. head: uint8 scratch of wire.HEAD_BYTES.
+    int32 of each pair, sent in `expert_bytes`; payload: bytes, `row_bytes` a row. head: uint8 scratch of
+    wire.HEAD_BYTES.
     waiting: [N] uint8 = whether the plan has rows for the node. sent: [N] int64 = of a message that did not
     go out as a whole the bytes that did, -1 where nothing is left to do. tally: int64, += (header bytes,
     payload bytes, messages) of what went out as a whole.
@@ -115,8 +116,8 @@ def post_requests(
         sent[node] = -1
         if rows == 0:
             continue
-        pairs = (pair_start[node + 1] - pair_start[node]) * expert_bytes
-        if fds[node] < 0 or (TAG + 5) * NUMBER_BYTES + rows + pairs > head.size:
+        pairs = pair_start[node + 1] - pair_start[node]
+        if fds[node] < 0 or (TAG + 5) * NUMBER_BYTES + rows + pairs * expert_bytes > head.size:
             sent[node] = 0
             missed += 1
             continue
@@ -124,9 +125,8 @@ def post_requests(
         for i in range(TAG):
             at = put_number(head, at, peers[node] if i == 1 else tag[i])
         at = put_number(head, at, rows)
-        at = put_bytes(head, at, counts, row_start[node], row_start[node + 1])
-        first = pair_start[node] * expert_bytes
-        at = put_bytes(head, at, experts, first, first + pairs)
+        at = put_bytes(head, at, counts, row_start[node], row_start[node + 1], 1)
+        at = put_bytes(head, at, experts, pair_start[node], pair_start[node + 1], expert_bytes)
         size = rows * row_bytes
         put_prefix(head, lead, at, size)
         begin = row_start[node] * row_bytes

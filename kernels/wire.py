@@ -74,16 +74,17 @@ def put_number(out, at, value):
 
 
 @inline
-def put_bytes(out, at, data, begin, end):
-    """Pack data[begin:end], fewer than 65,536 bytes; returns the end."""
-    size = end - begin
+def put_bytes(out, at, data, begin, end, width):
+    """Pack data[begin:end] as a string of `width` little-endian bytes each, fewer than 65,536 together;
+    returns the end."""
+    size = (end - begin) * width
     if size < 1 << 8:
         at = put_big(out, put_big(out, at, 1, _BIN8), 1, size)
     else:
         at = put_big(out, put_big(out, at, 1, _BIN16), 2, size)
-    for i in range(size):
-        out[at + i] = data[begin + i]
-    return at + size
+    for i in range(begin, end):
+        at = put_little(out, at, width, np.int64(data[i]))
+    return at
 
 
 @inline

@@ -18,7 +18,7 @@ class Slot:
     After `fill`, node n has rows row_start[n]:row_start[n+1] and pairs pair_start[n]:pair_start[n+1];
     pairs are numbered node by node, then by row, then by gate rank.
 
-    plan: (row_start, pair_start, counts, experts as bytes); waiting: [nodes] uint8; payload, results_bytes:
+    plan: (row_start, pair_start, counts, experts); waiting: [nodes] uint8; payload, results_bytes:
     uint8. All for kernels/express.py.
     """
 
@@ -32,29 +32,27 @@ class Slot:
         tokens = len(call.ids)
         if tokens != self._tokens or nodes != self._nodes:
             self._resize(tokens, nodes)
-        permute.plan_dispatch(
-            call.ids, owner, *self._starts, self._rows, self._counts, self._experts, self.index
-        )
+        plan = (*self._starts, self._rows, self._counts, self._experts, self.index)
         if self._shape.float_rows:
+            permute.plan_dispatch(call.ids, owner, *plan)
             permute.gather_f32(call.rows, self._rows, self._starts[0], self.payload)
         else:
-            permute.gather_int8(call.rows, call.scales, self._rows, self._starts[0], self.payload)
-        self._narrow_used[...] = self._experts_used
+            permute.plan_int8(call.ids, owner, call.rows, call.scales, *plan, self.payload)
 
     def nodes(self) -> list[int]:
         """Those that have rows of the call."""
         starts = self._starts[0].tolist()
         return [node for node in range(self._nodes) if starts[node] < starts[node + 1]]
 
-    def request(self, node: int) -> tuple[int, memoryview, memoryview, memoryview]:
+    def request(self, node: int) -> tuple[int, memoryview, bytes, memoryview]:
         """(rows, counts, experts, payload) of node `node`'s DISPATCH."""
         first, last = self._starts[0][node : node + 2].tolist()
         first_pair, last_pair = self._starts[1][node : node + 2].tolist()
-        row, pair = self._shape.row_bytes, self._shape.expert_bytes
+        row = self._shape.row_bytes
         return (
             last - first,
             self._counts_bytes[first:last],
-            self._narrow_bytes[first_pair * pair : last_pair * pair],
+            self._experts[first_pair:last_pair].astype(self._shape.expert_dtype).tobytes(),
             self._payload_bytes[first * row : last * row],
         )
 
@@ -72,8 +70,6 @@ class Slot:
         self._tokens = tokens
         self.index = self._index[:tokens]
         self.results = self._results[:pairs]
-        self._experts_used = self._experts[:pairs]
-        self._narrow_used = self._narrow[:pairs]
 
     def _reserve(self, tokens: int, nodes: int) -> None:
         shape = self._shape
@@ -85,16 +81,14 @@ class Slot:
         self._rows = np.empty(rows, np.int32)
         self._counts = np.empty(rows, np.uint8)
         self._experts = np.empty(pairs, np.int32)
-        self._narrow = np.empty(pairs, shape.expert_dtype)
         self._index = np.empty((tokens, shape.top_k), np.int32)
         self.payload = np.empty(rows * shape.row_bytes, np.uint8)
         self._results = np.empty((pairs, shape.hidden), shape.result_dtype)
         self._counts_bytes = _bytes(self._counts)
-        self._narrow_bytes = _bytes(self._narrow)
         self._payload_bytes = _bytes(self.payload)
         self.results_bytes = self._results.view(np.uint8).reshape(-1)
         self._results_view = _bytes(self._results)
-        self.plan = (*self._starts, self._counts, self._narrow.view(np.uint8))
+        self.plan = (*self._starts, self._counts, self._experts)
 
 
 class Slots:

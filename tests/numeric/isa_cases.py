@@ -284,6 +284,17 @@ def gather_int8(rng: np.random.Generator) -> Arrays:
 
 
 @case
+def plan_int8(rng: np.random.Generator) -> Arrays:
+    q, scale, _ = one_plane(uniform(rng, 7, 128))
+    ids, owner = drawn_ids(rng), rng.integers(0, 3, 12).astype(np.int32)
+    starts = np.zeros(4, np.int64), np.zeros(4, np.int64)
+    rows, counts = np.zeros(21, np.int32), np.zeros(21, np.uint8)
+    chosen, index, out = np.zeros(28, np.int32), np.zeros((7, 4), np.int32), np.zeros(21 * 132, np.uint8)
+    permute.plan_int8(ids, owner, q, scale, *starts, rows, counts, chosen, index, out)
+    yield from (*starts, rows, counts, chosen, index, out)
+
+
+@case
 def gather_f32(rng: np.random.Generator) -> Arrays:
     row_start, _, rows, *_ = plan(rng)
     out = np.zeros(21 * 512, np.uint8)
@@ -345,7 +356,7 @@ def post(rng: np.random.Generator, ours: socket.socket) -> tuple[np.ndarray, ...
     """(waiting, sent, tally) of one node's DISPATCH of three rows, written to `ours`."""
     fds, tag = np.array([ours.fileno()], np.int32), np.array([300, 0, 70_000, 2, 0, 1, 4], np.int64)
     starts = np.array([0, 3], np.int64), np.array([0, 7], np.int64)
-    counts, chosen = np.array([1, 2, 4], np.uint8), rng.integers(0, 32, 7).astype(np.uint8)
+    counts, chosen = np.array([1, 2, 4], np.uint8), rng.integers(0, 32, 7).astype(np.int32)
     payload = rng.integers(0, 256, 3 * 132).astype(np.uint8)
     head, peers = np.zeros(wire.HEAD_BYTES, np.uint8), np.array([9], np.int64)
     outcome = np.zeros(1, np.uint8), np.zeros(1, np.int64), np.zeros(7, np.int64)

@@ -177,7 +177,7 @@ class Plan:
         self.peers = np.array([70, 71], np.int64)
         self.row_start, self.pair_start = np.array([0, 2, 3], np.int64), np.array([0, 3, 7], np.int64)
         self.counts = np.array([1, 2, 4], np.uint8)
-        self.experts = np.array([3, 4, 5, 6, 7, 8, 9], np.uint8)
+        self.experts = np.array([3, 4, 5, 6, 7, 8, 9], np.int32)
         self.payload = np.frombuffer(payload_of(3, SHAPE), np.uint8).copy()
         self.waiting, self.sent = np.zeros(2, np.uint8), np.zeros(2, np.int64)
         self.tally = np.zeros(7, np.int64)
