@@ -34,7 +34,7 @@ class Connection:
     the message that is being sent) and `on_blocked` is called, once, so that the owner waits for the socket
     to be writable and calls `flush()`.
 
-    peer, context: the owner's, e.g. what the peer said in its HELLO.
+    peer, context, resting: the owner's, e.g. what the peer said in its HELLO.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Connection:
         self.peer: Any = None
         self.context: Any = None
         self.closed = False
+        self.resting = False
         self._decoder = FrameDecoder(limits, sink)
         self._lock = threading.Lock()
         self._outbox = Outbox()

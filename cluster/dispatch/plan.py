@@ -32,12 +32,11 @@ class Slot:
         tokens = len(call.ids)
         if tokens != self._tokens or nodes != self._nodes:
             self._resize(tokens, nodes)
-        plan = (*self._starts, self._rows, self._counts, self._experts, self.index)
         if self._shape.float_rows:
-            permute.plan_dispatch(call.ids, owner, *plan)
+            permute.plan_dispatch(call.ids, owner, *self._planned)
             permute.gather_f32(call.rows, self._rows, self._starts[0], self.payload)
         else:
-            permute.plan_int8(call.ids, owner, call.rows, call.scales, *plan, self.payload)
+            permute.plan_int8(call.ids, owner, call.rows, call.scales, *self._planned, self.payload)
 
     def nodes(self) -> list[int]:
         """Those that have rows of the call."""
@@ -70,6 +69,7 @@ class Slot:
         self._tokens = tokens
         self.index = self._index[:tokens]
         self.results = self._results[:pairs]
+        self._planned = (*self._starts, self._rows, self._counts, self._experts, self.index)
 
     def _reserve(self, tokens: int, nodes: int) -> None:
         shape = self._shape
@@ -100,7 +100,9 @@ class Slots:
         self._slots: dict[int, deque[Slot]] = {}
 
     def take(self, micro_batch: int) -> Slot:
-        slots = self._slots.setdefault(micro_batch, deque())
+        slots = self._slots.get(micro_batch)
+        if slots is None:
+            slots = self._slots[micro_batch] = deque()
         if len(slots) < 2 or slots[0].busy:
             slots.append(Slot(self._shape))
         else:

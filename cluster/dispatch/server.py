@@ -65,7 +65,8 @@ class FrameServer:
         self._on_frame = on_frame
         self._on_close = on_close
         self._on_round = on_round
-        self._on_bytes = on_bytes
+        self._on_bytes = on_bytes or _leave
+        self._takes_bytes = on_bytes is not None
         self._staging = np.zeros(STAGING_BYTES if on_bytes else 0, np.uint8)
         self._identity = identity
         self._limits = limits
@@ -193,15 +194,12 @@ class FrameServer:
             if mask & WRITE and connection.flush():
                 self._watch(connection)
             if mask & READ:
-                if self._on_bytes is not None and connection.peer is not None and connection.at_rest:
-                    count = self._on_bytes(connection, self._staging)
-                    if count == USED:
-                        return
-                    frames = connection.take(self._staging.data[:count]) if count else connection.read()
-                else:
-                    frames = connection.read()
-                for frame in frames:
+                count = self._on_bytes(connection, self._staging) if connection.resting else 0
+                if count == USED:
+                    return
+                for frame in connection.take(self._staging.data[:count]) if count else connection.read():
                     self._deliver(connection, frame)
+                connection.resting = self._takes_bytes and connection.peer is not None and connection.at_rest
         except ProtocolError as error:
             self._refuse(connection, error)
         except (OSError, MoemeshError):  # gone, or it does not read what it asked for
@@ -244,3 +242,7 @@ class FrameServer:
         connection.close()
         if self._on_close is not None:
             self._on_close(connection)
+
+
+def _leave(connection: Connection, staging: Array) -> int:
+    return 0
