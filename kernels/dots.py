@@ -24,6 +24,7 @@ from kernels.jit import inline
 from kernels.layout import GROUP, INT8, ROWS
 from kernels.simd import (
     DOT_BIAS,
+    WIDE_TILE,
     bitwise_and,
     broadcast4,
     dot_u7s8,
@@ -258,9 +259,19 @@ def dots_2(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1):
 
 
 @inline
-def dots_4(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3):
-    """Integers of hi[r0], lo[r1], hi[r2], lo[r3], each (block 0, block 1)."""
+def tile_4(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3):
     width = hi.shape[1]
     if kind == INT8:
         return int8_4(w, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3, width)
     return int4_4(w, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3, width)
+
+
+@inline
+def dots_4(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3):
+    """Integers of hi[r0], lo[r1], hi[r2], lo[r3], each (block 0, block 1)."""
+    if WIDE_TILE:
+        return tile_4(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3)
+    # Each block alone: in a tile of one block with itself the second half is the first, and is not computed.
+    a0, _, a1, _, a2, _, a3, _ = tile_4(w, kind, at0, at0, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3)
+    b0, _, b1, _, b2, _, b3, _ = tile_4(w, kind, at1, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3)
+    return a0, b0, a1, b1, a2, b2, a3, b3

@@ -15,6 +15,7 @@ from kernels.simd.registers import call, dot_signature, in_parts, signed_weights
 from kernels.simd.vectors import I16, constant, vector
 
 DOT_BIAS = 128
+WIDE_TILE = False
 
 _BYTES, _WORDS = vector(ir.IntType(8), 32), vector(I16, 16)
 

@@ -10,6 +10,7 @@ from kernels.simd.registers import as_bytes, call, dot_signature
 from kernels.simd.vectors import i32x16
 
 DOT_BIAS = 0
+WIDE_TILE = True
 
 
 @intrinsic

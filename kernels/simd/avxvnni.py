@@ -9,6 +9,7 @@ from numba.extending import intrinsic
 from kernels.simd.registers import call, dot_signature, in_parts
 
 DOT_BIAS = 0
+WIDE_TILE = False
 
 
 def _dot(builder: Any, acc: Any, u: Any, s: Any) -> Any:

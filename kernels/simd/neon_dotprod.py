@@ -9,6 +9,7 @@ from numba.extending import intrinsic
 from kernels.simd.registers import call, dot_signature, in_parts, signed_weights
 
 DOT_BIAS = 128
+WIDE_TILE = False
 
 
 def _dot_u7s8(builder: Any, acc: Any, u: Any, s: Any) -> Any:

@@ -11,6 +11,7 @@ from kernels.simd.registers import dot_signature
 from kernels.simd.vectors import I16, I32, LANES, constant, i32x16, vector
 
 DOT_BIAS = 0
+WIDE_TILE = True
 
 _WORDS = vector(I16, 2 * LANES)
 

@@ -6,6 +6,8 @@ Every instruction set is a file of its name in this folder, with
     dot_u7s8(acc, u, s)   acc[i] + Σ_{j<4} u[4i+j] s[4i+j], u <= 127: the cheaper one for nibbles
     DOT_BIAS              what dot_u8s8 takes off the weights: 128 where the instruction wants them signed, else 0
 
+    WIDE_TILE             whether the registers hold eight i32x16 sums and their operands
+
 over i32x16, in wrapping int32; s are signed bytes in ±127. Both are exact: where the zero point of the
 weights is taken off, in the instruction or at the start of the sum, changes no bit.
 """
@@ -19,7 +21,8 @@ from kernels.jit import ISA
 _SET = import_module(f"kernels.simd.{ISA}")
 
 DOT_BIAS: int = _SET.DOT_BIAS
+WIDE_TILE: bool = _SET.WIDE_TILE
 dot_u8s8 = _SET.dot_u8s8
 dot_u7s8 = _SET.dot_u7s8
 
-__all__ = ["DOT_BIAS", "dot_u7s8", "dot_u8s8"]
+__all__ = ["DOT_BIAS", "WIDE_TILE", "dot_u7s8", "dot_u8s8"]
