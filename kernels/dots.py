@@ -49,7 +49,7 @@ INT4_GROUP_BYTES = GROUP * ROWS // 2
 
 @inline
 def zero_point(sums, row):
-    """Start of an int8 accumulator: what dot_u8s8 leaves of the weights' zero point, -(128 - DOT_BIAS) * Σ a."""
+    """Start of an int8 accumulator: the zero point that dot_u8s8 leaves, (DOT_BIAS - 128) * Σ a."""
     total = 0
     for group in range(sums.shape[1]):
         total += sums[row, group]

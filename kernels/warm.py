@@ -14,10 +14,10 @@ from kernels import attention, experts, gate, jit, matmul, norm, permute, quanti
 MODULES = (attention, experts, gate, matmul, norm, permute, quantise, rope, sampling)
 
 
-def compile_all(progress: Callable[[int, int, str], None] | None = None) -> int:
+def compile_all(progress: Callable[[int, int, str], None] | None = None) -> jit.Warmth:
     """Compile or load every kernel of MODULES, then close the dispatchers (kernels.jit.compile_all).
 
-    progress(done, total, name) is called before each. Returns how many the cache did not hold.
+    progress(done, total, name) is called before each.
     """
     return jit.compile_all(progress)
 
@@ -30,10 +30,11 @@ def main() -> None:
         sys.stdout.write(f"[{done + 1}/{total}] {name}\n")
         sys.stdout.flush()
 
-    missed = compile_all(line)
+    warmth = compile_all(line)
     total = len(jit.entry_points())
     seconds = time.monotonic() - start
-    sys.stdout.write(f"{total} kernels ({jit.ISA}), {missed} variants compiled, {seconds:.1f} s\n")
+    variants = f"{warmth.compiled} variants compiled, {warmth.loaded} loaded"
+    sys.stdout.write(f"{total} kernels ({jit.ISA}), {variants}, {seconds:.1f} s\n")
 
 
 if __name__ == "__main__":
