@@ -80,10 +80,8 @@ def better_isas() -> dict[str, str]:
     reasons = {}
     for isa in ISAS[: ISAS.index(ISA)]:
         if isa.startswith("neon_") == arm:
-            missing = missing_features(isa)
-            reasons[isa] = (
-                f"this CPU lacks {', '.join(missing)}" if missing else f"{ISA_VARIABLE} rules it out"
-            )
+            missing = ", ".join(missing_features(isa))
+            reasons[isa] = f"this CPU lacks {missing}" if missing else f"{ISA_VARIABLE} rules it out"
     return reasons
 
 
