@@ -1,6 +1,7 @@
 """Every kernel in one import, and their compilation before anything serves.
 
-`python -m kernels.warm` fills the compile cache and prints one line a kernel.
+`python -m kernels.warm` fills the compile cache, prints one line a kernel, and fails if what they compute is
+not what the bits manifest says (kernels/selfcheck).
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def compile_all(progress: Callable[[int, int, str], None] | None = None) -> jit.
 
 
 def main() -> None:
-    """Compile with progress lines on stdout."""
+    """Compile with progress lines on stdout; the reason of a failure is the last line on stderr."""
+    from kernels import selfcheck  # not above: what serves needs no cases
+
     start = time.monotonic()
 
     def line(done: int, total: int, name: str) -> None:
@@ -35,6 +38,8 @@ def main() -> None:
     seconds = time.monotonic() - start
     variants = f"{warmth.compiled} variants compiled, {warmth.loaded} loaded"
     sys.stdout.write(f"{total} kernels ({jit.ISA}), {variants}, {seconds:.1f} s\n")
+    if wrong := selfcheck.wrong_bits():
+        sys.exit(f"{', '.join(wrong)} give other bits than every other machine; see `moemesh doctor`")
 
 
 if __name__ == "__main__":
