@@ -16,11 +16,12 @@ import numpy as np
 
 from cluster.compute.experts import ExpertCompute
 from cluster.compute.threads import Workers
-from kernels import attention, gate, jit, norm, quantise, sampling, selfcheck, warm
+from kernels import attention, gate, jit, layout, matmul, norm, quantise, sampling, selfcheck, warm
 from kernels.layout import BF16, F32, INT4, INT8
 from kernels.selfcheck.cases import Arrays, Case
+from kernels.selfcheck.cases import planes as planes_of
 from kernels.selfcheck.draws import Draws
-from kernels.selfcheck.weights import Experts, bf16_bits
+from kernels.selfcheck.weights import Experts, bf16_bits, matrix
 from kernels.selfcheck.weights import experts as packed_experts
 
 F = np.float32
@@ -92,6 +93,33 @@ def expert_ffn(draws: Draws) -> Arrays:
                 quantise.quantise_rows(x, q, scale, sums, 0, rows)
                 x = q
             yield compute.run(0, np.full(rows, 2, np.uint8), experts.reshape(-1), x, scale)
+
+
+def extreme_matrix(kind: int, blocks: int, width: int, pattern: tuple[int, int]) -> np.ndarray:
+    """A matrix whose stored bytes repeat `pattern`, with the largest multipliers, and row scales of 1."""
+    data = matrix(Draws(0), blocks, width, [kind]).copy()
+    for block in data[layout.table_bytes(blocks) :].reshape(blocks, -1):
+        weights = width * 16 // (2 if kind == INT4 else 1)
+        block[:weights] = np.resize(np.array(pattern, np.uint8), weights)
+        if kind == INT4:
+            block[weights : weights + width // 4] = layout.MAX_MULTIPLIER
+        block[-64:] = np.ones(16, F).view(np.uint8)
+    return data
+
+
+@whole
+def largest_sums(draws: Draws) -> Arrays:
+    """Every product at its largest magnitude, in rows of one sign and of both: nothing saturates."""
+    blocks, width, rows = 3, 1024, 5
+    x = np.ones((rows, width), F)
+    x[1], x[2, ::2], x[3, 1::2], x[4, : width // 2] = -1, -1, -1, -1
+    hi, lo, scale, *sums = planes_of(x)
+    for kind in (INT8, INT4):
+        for pattern in ((0x00, 0x00), (0xFF, 0xFF), (0x00, 0xFF), (0x80, 0x7F)):
+            packed, out = extreme_matrix(kind, blocks, width, pattern), np.zeros((rows, 16 * blocks), F)
+            for count in (1, 2):
+                matmul.matmul_int(packed, 0, hi, lo, *sums, scale, count, out, 0, blocks)
+                yield out
 
 
 @whole
