@@ -102,6 +102,10 @@ inline = njit(forceinline=True, error_model="numpy")
 """A helper compiled into its callers; may take and return SIMD values."""
 
 
+probe = njit(nogil=True, cache=True, error_model="numpy")
+"""A kernel that only measures: no part of serving, compiled at its first call instead of by compile_all."""
+
+
 def entry_points() -> list[str]:
     return [dispatcher.__name__ for dispatcher, _ in _REGISTRY]
 
