@@ -23,8 +23,11 @@ from kernels.blocks import multipliers_at
 from kernels.jit import inline
 from kernels.layout import GROUP, INT8, ROWS
 from kernels.simd import (
+    DOT_BIAS,
+    WIDE_TILE,
     bitwise_and,
     broadcast4,
+    dot_u7s8,
     dot_u8s8,
     load_i32x16,
     load_u8x16,
@@ -46,11 +49,11 @@ INT4_GROUP_BYTES = GROUP * ROWS // 2
 
 @inline
 def zero_point(sums, row):
-    """Start of an int8 accumulator, -128 * Σ a: it undoes the weights' zero point."""
+    """Start of an int8 accumulator: what dot_u8s8 leaves of the weights' zero point, -(128 - DOT_BIAS) * Σ a."""
     total = 0
     for group in range(sums.shape[1]):
         total += sums[row, group]
-    return splat_i32(-128 * total)
+    return splat_i32((DOT_BIAS - 128) * total)
 
 
 @inline
@@ -118,7 +121,7 @@ def int8_4(w, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3, width):
 @inline
 def nibble_dot(acc, low, high, q, x):
     """acc plus 8 inputs of one row, at byte x of q: low nibbles are quad 2j, high nibbles quad 2j + 1."""
-    return dot_u8s8(dot_u8s8(acc, low, broadcast4(q, x)), high, broadcast4(q, x + 4))
+    return dot_u7s8(dot_u7s8(acc, low, broadcast4(q, x)), high, broadcast4(q, x + 4))
 
 
 @inline
@@ -141,10 +144,10 @@ def int4_1(w, at0, at1, q, sums, row, width):
             prefetch(w, at1 + at + j * 64 + AHEAD)
             even = broadcast4(q, x + j * 8)
             odd = broadcast4(q, x + j * 8 + 4)
-            ga = dot_u8s8(ga, bitwise_and(wa, mask), even)
-            gb = dot_u8s8(gb, bitwise_and(wb, mask), even)
-            ha = dot_u8s8(ha, bitwise_and(shift_right(wa, 4), mask), odd)
-            hb = dot_u8s8(hb, bitwise_and(shift_right(wb, 4), mask), odd)
+            ga = dot_u7s8(ga, bitwise_and(wa, mask), even)
+            gb = dot_u7s8(gb, bitwise_and(wb, mask), even)
+            ha = dot_u7s8(ha, bitwise_and(shift_right(wa, 4), mask), odd)
+            hb = dot_u7s8(hb, bitwise_and(shift_right(wb, 4), mask), odd)
         a0 = a0 + load_u8x16(w, multipliers_at(at0, width) + g * ROWS) * (ga + ha)
         b0 = b0 + load_u8x16(w, multipliers_at(at1, width) + g * ROWS) * (gb + hb)
     return a0, b0
@@ -256,9 +259,19 @@ def dots_2(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1):
 
 
 @inline
-def dots_4(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3):
-    """Integers of hi[r0], lo[r1], hi[r2], lo[r3], each (block 0, block 1)."""
+def tile_4(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3):
     width = hi.shape[1]
     if kind == INT8:
         return int8_4(w, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3, width)
     return int4_4(w, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3, width)
+
+
+@inline
+def dots_4(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3):
+    """Integers of hi[r0], lo[r1], hi[r2], lo[r3], each (block 0, block 1)."""
+    if WIDE_TILE:
+        return tile_4(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3)
+    # Each block alone: in a tile of one block with itself the second half is the first, and is not computed.
+    a0, _, a1, _, a2, _, a3, _ = tile_4(w, kind, at0, at0, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3)
+    b0, _, b1, _, b2, _, b3, _ = tile_4(w, kind, at1, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3)
+    return a0, b0, a1, b1, a2, b2, a3, b3

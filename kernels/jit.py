@@ -15,7 +15,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +24,91 @@ import llvmlite.binding
 import numba
 from numba import njit, types
 
+from kernels import hwcap
+
 ISA_VARIABLE = "MOEMESH_ISA"
 CACHE_VARIABLE = "MOEMESH_CACHE_DIR"
 
-ISAS = ("avx512vnni", "portable")
-_REQUIRED = {"avx512vnni": ("avx512f", "avx512bw", "avx512vl", "avx512vnni")}
+ISAS = ("avx512vnni", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
+"""Best first; each is a file in kernels/simd."""
+
+_REQUIRED = {
+    "avx512vnni": ("avx512f", "avx512bw", "avx512vl", "avx512vnni"),
+    "avxvnni": ("avx2", "fma", "avxvnni"),
+    "avx2": ("avx2", "fma"),
+    "neon_i8mm": ("neon", "dotprod", "i8mm"),
+    "neon_dotprod": ("neon", "dotprod"),
+    "portable": (),
+}
+
+_PLAIN_CPU = {
+    "avxvnni": "x86-64-v3",
+    "avx2": "x86-64-v3",
+    "neon_i8mm": "generic",
+    "neon_dotprod": "generic",
+    "portable": "generic",
+}
+"""LLVM's name of a CPU that has no wider registers than the set, where there are wider ones."""
+
+
+def llvm_features() -> frozenset[str]:
+    """What LLVM finds by itself."""
+    return frozenset(name for name, on in llvmlite.binding.get_host_cpu_features().items() if on)
+
+
+def host_features() -> frozenset[str]:
+    """LLVM's names of what this CPU has, or of what somebody who chose a CPU for numba says it has."""
+    if numba.config.CPU_FEATURES is not None:
+        return frozenset(f[1:] for f in numba.config.CPU_FEATURES.split(",") if f.startswith("+"))
+    return llvm_features() | hwcap.arm_features()
+
+
+def missing_features(isa: str) -> tuple[str, ...]:
+    """What this CPU lacks for an instruction set."""
+    return tuple(feature for feature in _REQUIRED[isa] if feature not in HOST_FEATURES)
 
 
 def supported_isas() -> tuple[str, ...]:
     """Instruction sets that code compiled in this process may use, best first; "portable" is always last."""
-    if numba.config.CPU_FEATURES is not None:  # somebody chose a CPU for numba: believe them, not the host
-        enabled = {f[1:] for f in numba.config.CPU_FEATURES.split(",") if f.startswith("+")}
-    else:
-        enabled = {name for name, on in llvmlite.binding.get_host_cpu_features().items() if on}
-    return tuple(isa for isa in ISAS if all(f in enabled for f in _REQUIRED.get(isa, ())))
+    return tuple(isa for isa in ISAS if not missing_features(isa))
 
 
 def choose_isa() -> str:
-    """The instruction set of this process: $MOEMESH_ISA if the CPU has it, else the best it has.
+    """The instruction set of this process: the best this CPU has that is not better than $MOEMESH_ISA.
 
     Raises ValueError for a name that does not exist. A known set that this CPU lacks falls back to the
     next best: never an illegal instruction.
     """
-    wanted = os.environ.get(ISA_VARIABLE, "")
-    available = supported_isas()
-    if not wanted:
-        return available[0]
+    wanted = os.environ.get(ISA_VARIABLE) or ISAS[0]
     if wanted not in ISAS:
         raise ValueError(f"{ISA_VARIABLE}={wanted!r} is not one of {', '.join(ISAS)}")
-    return wanted if wanted in available else available[0]
+    return next(isa for isa in ISAS[ISAS.index(wanted) :] if not missing_features(isa))
 
 
+def aim_compiler(isa: str) -> None:
+    """Let numba compile for the set that was chosen. Must run before numba compiles anything.
+
+    A set below the best gets a CPU with no more than it, or LLVM would widen every other operation to the
+    best. The best gets this CPU, with features that LLVM cannot see by itself added. Whoever chose a CPU
+    for numba is left alone.
+    """
+    config = numba.config
+    if config.CPU_NAME is not None or config.CPU_FEATURES is not None:
+        return
+    if isa != supported_isas()[0] and isa in _PLAIN_CPU:
+        config.CPU_NAME = _PLAIN_CPU[isa]
+        config.CPU_FEATURES = _feature_list(_REQUIRED[isa])
+    elif HOST_FEATURES != llvm_features():
+        config.CPU_FEATURES = _feature_list(sorted(HOST_FEATURES))
+
+
+def _feature_list(features: Iterable[str]) -> str:
+    return ",".join(f"+{feature}" for feature in features)
+
+
+HOST_FEATURES = host_features()
 ISA = choose_isa()
+aim_compiler(ISA)
 
 
 def source_digest() -> str:

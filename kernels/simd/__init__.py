@@ -38,13 +38,16 @@ from kernels.simd.ops import (
     to_f32,
     to_i32,
 )
-from kernels.simd.target import dot_u8s8
+from kernels.simd.target import DOT_BIAS, WIDE_TILE, dot_u7s8, dot_u8s8
 from kernels.simd.vectors import f32x16, i32x16
 
 __all__ = [
+    "DOT_BIAS",
+    "WIDE_TILE",
     "bits_of",
     "bitwise_and",
     "broadcast4",
+    "dot_u7s8",
     "dot_u8s8",
     "f32x16",
     "float_of_bits",
