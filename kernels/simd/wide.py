@@ -12,10 +12,11 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels.simd.ops import V_I32, _load, _operator, _require_contiguous, address, emit_prefetch
-from kernels.simd.target import dot_u8s8
+from kernels.simd.target import dot_u7s8, dot_u8s8
 from kernels.simd.vectors import I8, I32, I64, LANES, Vector, constant, i32x16, vector
 
 WIDE = {1: i32x16} | {count: Vector(f"i32x{LANES * count}", I32, LANES * count) for count in (2, 4, 8)}
@@ -92,27 +93,48 @@ def repeat(typing: Any, value: Any, count: Any) -> Any:
     return WIDE[count.literal_value](i32x16, count), generate
 
 
-@intrinsic(prefer_literal=True)
-def piece(typing: Any, value: Any, number: Any) -> Any:
-    """Sixteen lanes of a wide value."""
+@intrinsic
+def join(typing: Any, low: Any, high: Any) -> Any:
+    """The pieces of `low`, then those of `high`, which has as many."""
+    pieces = 2 * low.ir.count // LANES
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _piece(builder, args[0], number.literal_value)
+        return _join(builder, list(args))
 
-    return i32x16(value, number), generate
+    return WIDE[pieces](low, low), generate
 
 
 @intrinsic
-def dot_lines(typing: Any, acc: Any, u: Any, s: Any) -> Any:
-    """dot_u8s8 of every piece of u with the same sixteen quads s."""
-    one, emit = dot_u8s8._defn(typing, i32x16, i32x16, i32x16)
+def piece(typing: Any, value: Any, number: Any) -> Any:
+    """Sixteen lanes of a wide value, through memory: for the end of a loop, not its inside."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        sums, lines = _pieces(builder, args[0]), _pieces(builder, args[1])
-        parts = [emit(context, builder, one, (a, b, args[2])) for a, b in zip(sums, lines, strict=True)]
-        return _join(builder, parts)
+        slot = cgutils.alloca_once_value(builder, args[0])
+        lines = builder.bitcast(slot, V_I32.as_pointer())
+        return builder.load(builder.gep(lines, [args[1]]))
 
-    return acc(acc, acc, i32x16), generate
+    return i32x16(value, types.intp), generate
+
+
+def _line_dot(dot: Any) -> Any:
+    @intrinsic
+    def dot_lines(typing: Any, acc: Any, u: Any, s: Any) -> Any:
+        one, emit = dot._defn(typing, i32x16, i32x16, i32x16)
+
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            sums, lines = _pieces(builder, args[0]), _pieces(builder, args[1])
+            parts = [emit(context, builder, one, (a, b, args[2])) for a, b in zip(sums, lines, strict=True)]
+            return _join(builder, parts)
+
+        return acc(acc, acc, i32x16), generate
+
+    return dot_lines
+
+
+dot_lines_u8 = _line_dot(dot_u8s8)
+"""dot_u8s8 of every piece of u with the same sixteen quads s."""
+
+dot_lines_u7 = _line_dot(dot_u7s8)
 
 
 @intrinsic(prefer_literal=True)
@@ -135,6 +157,6 @@ def shifted(typing: Any, value: Any, count: Any) -> Any:
     return value(value, count), generate
 
 
-_wider = {kind: None for count, kind in WIDE.items() if count > 1}
-_operator(operator.add, dict.fromkeys(_wider, "add"))
-_operator(operator.mul, dict.fromkeys(_wider, "mul"))
+_WIDER = [kind for count, kind in WIDE.items() if count > 1]
+_operator(operator.add, dict.fromkeys(_WIDER, "add"))
+_operator(operator.mul, dict.fromkeys(_WIDER, "mul"))
