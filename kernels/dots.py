@@ -26,13 +26,13 @@ from kernels.simd import DOT_BIAS, WIDE_TILE, broadcast4, splat_i32
 from kernels.simd.wide import (
     dot_lines_u7,
     dot_lines_u8,
+    high_nibbles,
     join,
     load_lines,
     load_lines_u8,
-    masked,
+    low_nibbles,
     prefetch_lines,
     repeat,
-    shifted,
 )
 
 MAX_WIDTH = 131_072
@@ -48,7 +48,6 @@ AHEAD = 1024
 """Bytes that a stream is prefetched ahead. The CPU's own prefetcher stops at the end of a page and takes a
 few lines to start; eight streams of 512 to 2048 bytes are as good, fewer or none 3 to 10 % slower."""
 
-NIBBLES = 0x0F0F0F0F
 INT4_GROUP_BYTES = GROUP * ROWS // 2
 
 
@@ -154,7 +153,7 @@ def int4_1(blocks):
             for j in range(0, GROUP, 8):
                 prefetch_lines(w, at + ahead_of(place + j * 8, body, follow), step, blocks)
                 weights = load_lines(w, at + place + j * 8, step, blocks)
-                low, high = masked(weights, NIBBLES), masked(shifted(weights, 4), NIBBLES)
+                low, high = low_nibbles(weights), high_nibbles(weights)
                 ga = nibble_dot(ga, low, high, q, x + j)
             a = a + load_lines_u8(w, multipliers + g * ROWS, step, blocks) * ga
         return a
@@ -179,7 +178,7 @@ def int4_2(blocks):
             for j in range(0, GROUP, 8):
                 prefetch_lines(w, at + ahead_of(place + j * 8, body, follow), step, blocks)
                 weights = load_lines(w, at + place + j * 8, step, blocks)
-                low, high = masked(weights, NIBBLES), masked(shifted(weights, 4), NIBBLES)
+                low, high = low_nibbles(weights), high_nibbles(weights)
                 ga = nibble_dot(ga, low, high, hi, x0 + j)
                 gb = nibble_dot(gb, low, high, lo, x1 + j)
             m = load_lines_u8(w, multipliers + g * ROWS, step, blocks)
@@ -210,7 +209,7 @@ def int4_4(blocks):
             for j in range(0, GROUP, 8):
                 prefetch_lines(w, at + ahead_of(place + j * 8, body, follow), step, blocks)
                 weights = load_lines(w, at + place + j * 8, step, blocks)
-                low, high = masked(weights, NIBBLES), masked(shifted(weights, 4), NIBBLES)
+                low, high = low_nibbles(weights), high_nibbles(weights)
                 x = g * GROUP + j
                 ga = nibble_dot(ga, low, high, hi, r0 * width + x)
                 gb = nibble_dot(gb, low, high, lo, r1 * width + x)

@@ -7,6 +7,7 @@ groups; its work items begin..end are group * blocks + block, so that threads ca
 depends on the split or on the other pairs:
 
     gate_up_int -> quantise_planes -> down_int      int8 and int4 blobs
+    ffn_int                                         the three in one call, its items whole groups
     gate_up_float -> down_float                     bf16 and f32 blobs
 
 A blob is the gate_up matrix (blocks alternate: gate block i, up block i) over K = Hp inputs, then, at byte
@@ -19,9 +20,26 @@ import numpy as np
 
 from kernels.blocks import block_at, row_scales, run_at, scales_at
 from kernels.dots import STREAMS, tile_1, tile_2, tile_4
-from kernels.jit import BYTES, F32_1R, F32_2, F32_2R, I8_2R, I32_2R, I64_1R, INT, VOID, inline, kernel, splice
+from kernels.jit import (
+    BYTES,
+    F32_1,
+    F32_1R,
+    F32_2,
+    F32_2R,
+    I8_2,
+    I8_2R,
+    I32_2,
+    I32_2R,
+    I64_1R,
+    INT,
+    VOID,
+    inline,
+    kernel,
+    splice,
+)
 from kernels.layout import ROWS
 from kernels.maths import exp_f32x16
+from kernels.quantise import planes_of_rows
 from kernels.simd import load_f32x16, splat_f32
 from kernels.simd.wide import piece
 from kernels.tiles import chain_1, chain_4, put, put_planes, scaled
@@ -52,7 +70,8 @@ def put_gate_up(out, pair, block, w, scales, step, sums, scale):
 
 
 gate_up_1, gate_up_2, gate_up_4 = tile_1(STREAMS), tile_2(STREAMS), tile_4(STREAMS)
-block_1, block_4 = tile_1(1), tile_4(1)
+block_1, block_2 = tile_1(1), tile_2(1)
+down_2, down_4 = gate_up_2, gate_up_4
 
 
 @splice
@@ -87,21 +106,11 @@ def gate_up_block(w, base, row_of, q, sums, scale, out, block, pair, stop):
     up_at, up_kind = block_at(w, base, 2 * block + 1)
     gate_scales = row_scales(w, gate_kind, gate_at, width)
     up_scales = row_scales(w, up_kind, up_at, width)
-    while pair + 4 <= stop:
-        r0, r1, r2, r3 = row_of[pair], row_of[pair + 1], row_of[pair + 2], row_of[pair + 3]
-        g0, g1, g2, g3 = block_4(w, gate_kind, gate_at, 0, up_at, q, q, sums, sums, r0, r1, r2, r3)
-        u0, u1, u2, u3 = block_4(w, up_kind, up_at, 0, up_at, q, q, sums, sums, r0, r1, r2, r3)
-        put(out, pair, block, swiglu_int(g0, u0, scale[r0], gate_scales, up_scales))
-        put(out, pair + 1, block, swiglu_int(g1, u1, scale[r1], gate_scales, up_scales))
-        put(out, pair + 2, block, swiglu_int(g2, u2, scale[r2], gate_scales, up_scales))
-        put(out, pair + 3, block, swiglu_int(g3, u3, scale[r3], gate_scales, up_scales))
-        pair += 4
-    while pair < stop:
-        row = row_of[pair]
+    for p in range(pair, stop):
+        row = row_of[p]
         gate = block_1(w, gate_kind, gate_at, 0, up_at, q, sums, row)
         up = block_1(w, up_kind, up_at, 0, up_at, q, sums, row)
-        put(out, pair, block, swiglu_int(gate, up, scale[row], gate_scales, up_scales))
-        pair += 1
+        put(out, p, block, swiglu_int(gate, up, scale[row], gate_scales, up_scales))
 
 
 @inline
@@ -118,13 +127,8 @@ def next_tile(w, base, offset, group, at, step, left, done, more):
     return at
 
 
-@kernel(VOID(BYTES, I64_1R, I64_1R, I64_1R, I8_2R, I32_2R, F32_1R, INT, F32_2, INT, INT))
-def gate_up_int(w, base, group_start, row_of, q, sums, scale, width_blocks, out, begin, end):
-    """out[p] = silu(gate x) * (up x) of the input row row_of[p], one activation plane.
-
-    base [G], group_start [G + 1], row_of [P] int64; q [T, Hp] int8, sums [T, Hp/64] int32, scale [T];
-    width_blocks = Fp / 16; out [P, Fp] float32; items of begin..end: group * width_blocks + block.
-    """
+@splice
+def gate_up_items(w, base, group_start, row_of, q, sums, scale, width_blocks, out, begin, end):
     item = begin
     while item < end:
         group = item // width_blocks
@@ -142,40 +146,42 @@ def gate_up_int(w, base, group_start, row_of, q, sums, scale, width_blocks, out,
         item += done
 
 
-def down_of(blocks):
-    """run(...): pairs pair..stop with the `blocks` down blocks from byte `at` on: outputs from `block` on."""
-    tile2, tile4 = tile_2(blocks), tile_4(blocks)
+@kernel(VOID(BYTES, I64_1R, I64_1R, I64_1R, I8_2R, I32_2R, F32_1R, INT, F32_2, INT, INT))
+def gate_up_int(w, base, group_start, row_of, q, sums, scale, width_blocks, out, begin, end):
+    """out[p] = silu(gate x) * (up x) of the input row row_of[p], one activation plane.
 
-    @splice
-    def run(w, kind, at, step, follow, hi, lo, sums_hi, sums_lo, scale, out, order, block, pair, stop):
-        scales = scales_at(kind, at, hi.shape[1])
-        while pair + 2 <= stop:
-            then = pair + 1
-            a, b, c, d = tile4(
-                w, kind, at, step, follow, hi, lo, sums_hi, sums_lo, pair, pair, then, then
-            )
-            put_planes(out, order[pair], block, blocks, w, scales, step, a, b, scale[pair])
-            put_planes(out, order[then], block, blocks, w, scales, step, c, d, scale[then])
-            pair += 2
-        if pair < stop:
-            a, b = tile2(w, kind, at, step, follow, hi, lo, sums_hi, sums_lo, pair, pair)
-            put_planes(out, order[pair], block, blocks, w, scales, step, a, b, scale[pair])
-
-    return run
-
-
-down_tile, down_block = down_of(STREAMS), down_of(1)
-
-
-@kernel(
-    VOID(BYTES, I64_1R, INT, I64_1R, I8_2R, I8_2R, I32_2R, I32_2R, F32_1R, F32_2, I64_1R, INT, INT),
-)
-def down_int(w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scale, out, order, begin, end):
-    """out[order[p]] = down h[p], two activation planes.
-
-    hi, lo [P, Fp] int8, sums_* [P, Fp/64] int32, scale [P]; out [P, Hp] float32; order [P] int64;
-    items of begin..end: group * (Hp / 16) + block.
+    base [G], group_start [G + 1], row_of [P] int64; q [T, Hp] int8, sums [T, Hp/64] int32, scale [T];
+    width_blocks = Fp / 16; out [P, Fp] float32; items of begin..end: group * width_blocks + block.
     """
+    gate_up_items(w, base, group_start, row_of, q, sums, scale, width_blocks, out, begin, end)
+
+
+@splice
+def down_tile(w, kind, at, step, follow, hi, lo, sums_hi, sums_lo, scale, out, order, block, pair, stop):
+    """Pairs pair..stop with the STREAMS down blocks from byte `at` on: outputs from `block` on."""
+    scales = scales_at(kind, at, hi.shape[1])
+    while pair + 2 <= stop:
+        then = pair + 1
+        a, b, c, d = down_4(w, kind, at, step, follow, hi, lo, sums_hi, sums_lo, pair, pair, then, then)
+        put_planes(out, order[pair], block, STREAMS, w, scales, step, a, b, scale[pair])
+        put_planes(out, order[then], block, STREAMS, w, scales, step, c, d, scale[then])
+        pair += 2
+    if pair < stop:
+        a, b = down_2(w, kind, at, step, follow, hi, lo, sums_hi, sums_lo, pair, pair)
+        put_planes(out, order[pair], block, STREAMS, w, scales, step, a, b, scale[pair])
+
+
+@splice
+def down_block(w, kind, at, hi, lo, sums_hi, sums_lo, scale, out, order, block, pair, stop):
+    """The same with one block."""
+    scales = scales_at(kind, at, hi.shape[1])
+    for p in range(pair, stop):
+        a, b = block_2(w, kind, at, 0, at, hi, lo, sums_hi, sums_lo, p, p)
+        put_planes(out, order[p], block, 1, w, scales, 0, a, b, scale[p])
+
+
+@splice
+def down_items(w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scale, out, order, begin, end):
     blocks = out.shape[1] // ROWS
     item = begin
     while item < end:
@@ -192,8 +198,65 @@ def down_int(w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scale,
             )
         else:
             done = 1
-            down_block(w, kind, at, 0, at, hi, lo, sums_hi, sums_lo, scale, out, order, block, pair, stop)
+            down_block(w, kind, at, hi, lo, sums_hi, sums_lo, scale, out, order, block, pair, stop)
         item += done
+
+
+@kernel(
+    VOID(BYTES, I64_1R, INT, I64_1R, I8_2R, I8_2R, I32_2R, I32_2R, F32_1R, F32_2, I64_1R, INT, INT),
+)
+def down_int(w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scale, out, order, begin, end):
+    """out[order[p]] = down h[p], two activation planes.
+
+    hi, lo [P, Fp] int8, sums_* [P, Fp/64] int32, scale [P]; out [P, Hp] float32; order [P] int64;
+    items of begin..end: group * (Hp / 16) + block.
+    """
+    down_items(w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scale, out, order, begin, end)
+
+
+_FFN = VOID(
+    *(BYTES, I64_1R, INT, I64_1R, I64_1R, I8_2R, I32_2R, F32_1R),
+    *(F32_2, I8_2, I8_2, I32_2, I32_2, F32_1, F32_2, I64_1R, INT, INT),
+)
+
+
+@kernel(_FFN)
+def ffn_int(
+    w,
+    base,
+    down_offset,
+    group_start,
+    row_of,
+    q,
+    sums,
+    scale,
+    inner,
+    hi,
+    lo,
+    sums_hi,
+    sums_lo,
+    inner_scale,
+    out,
+    order,
+    begin,
+    end,
+):
+    """gate_up_int, quantise_planes and down_int of groups begin..end, one group after the other.
+
+    Arguments as theirs; inner [P, Fp] float32, hi, lo, sums_hi, sums_lo and inner_scale are scratch of which
+    only the rows of these groups are touched.
+    """
+    blocks, columns = inner.shape[1] // ROWS, out.shape[1] // ROWS
+    for group in range(begin, end):
+        first, last = group * blocks, (group + 1) * blocks
+        gate_up_items(w, base, group_start, row_of, q, sums, scale, blocks, inner, first, last)
+        pair, stop = group_start[group], group_start[group + 1]
+        planes_of_rows(inner, hi, lo, inner_scale, sums_hi, sums_lo, pair, stop)
+        first, last = group * columns, (group + 1) * columns
+        scales = inner_scale
+        down_items(
+            w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scales, out, order, first, last
+        )
 
 
 @kernel(VOID(BYTES, I64_1R, I64_1R, I64_1R, F32_2R, INT, F32_2, INT, INT))

@@ -137,24 +137,23 @@ dot_lines_u8 = _line_dot(dot_u8s8)
 dot_lines_u7 = _line_dot(dot_u7s8)
 
 
-@intrinsic(prefer_literal=True)
-def masked(typing: Any, value: Any, bits: Any) -> Any:
-    """value & bits (a literal) in every lane."""
+def _nibbles(emit: Any) -> Any:
+    @intrinsic
+    def nibbles(typing: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            octets = vector(I8, 4 * args[0].type.count)
+            return builder.bitcast(emit(builder, builder.bitcast(args[0], octets)), args[0].type)
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.and_(args[0], constant(args[0].type, bits.literal_value))
+        return value(value), generate
 
-    return value(value, bits), generate
+    return nibbles
 
 
-@intrinsic(prefer_literal=True)
-def shifted(typing: Any, value: Any, count: Any) -> Any:
-    """value >> count (a literal) in every lane, copies of the sign coming in."""
+low_nibbles = _nibbles(lambda builder, value: builder.and_(value, constant(value.type, 15)))
+"""The lower four bits of every byte."""
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.ashr(args[0], constant(args[0].type, count.literal_value))
-
-    return value(value, count), generate
+high_nibbles = _nibbles(lambda builder, value: builder.lshr(value, constant(value.type, 4)))
+"""The upper four, as a shift of bytes: one instruction where the CPU has one (GFNI, NEON), else two."""
 
 
 _WIDER = [kind for count, kind in WIDE.items() if count > 1]

@@ -157,6 +157,19 @@ def down_int(rng: np.random.Generator) -> Arrays:
 
 
 @case
+def ffn_int(rng: np.random.Generator) -> Arrays:
+    for kinds in ([INT8], [INT4], [INT8, INT4, INT4]):
+        weights = random_experts(rng, 3, 256, 128, kinds)
+        q, scale, sums = one_plane(uniform(rng, 5, 256))
+        hi, lo = np.zeros((9, 128), np.int8), np.zeros((9, 128), np.int8)
+        sums_hi, sums_lo = np.zeros((9, 2), np.int32), np.zeros((9, 2), np.int32)
+        scratch, out = (np.zeros((9, 128), F), hi, lo, sums_hi, sums_lo, np.zeros(9, F)), np.zeros((9, 256), F)
+        blobs = (weights.blob, weights.base, weights.down_offset)
+        experts.ffn_int(*blobs, GROUPS, ROW_OF, q, sums, scale, *scratch, out, ORDER, 0, 3)
+        yield out
+
+
+@case
 def gate_up_float(rng: np.random.Generator) -> Arrays:
     weights, h = random_experts(rng, 3, 128, 64, [BF16, F32, F32]), np.zeros((9, 64), F)
     x = uniform(rng, 5, 128)
