@@ -10,7 +10,6 @@ from cluster.compute.scratch import Scratch
 from cluster.compute.threads import Workers
 from kernels import experts, layout, quantise
 
-
 FEW_ROWS = 4
 """Mean rows a group up to which reading its weights is what it costs."""
 
@@ -167,7 +166,7 @@ def _int_phases(
 def _whole_groups(workers: Workers, groups: Groups) -> int:
     """How many groups threads take whole, in one call: as many for each thread, and none of many rows.
 
-    The rest is split by blocks, a call a phase. With few rows a group's cost is its weights, the same for all.
+    The rest is split by blocks, a call a phase. With few rows a group costs its weights, as all others do.
     """
     pairs, count = int(groups.start[-1] - groups.start[0]), len(groups.base)
     if pairs > FEW_ROWS * count:

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from kernels.simd.ops import V_I32, _load, _operator, _require_contiguous, address, emit_prefetch
 from kernels.simd.target import dot_u7s8, dot_u8s8
-from kernels.simd.vectors import I8, I32, I64, LANES, Vector, constant, i32x16, vector
+from kernels.simd.vectors import I8, I32, LANES, Vector, constant, i32x16, vector
 
 WIDE = {1: i32x16} | {count: Vector(f"i32x{LANES * count}", I32, LANES * count) for count in (2, 4, 8)}
 """Pieces: type."""

@@ -163,7 +163,10 @@ def ffn_int(rng: np.random.Generator) -> Arrays:
         q, scale, sums = one_plane(uniform(rng, 5, 256))
         hi, lo = np.zeros((9, 128), np.int8), np.zeros((9, 128), np.int8)
         sums_hi, sums_lo = np.zeros((9, 2), np.int32), np.zeros((9, 2), np.int32)
-        scratch, out = (np.zeros((9, 128), F), hi, lo, sums_hi, sums_lo, np.zeros(9, F)), np.zeros((9, 256), F)
+        scratch, out = (
+            (np.zeros((9, 128), F), hi, lo, sums_hi, sums_lo, np.zeros(9, F)),
+            np.zeros((9, 256), F),
+        )
         blobs = (weights.blob, weights.base, weights.down_offset)
         experts.ffn_int(*blobs, GROUPS, ROW_OF, q, sums, scale, *scratch, out, ORDER, 0, 3)
         yield out

@@ -21,8 +21,8 @@ BANDWIDTH, ROOF, RATE, TIME = "bw_fraction", "roof_fraction", "rate_fraction", "
 
 @dataclass(frozen=True)
 class Case:
-    """id: without "kernels."; label: of its point in the plot; bytes and operations: of one call of `run`;
-    calls: of the kernel in one, for a time.
+    """id: without "kernels."; series, label: of its point in the plot; bytes and operations: of one call of
+    `run`; calls: of the kernel in one, for a time.
 
     measure: what it is held against: the read bandwidth, the register rate, the lower of the register rate
     and what the bandwidth lets through at this intensity, or nothing (a time).
@@ -31,6 +31,7 @@ class Case:
     """
 
     id: str
+    series: str
     label: str
     measure: str
     run: Callable[[], None]
@@ -42,8 +43,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Point:
-    """A measured kernel in the roofline plot: operations a byte, operations a second."""
+    """A measured kernel in the roofline plot: operations a byte, operations a second.
 
+    series: what it belongs to, "int8 olmoe"; label: which of the series, "64 rows".
+    """
+
+    series: str
     label: str
     intensity: float
     rate: float
@@ -67,7 +72,9 @@ def measure(case: Case, machine: Machine, runs: int) -> Measured:
     if not case.operations:
         return Measured(found, None)
     rate = case.operations / sorted(times)[len(times) // 2]
-    return Measured(found, Point(case.label, case.operations / case.bytes, rate, machine.workers.threads))
+    return Measured(
+        found, Point(case.series, case.label, case.operations / case.bytes, rate, machine.workers.threads)
+    )
 
 
 def _sample(case: Case, machine: Machine, times: list[float]) -> float:
@@ -89,7 +96,13 @@ def _limit(case: Case, machine: Machine) -> float:
 
 
 def experts_case(
-    id: str, label: str, measure: str, workers: Workers, blobs: Blobs, shape: Shape, rows: int, experts: int,
+    id: str,
+    measure: str,
+    workers: Workers,
+    blobs: Blobs,
+    shape: Shape,
+    rows: int,
+    experts: int,
     target: Target = NO_TARGET,
 ) -> Case:
     """The feed-forward network of `experts` experts of the buffer in random order, top_k a call."""
@@ -105,7 +118,12 @@ def experts_case(
             run_ffn(workers, scratch, blobs.data, blobs.down_offset, shape.width, groups, acts, out)
 
     executed = 2 * rows * len(order) * (2 + 2) * shape.hidden * shape.width
-    return Case(id, label, measure, run, len(order) * blobs.size, executed, target)
+    total, series = len(order) * blobs.size, f"{blobs.kind} experts, {shape.name}"
+    return Case(id, series, rows_label(rows), measure, run, total, executed, target)
+
+
+def rows_label(rows: int) -> str:
+    return "1 row" if rows == 1 else f"{rows} rows"
 
 
 def _calls(order: np.ndarray, size: int, top_k: int, rows: int) -> Iterator[Groups]:
@@ -117,7 +135,7 @@ def _calls(order: np.ndarray, size: int, top_k: int, rows: int) -> Iterator[Grou
 
 
 def matmul_case(
-    id: str, label: str, measure: str, workers: Workers, matrices: Sequence[Matrix], rows: int
+    id: str, series: str, measure: str, workers: Workers, matrices: Sequence[Matrix], rows: int
 ) -> Case:
     """A trunk projection, one plane, over matrices that together do not fit the caches."""
     rng, scratch = np.random.default_rng(0), Scratch()
@@ -132,5 +150,5 @@ def matmul_case(
             workers.run(matmul.matmul_int, m.blocks, m.data, m.base, x, x, sums, sums, acts.scale, 1, out)
 
     total = sum(len(m.data) for m in matrices)
-    return Case(id, label, measure, run, total, 2 * rows * len(matrices) * blocks * layout.ROWS * width)
-
+    executed = 2 * rows * len(matrices) * blocks * layout.ROWS * width
+    return Case(id, series, rows_label(rows), measure, run, total, executed)

@@ -17,14 +17,13 @@ from cluster.cli.kernelbench.cases import (
     RATE,
     ROOF,
     Case,
-    Machine,
     Measured,
     Point,
     experts_case,
     matmul_case,
     measure,
 )
-from cluster.cli.kernelbench.limits import THREADS, Reader, Registers, register_results
+from cluster.cli.kernelbench.limits import THREADS, Machine, Reader, Registers, register_results
 from cluster.cli.kernelbench.shapes import (
     KINDS,
     OLMOE,
@@ -38,7 +37,7 @@ from cluster.cli.kernelbench.shapes import (
 from cluster.cli.kernelbench.small import attention_case, small_cases
 from cluster.cli.report import NO_TARGET, Result, Target
 from cluster.compute.threads import Workers
-from cluster.config import GiB, MiB
+from cluster.config import MiB
 from cluster.errors import MoemeshError
 from kernels import jit
 
@@ -47,7 +46,7 @@ Say = Callable[[str], None]
 PREFILL_BYTES = 192 * MiB
 """Experts that a prefill measurement goes through: more than a core's share of any last-level cache."""
 
-JUDGED_BYTES = 2 * GiB
+JUDGED_BYTES = 2048 * MiB
 """A smaller buffer stays in part in the last-level cache: its figures are not held against a target."""
 
 READ = "best measured read rate of the same buffer"
@@ -146,15 +145,13 @@ def expert_cases(
     for rows in preset.decode_rows:
         target = DECODE_TARGETS[kind] if judged and rows == 1 else NO_TARGET
         id = f"{kind}_decode.{BANDWIDTH}.{tail}" + ("" if rows == 1 else f".rows{rows}")
-        label = f"{kind} {shape.name} ×{rows}"
-        yield experts_case(id, label, BANDWIDTH, here.workers, blobs, shape, rows, blobs.count, target)
+        yield experts_case(id, BANDWIDTH, here.workers, blobs, shape, rows, blobs.count, target)
     experts = min(blobs.count, max(shape.top_k, PREFILL_BYTES // blobs.size))
     for rows in preset.prefill_rows:
         against = ROOF if rows < 256 else RATE
         target = PREFILL_TARGETS.get((jit.ISA, against), NO_TARGET)
         id = f"{kind}_prefill.{jit.ISA}.{against}.rows{rows}.{tail}"
-        label = f"{kind} {shape.name} ×{rows}"
-        yield experts_case(id, label, against, here.workers, blobs, shape, rows, experts, target)
+        yield experts_case(id, against, here.workers, blobs, shape, rows, experts, target)
 
 
 def _trunk(found: Kernels, preset: KernelPreset, say: Say) -> None:
@@ -166,14 +163,13 @@ def _trunk(found: Kernels, preset: KernelPreset, say: Say) -> None:
             random_matrix(rng, kind, OLMOE.hidden, OLMOE.hidden) for _ in range(part // len(square.data) - 1)
         ]
         for threads in THREADS:
-            with machine(threads, Blobs(head.data, len(head.data), 0), preset.runs) as here:
+            with machine(threads, Blobs(kind, head.data, len(head.data), 0), preset.runs) as here:
                 for name, matrices in (("projection", copies), ("head", [head] * 2)):
                     for rows, against in ((1, BANDWIDTH), (64, RATE)):
                         phase = "decode" if rows == 1 else "prefill"
                         id = f"{kind}_{name}_{phase}.{against}.threads{threads}"
-                        label = f"{kind} {name} ×{rows}"
                         say(id)
-                        case = matmul_case(id, label, against, here.workers, matrices, rows)
+                        case = matmul_case(id, f"{kind} {name}", against, here.workers, matrices, rows)
                         found.add(measure(case, here, preset.runs))
                 if kind == KINDS[0]:
                     for context in preset.contexts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +41,7 @@ KINDS = ("int8", "int4")
 class Blobs:
     """Experts one after the other in one buffer. size: bytes of each; down_offset: as in ExpertSource."""
 
+    kind: str
     data: U8
     size: int
     down_offset: int
@@ -69,7 +69,9 @@ def packed(rng: np.random.Generator, kind: str, rows: int, width: int) -> U8:
     body[:] = rng.integers(0, 256, body.shape, dtype=np.uint8)
     if code == layout.INT4:
         codes, multipliers = width * layout.ROWS // 2, layout.multiplier_bytes(width)
-        body[:, codes : codes + multipliers] = rng.integers(1, layout.MAX_MULTIPLIER + 1, (blocks, multipliers))
+        body[:, codes : codes + multipliers] = rng.integers(
+            1, layout.MAX_MULTIPLIER + 1, (blocks, multipliers)
+        )
     scales = rng.uniform(1e-3, 1e-2, (blocks, layout.ROWS)).astype(np.float32)
     body[:, -4 * layout.ROWS :] = scales.view(np.uint8)
     return data
@@ -80,28 +82,15 @@ def random_matrix(rng: np.random.Generator, kind: str, rows: int, width: int) ->
 
 
 def random_blobs(rng: np.random.Generator, kind: str, shape: Shape, least_bytes: int) -> Blobs:
-    """One random expert, repeated until it fills `least_bytes` or more: speed does not depend on the values."""
-    return repeated(
-        [
-            packed(rng, kind, 2 * shape.width, shape.hidden),
-            packed(rng, kind, shape.hidden, shape.width),
-        ],
-        max(shape.top_k, -(-least_bytes // _expert_bytes(kind, shape))),
-    )
-
-
-def repeated(parts: Sequence[U8], count: int) -> Blobs:
+    """One random expert, repeated until it fills `least_bytes` or more: no speed depends on the values."""
+    parts = [
+        packed(rng, kind, 2 * shape.width, shape.hidden),
+        packed(rng, kind, shape.hidden, shape.width),
+    ]
     size = sum(len(part) for part in parts)
+    count = max(shape.top_k, -(-least_bytes // size))
     data = aligned(count * size)
-    copies, at = data.reshape(count, size), 0
-    for part in parts:
-        copies[:, at : at + len(part)] = part
-        at += len(part)
-    return Blobs(data, size, len(parts[0]))
-
-
-def _expert_bytes(kind: str, shape: Shape) -> int:
-    code = layout.KINDS[kind]
-    return layout.matrix_bytes(code, 2 * shape.width // layout.ROWS, shape.hidden) + layout.matrix_bytes(
-        code, shape.hidden // layout.ROWS, shape.width
-    )
+    copies = data.reshape(count, size)
+    copies[:, : len(parts[0])] = parts[0]
+    copies[:, len(parts[0]) :] = parts[1]
+    return Blobs(kind, data, size, len(parts[0]))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from cluster.cli.kernelbench.cases import BANDWIDTH, TIME, Case
+from cluster.cli.kernelbench.cases import BANDWIDTH, TIME, Case, rows_label
 from cluster.cli.kernelbench.shapes import OLMOE, OLMOE_VOCABULARY
 from cluster.compute.threads import Workers
 from kernels import attention, gate, layout, norm, permute, quantise, sampling
@@ -38,14 +38,14 @@ def attention_case(workers: Workers, context: int, kv_bytes: int) -> Case:
         workers.run_each(attention.attend, sequences * HEADS, lambda thread: (*where, scores[thread]))
 
     id = f"attention_decode.{BANDWIDTH}.threads{workers.threads}.context{context}"
-    return Case(id, f"attention {context}", BANDWIDTH, run, sequences * context * a_token)
+    return Case(id, "attention", f"{context} tokens", BANDWIDTH, run, sequences * context * a_token)
 
 
 def small_cases() -> Iterator[Case]:
     """One decode step's worth of each, OLMoE's sizes, one row and thirty-two, one thread."""
     for rows in (1, 32):
         for name, call in _calls(np.random.default_rng(0), rows):
-            yield Case(f"{name}.{TIME}.rows{rows}", name, TIME, _many(call), calls=CALLS)
+            yield Case(f"{name}.{TIME}.rows{rows}", name, rows_label(rows), TIME, _many(call), calls=CALLS)
 
 
 def _many(call: Callable[[], None]) -> Callable[[], None]:
@@ -94,6 +94,4 @@ def _sampler(rng: np.random.Generator, rows: int, temperature: np.float32) -> Ca
     history = (np.zeros(rows + 1, np.int64), np.zeros(0, np.int32))
     draws = (np.arange(rows, dtype=np.uint64), np.arange(rows))
     options = (np.full(rows, temperature, F32), *filters, *history, *draws)
-    return lambda: sampling.sample_rows(
-        logits, vocab, *options, scratch, ids, token, logprob, 0, rows
-    )
+    return lambda: sampling.sample_rows(logits, vocab, *options, scratch, ids, token, logprob, 0, rows)
