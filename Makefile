@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PYTEST_ARGS ?=
 PRESET ?= minimal
 
-.PHONY: up down test test-parity check format bench protos clean
+.PHONY: up down test test-parity test-arm check format bench protos clean
 
 up: $(VENV)/.installed          ## start a local cluster, run a sample prompt, print what to try next
 	@$(BIN)/moemesh up
@@ -21,6 +21,9 @@ test: $(VENV)/.installed-dev    ## run the tests; PYTEST_ARGS="-k name -x" narro
 
 test-parity: $(VENV)/.installed-parity   ## the tests against torch and transformers (a large download)
 	$(BIN)/python -m pytest -m parity $(PYTEST_ARGS)
+
+test-arm: $(VENV)/.installed-dev         ## NEON under qemu: the same bits as here (minutes; a large download)
+	$(BIN)/python tests/arm/emulated.py .arm
 
 check: $(VENV)/.installed-dev   ## lint, formatting, types, import contracts
 	$(BIN)/ruff check .

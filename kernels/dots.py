@@ -53,7 +53,7 @@ INT4_GROUP_BYTES = GROUP * ROWS // 2
 
 @inline
 def zero_point(sums, row):
-    """Start of an int8 accumulator: what the dots leave of the weights' zero point, -(128 - DOT_BIAS) * Σ a."""
+    """Start of an int8 accumulator: the zero point that the dots leave, (DOT_BIAS - 128) * Σ a."""
     total = 0
     for group in range(sums.shape[1]):
         total += sums[row, group]

@@ -40,7 +40,7 @@ from kernels.jit import (
 from kernels.layout import ROWS
 from kernels.maths import exp_f32x16
 from kernels.quantise import planes_of_rows
-from kernels.simd import load_f32x16, splat_f32
+from kernels.simd import load_f32x16, readonly, splat_f32
 from kernels.simd.wide import piece
 from kernels.tiles import chain_1, chain_4, put, put_planes, scaled
 
@@ -247,15 +247,28 @@ def ffn_int(
     only the rows of these groups are touched.
     """
     blocks, columns = inner.shape[1] // ROWS, out.shape[1] // ROWS
+    upper, lower, scales = readonly(hi), readonly(lo), readonly(inner_scale)
+    sums_upper, sums_lower = readonly(sums_hi), readonly(sums_lo)
     for group in range(begin, end):
         first, last = group * blocks, (group + 1) * blocks
         gate_up_items(w, base, group_start, row_of, q, sums, scale, blocks, inner, first, last)
         pair, stop = group_start[group], group_start[group + 1]
         planes_of_rows(inner, hi, lo, inner_scale, sums_hi, sums_lo, pair, stop)
         first, last = group * columns, (group + 1) * columns
-        scales = inner_scale
         down_items(
-            w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scales, out, order, first, last
+            w,
+            base,
+            down_offset,
+            group_start,
+            upper,
+            lower,
+            sums_upper,
+            sums_lower,
+            scales,
+            out,
+            order,
+            first,
+            last,
         )
 
 

@@ -1,4 +1,4 @@
-"""Features of an ARM CPU as the Linux kernel tells them: LLVM's list of what the host has leaves these out."""
+"""Features of an ARM CPU as the Linux kernel tells them: LLVM's list for the host leaves some out."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,17 @@ def supported_isas() -> tuple[str, ...]:
     return tuple(isa for isa in ISAS if not missing_features(isa))
 
 
+def better_isas() -> dict[str, str]:
+    """Instruction sets of this architecture that are better than the one in use, and why they are not."""
+    arm = platform.machine() in ("aarch64", "arm64")
+    reasons = {}
+    for isa in ISAS[: ISAS.index(ISA)]:
+        if isa.startswith("neon_") == arm:
+            missing = ", ".join(missing_features(isa))
+            reasons[isa] = f"this CPU lacks {missing}" if missing else f"{ISA_VARIABLE} rules it out"
+    return reasons
+
+
 def choose_isa() -> str:
     """The instruction set of this process: the best this CPU has that is not better than $MOEMESH_ISA.
 
@@ -98,7 +110,7 @@ def aim_compiler(isa: str) -> None:
     if isa != supported_isas()[0] and isa in _PLAIN_CPU:
         config.CPU_NAME = _PLAIN_CPU[isa]
         config.CPU_FEATURES = _feature_list(_REQUIRED[isa])
-    elif HOST_FEATURES != llvm_features():
+    elif llvm_features() != HOST_FEATURES:
         config.CPU_FEATURES = _feature_list(sorted(HOST_FEATURES))
 
 
@@ -168,22 +180,42 @@ def entry_points() -> list[str]:
     return [dispatcher.__name__ for dispatcher, _ in _REGISTRY]
 
 
-def compile_all(progress: Callable[[int, int, str], None] | None = None) -> int:
+@dataclass(frozen=True)
+class Warmth:
+    """Kernel variants (a kernel for one set of argument types) that came from the cache, and that did not."""
+
+    loaded: int
+    compiled: int
+
+
+def compile_all(progress: Callable[[int, int, str], None] | None = None) -> Warmth:
     """Compile or load every kernel, then refuse any further compilation in this process.
 
-    progress(done, total, name) is called before each kernel. Returns the number that had to be
-    compiled, 0 when the cache held them all.
+    progress(done, total, name) is called before each kernel. Returns what this process has loaded and
+    compiled since it began.
     """
-    missed = 0
+    loaded = compiled = 0
     for number, (dispatcher, signatures) in enumerate(_REGISTRY):
         if progress:
             progress(number, len(_REGISTRY), dispatcher.__name__)
         for signature in signatures:
             if signature.args not in dispatcher.overloads:
                 dispatcher.compile(signature)
-        missed += sum(dispatcher.stats.cache_misses.values())
+        loaded += sum(dispatcher.stats.cache_hits.values())
+        compiled += sum(dispatcher.stats.cache_misses.values())
         dispatcher.disable_compile()
-    return missed
+    return Warmth(loaded, compiled)
+
+
+def cached() -> tuple[int, int]:
+    """(variants that this process would find in the cache, all variants); compiles nothing."""
+    variants = [(dispatcher, signature) for dispatcher, signatures in _REGISTRY for signature in signatures]
+    found = sum(
+        # numba's own lookup, since it alone knows what it takes for stale
+        dispatcher._cache.load_overload(signature, dispatcher.targetctx) is not None
+        for dispatcher, signature in variants
+    )
+    return found, len(variants)
 
 
 def array(dtype: Any, ndim: int, readonly: bool = False) -> Any:

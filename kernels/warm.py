@@ -1,6 +1,7 @@
 """Every kernel in one import, and their compilation before anything serves.
 
-`python -m kernels.warm` fills the compile cache and prints one line a kernel.
+`python -m kernels.warm` fills the compile cache, prints one line a kernel, and fails if what they compute is
+not what the bits manifest says (kernels/selfcheck).
 """
 
 from __future__ import annotations
@@ -14,26 +15,31 @@ from kernels import attention, experts, gate, jit, matmul, norm, permute, quanti
 MODULES = (attention, experts, gate, matmul, norm, permute, quantise, rope, sampling)
 
 
-def compile_all(progress: Callable[[int, int, str], None] | None = None) -> int:
+def compile_all(progress: Callable[[int, int, str], None] | None = None) -> jit.Warmth:
     """Compile or load every kernel of MODULES, then close the dispatchers (kernels.jit.compile_all).
 
-    progress(done, total, name) is called before each. Returns how many the cache did not hold.
+    progress(done, total, name) is called before each.
     """
     return jit.compile_all(progress)
 
 
 def main() -> None:
-    """Compile with progress lines on stdout."""
+    """Compile with progress lines on stdout; the reason of a failure is the last line on stderr."""
+    from kernels import selfcheck  # not above: what serves needs no cases
+
     start = time.monotonic()
 
     def line(done: int, total: int, name: str) -> None:
         sys.stdout.write(f"[{done + 1}/{total}] {name}\n")
         sys.stdout.flush()
 
-    missed = compile_all(line)
+    warmth = compile_all(line)
     total = len(jit.entry_points())
     seconds = time.monotonic() - start
-    sys.stdout.write(f"{total} kernels ({jit.ISA}), {missed} variants compiled, {seconds:.1f} s\n")
+    variants = f"{warmth.compiled} variants compiled, {warmth.loaded} loaded"
+    sys.stdout.write(f"{total} kernels ({jit.ISA}), {variants}, {seconds:.1f} s\n")
+    if wrong := selfcheck.wrong_bits():
+        sys.exit(f"{', '.join(wrong)} give other bits than every other machine; see `moemesh doctor`")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ VERBS = {
     "up": "up",
     "down": "down",
     "status": "status",
+    "doctor": "doctor",
     "generate": "generate",
     "chat": "chat",
     "score": "score",

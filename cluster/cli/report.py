@@ -21,6 +21,7 @@ import llvmlite.binding
 from rich.table import Table
 
 from cluster.cli.output import table_console
+from kernels.hwcap import arm_features
 
 VERSIONS = ("moemesh", "numpy", "numba", "llvmlite", "ray", "grpcio")
 X86_FEATURES = ("avx2", "avxvnni", "avx512f", "avx512vnni", "avx512bf16", "amx-int8")
@@ -124,10 +125,11 @@ class Report:
 
 def machine() -> dict[str, Any]:
     """Where the figures come from. cores: those this process may use."""
-    host = llvmlite.binding.get_host_cpu_features()
+    known = llvmlite.binding.get_host_cpu_features()
+    host = {name for name, on in known.items() if on} | arm_features()
     return {
         "cpu": _cpu_name(),
-        "features": [f for f in (*X86_FEATURES, *ARM_FEATURES) if host.get(f)],
+        "features": [f for f in (*X86_FEATURES, *ARM_FEATURES) if f in host],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
     }

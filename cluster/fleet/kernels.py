@@ -51,7 +51,7 @@ class KernelWarmup:
             return False
         self._reader.join()
         if code:
-            raise StartFailed(f"the kernels do not compile: {last_line(self._log)}; see {self._log}")
+            raise StartFailed(f"the kernels cannot be used: {last_line(self._log)}; see {self._log}")
         return True
 
     def end(self) -> None:

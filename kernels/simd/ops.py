@@ -12,6 +12,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.imputils import impl_ret_borrowed
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin
 
@@ -42,6 +43,16 @@ def _store(context: Any, builder: Any, sig: Any, args: Any, value: Any) -> Any:
     place = address(context, builder, sig.args[0], args[0], args[1], value.type)
     builder.store(value, place).align = 1
     return context.get_dummy_value()
+
+
+@intrinsic
+def readonly(typing: Any, array: Any) -> Any:
+    """The same array as a type that is not written to: one compiled helper serves it and read-only inputs."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return impl_ret_borrowed(context, builder, sig.return_type, args[0])
+
+    return types.Array(array.dtype, array.ndim, array.layout, readonly=True)(array), generate
 
 
 def _loader(result: Any, pointee: ir.Type, widen: Any = None) -> Any:

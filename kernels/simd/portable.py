@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 from kernels.simd.registers import dot_signature
-from kernels.simd.vectors import I16, I32, LANES, constant, i32x16, vector
+from kernels.simd.vectors import I16, I32, LANES, constant, vector
 
 DOT_BIAS = 0
 WIDE_TILE = True

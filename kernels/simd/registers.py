@@ -1,4 +1,4 @@
-"""A virtual vector over real registers: its parts, its bytes, and LLVM's intrinsics for the byte dot products."""
+"""Virtual vectors over real registers: their parts, their bytes, and calls of LLVM's intrinsics."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ def signed_weights(builder: Any, u: Any) -> Any:
 
 
 def in_parts(count: int, dot: Callable[[Any, Any, Any, Any], Any]) -> Any:
-    """Code of a dot product over i32x16 from dot(builder, acc, u, s) over `count` registers: acc of 16 / count
-    int32, u and s of 64 / count bytes."""
+    """Code of a dot product over i32x16 from dot(builder, acc, u, s) over one of its `count` registers.
+
+    acc has 16 / count int32; u and s have 64 / count bytes.
+    """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         acc, u, s = ([_part(builder, arg, i, LANES // count) for i in range(count)] for arg in args)

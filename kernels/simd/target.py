@@ -4,7 +4,7 @@ Every instruction set is a file of its name in this folder, with
 
     dot_u8s8(acc, u, s)   acc[i] + Σ_{j<4} (u[4i+j] - DOT_BIAS) s[4i+j], any unsigned u
     dot_u7s8(acc, u, s)   acc[i] + Σ_{j<4} u[4i+j] s[4i+j], u <= 127: the cheaper one for nibbles
-    DOT_BIAS              what dot_u8s8 takes off the weights: 128 where the instruction wants them signed, else 0
+    DOT_BIAS              what dot_u8s8 takes off u: 128 where the instruction wants signed bytes, else 0
 
     WIDE_TILE             whether the registers hold eight i32x16 sums and their operands
 

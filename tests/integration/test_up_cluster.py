@@ -55,6 +55,12 @@ def test_everybody_is_ready_and_holds_its_share(moemesh):
     assert status["grpc"] == moemesh.summary["grpc"]
 
 
+@pytest.mark.parametrize("name", ["node-0", "node-1", "node-2", "router-0", "router-1"])
+def test_what_computes_found_every_kernel_in_the_cache(moemesh, name):
+    log = (moemesh.folder.logs / f"{name}.log").read_text()
+    assert "variants from the cache, 0 compiled" in log
+
+
 def test_status_is_a_table_for_people(moemesh):
     done = moemesh.run("status")
     assert done.returncode == 0

@@ -12,16 +12,30 @@ from pathlib import Path
 import pytest
 from numeric import isa_cases
 
-from kernels import jit
+from kernels import jit, selfcheck
 
 ROOT = Path(__file__).parents[2]
+X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 features")
+OTHERS = [isa for isa in jit.supported_isas() if isa != jit.ISA]
 
-VARIANTS = {isa: {jit.ISA_VARIABLE: isa} for isa in jit.supported_isas() if isa != jit.ISA}
-if platform.machine() == "x86_64":
-    avx2 = "+sse2,+avx,+avx2,+fma,+f16c,+bmi,+bmi2"
-    VARIANTS["avx2"] = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": avx2}
-    # Nothing past SSE2, no fused multiply-add: LLVM has to emulate it.
-    VARIANTS["sse2"] = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"}
+AVX2 = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
+SSE2 = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"}
+
+
+def python(*arguments: str, **variables: str) -> str:
+    """Stdout of a Python process with nothing of these variables but what is given."""
+    ours = (jit.ISA_VARIABLE, *AVX2)
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    run = subprocess.run(
+        [sys.executable, *arguments],
+        env=inherited | {"PYTHONPATH": path} | variables,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
 @pytest.fixture(scope="module")
@@ -29,25 +43,101 @@ def here() -> dict[str, str]:
     return isa_cases.digests()
 
 
-def test_every_kernel_has_a_case(here):
-    assert sorted(here) == sorted(jit.entry_points())
+def test_every_kernel_has_a_case():
+    assert sorted(selfcheck.CASES) == sorted(jit.entry_points())
 
 
 def test_a_case_is_the_same_twice(here):
-    assert isa_cases.digests() == here
+    assert selfcheck.digests() == {name: here[name] for name in selfcheck.CASES}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # a cold process compiles every kernel
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_same_bytes(here, variant):
-    path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-    environment = {**os.environ, "PYTHONPATH": path, **VARIANTS[variant]}
-    script = ROOT / "tests" / "numeric" / "isa_cases.py"
-    run = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, cwd=ROOT
-    )
-    assert run.returncode == 0, run.stderr
-    there = json.loads(run.stdout)
-    assert there["isa"] == VARIANTS[variant].get(jit.ISA_VARIABLE, "portable")
-    assert {n for n in here if here[n] != there["digests"][n]} == set()
+@pytest.mark.parametrize("isa", OTHERS)
+def test_same_bytes(here, isa):
+    there = json.loads(python("tests/numeric/isa_cases.py", **{jit.ISA_VARIABLE: isa}))
+    assert there["isa"] == isa
+    assert {name for name in here if here[name] != there["digests"][name]} == set()
+
+
+def test_every_set_is_a_file():
+    for isa in jit.ISAS:
+        assert (ROOT / "kernels" / "simd" / f"{isa}.py").is_file()
+
+
+@X86
+@pytest.mark.parametrize(
+    ("variables", "chosen"),
+    [
+        (AVX2, "avx2"),
+        (SSE2, "portable"),
+        (SSE2 | {jit.ISA_VARIABLE: "avx512vnni"}, "portable"),
+        (AVX2 | {jit.ISA_VARIABLE: "avxvnni"}, "avx2"),
+        (AVX2 | {jit.ISA_VARIABLE: "portable"}, "portable"),
+        ({jit.ISA_VARIABLE: "neon_i8mm"}, "portable"),
+    ],
+)
+def test_a_cpu_without_the_set_gets_the_next_best(variables, chosen):
+    assert python("-c", "from kernels import jit; print(jit.ISA)", **variables).strip() == chosen
+
+
+@pytest.mark.parametrize(
+    ("features", "chosen"),
+    [
+        ({"neon", "dotprod", "i8mm"}, "neon_i8mm"),
+        ({"neon", "dotprod"}, "neon_dotprod"),
+        ({"neon", "i8mm"}, "portable"),
+        ({"avx2", "fma", "avxvnni"}, "avxvnni"),
+        ({"avx2", "fma", "avx512f", "avx512bw", "avx512vl"}, "avx2"),
+        ({"avx2"}, "portable"),
+        (set(), "portable"),
+    ],
+)
+def test_the_best_set_that_a_cpu_has(monkeypatch, features, chosen):
+    monkeypatch.delenv(jit.ISA_VARIABLE, raising=False)
+    monkeypatch.setattr(jit, "HOST_FEATURES", frozenset(features))
+    assert jit.choose_isa() == chosen
+
+
+def test_a_set_that_does_not_exist_is_an_error(monkeypatch):
+    monkeypatch.setenv(jit.ISA_VARIABLE, "mmx")
+    with pytest.raises(ValueError, match=r"MOEMESH_ISA='mmx' is not one of .*portable"):
+        jit.choose_isa()
+
+
+def test_a_lower_set_says_why(monkeypatch):
+    monkeypatch.setattr(jit, "ISA", "portable")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(jit, "HOST_FEATURES", frozenset({"neon", "dotprod"}))
+    assert jit.better_isas() == {
+        "neon_i8mm": "this CPU lacks i8mm",
+        "neon_dotprod": "MOEMESH_ISA rules it out",
+    }
+
+
+ASSEMBLY = """
+from kernels import jit, quantise, experts
+for dispatcher, signatures in jit._REGISTRY:
+    if dispatcher.__name__ == "gate_up_int":
+        dispatcher.compile(signatures[0])
+        print(*dispatcher.inspect_asm().values())
+"""
+
+EXPECTED = {  # set: (what its dot product compiles to, registers that it must not use)
+    "avx512vnni": ("vpdpbusd", ()),
+    "avxvnni": ("vpdpbusd", ("%zmm",)),
+    "avx2": ("vpmaddubsw", ("%zmm", "vpdp")),
+    "portable": ("pmaddwd", ("%zmm", "%ymm", "vpdp")),
+}
+
+
+@X86
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", [isa for isa in jit.supported_isas() if isa in EXPECTED])
+def test_a_forced_set_is_all_the_code_uses(isa, tmp_path):
+    """A fresh cache folder, since numba does not keep the assembly of what it loads."""
+    variables = {jit.ISA_VARIABLE: isa, jit.CACHE_VARIABLE: str(tmp_path)}
+    assembly = python("-c", ASSEMBLY, **variables)
+    used, banned = EXPECTED[isa]
+    assert used in assembly
+    assert [name for name in banned if name in assembly] == []

@@ -15,11 +15,10 @@ from cluster.expert.build import build_compute
 from cluster.expert.node import ExpertNode
 from cluster.expert.store import ExpertStore
 from cluster.fleet.control import ControlledRole, View
-from cluster.fleet.roles.process import Place, count_restarts, log_to_file
+from cluster.fleet.roles.process import Place, count_restarts, load_kernels, log_to_file
 from cluster.fleet.roles.wire import wire_shape
 from cluster.library.reader import Library
 from cluster.types import ExpertId, NodeId
-from kernels import warm
 
 
 class Shard:
@@ -84,7 +83,7 @@ class NodeRole(ControlledRole):
         super().__init__(place.name, place.controller)
 
     def build(self) -> None:
-        warm.compile_all()  # from the cache; from here on nothing is compiled in this process
+        load_kernels()
         self._library = Library.open(self._place.library)
         node = ExpertNode(
             self._shard,

@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels import warm
+
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 MAX_LOG_BYTES = 64 << 20
 """A log that a long-lived process grew beyond this is started afresh when the process restarts."""
@@ -39,6 +41,14 @@ def log_to_file(logs: str, name: str) -> None:
     root.propagate = False
     faulthandler.enable(stream)
     root.info("%s starts as process %d", name, os.getpid())
+
+
+def load_kernels() -> None:
+    """Every kernel, from the cache that was warmed before; from here on this process compiles nothing."""
+    warmth = warm.compile_all()
+    logging.getLogger(__name__).info(
+        "kernels: %d variants from the cache, %d compiled", warmth.loaded, warmth.compiled
+    )
 
 
 def count_restarts(logs: str, name: str) -> int:

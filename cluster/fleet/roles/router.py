@@ -12,14 +12,13 @@ from cluster.controller.state import NO_TABLE, Role
 from cluster.dispatch.exchange import Exchange
 from cluster.dispatch.handshake import Identity
 from cluster.fleet.control import ControlledRole, View
-from cluster.fleet.roles.process import Place, count_restarts, log_to_file
+from cluster.fleet.roles.process import Place, count_restarts, load_kernels, log_to_file
 from cluster.fleet.roles.wire import wire_shape
 from cluster.library.reader import Library
 from cluster.router.build import build_trunk
 from cluster.router.engine import Engine
 from cluster.router.service import RouterService
 from cluster.types import NodeId
-from kernels import warm
 
 CONNECT_S = 10.0
 
@@ -39,7 +38,7 @@ class RouterRole(ControlledRole):
         super().__init__(place.name, place.controller)
 
     def build(self) -> None:
-        warm.compile_all()  # from the cache; from here on nothing is compiled in this process
+        load_kernels()
         self._library = Library.open(self._place.library)
         self._trunk = build_trunk(self._library, self._place.variant, self._workers)
 
