@@ -17,14 +17,23 @@ def block_at(w, base, block):
 
 
 @inline
-def pair_at(w, base, block, end):
-    """(kind, offset 0, offset 1, block 1): `block` and the next one, or itself if that differs in kind."""
-    at0, kind = block_at(w, base, block)
-    if block + 1 < end:
-        at1, kind1 = block_at(w, base, block + 1)
-        if kind1 == kind:
-            return kind, at0, at1, block + 1
-    return kind, at0, at0, block
+def run_at(w, base, block, left, count):
+    """(kind, offset, step) of the `count` >= 2 blocks from `block` on, `step` bytes from one to the next.
+
+    step is 0 where they are more than `left`, of different kinds or not equally spaced: then kind and offset
+    are those of `block` alone.
+    """
+    entry = load_i64(w, base + 8 * block)
+    kind = entry & KIND_MASK
+    step = 0
+    if count <= left:
+        step = load_i64(w, base + 8 * block + 8) - entry
+        if step & KIND_MASK:
+            step = 0
+        for i in range(2, count):
+            if load_i64(w, base + 8 * (block + i)) != entry + i * step:
+                step = 0
+    return kind, base + entry - kind, step
 
 
 @inline

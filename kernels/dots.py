@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
-"""Integer inner products of a few activation rows with two weight blocks: the inner loops of the project.
+"""Integer inner products of a few activation rows with a few weight blocks: the inner loops of the project.
 
-A tile is a number of int8 activation rows ("vectors": a plane of a row each) times *two* blocks of 16
-output rows, so that two streams of weights are read at once and every load serves all vectors. The two
-blocks may be the same one. Results are the exact integers
+A tile is 1, 2 or 4 int8 activation rows ("vectors": a plane of a row each) times some blocks of 16 output
+rows that lie `step` bytes apart. Every block is a stream of its own through memory, and a core reads several
+streams faster than one; every load serves all vectors. Results are the exact integers
 
     I = Σ_k (u - 128) * a                  int8
     I = Σ_g m_g Σ_{k in g} (u - 8) * a     int4
@@ -17,39 +17,43 @@ Bound: each expanded weight u - 128 or m_g (u - 8) lies in -128..127 (NUMERICS s
 
 from __future__ import annotations
 
-import numpy as np
+from functools import cache
 
 from kernels.blocks import multipliers_at
-from kernels.jit import inline
+from kernels.jit import inline, part, splice
 from kernels.layout import GROUP, INT8, ROWS
-from kernels.simd import (
-    DOT_BIAS,
-    WIDE_TILE,
-    bitwise_and,
-    broadcast4,
-    dot_u7s8,
-    dot_u8s8,
-    load_i32x16,
-    load_u8x16,
-    prefetch,
-    shift_right,
-    splat_i32,
+from kernels.simd import DOT_BIAS, WIDE_TILE, broadcast4, splat_i32
+from kernels.simd.wide import (
+    dot_lines_u7,
+    dot_lines_u8,
+    high_nibbles,
+    join,
+    load_lines,
+    load_lines_u8,
+    low_nibbles,
+    prefetch_lines,
+    repeat,
 )
 
 MAX_WIDTH = 131_072
 """Largest padded input width of a matrix."""
 
-AHEAD = 8192
-"""Bytes that the few-row tiles prefetch ahead, past the page where the CPU's own prefetcher stops. One row
-of OLMoE's experts on a busy machine, share of the read rate: int4 0.69 -> 0.81, int8 about 0.9 either way."""
+STREAMS = 8 if WIDE_TILE else 2
+"""Blocks of a tile. Read rate of one core over 2, 4 and 8 streams: 0.71, 0.80 and 1 of the best."""
 
-NIBBLES = np.int32(0x0F0F0F0F)
+FOUR_STREAMS = 4 if WIDE_TILE else 1
+"""Blocks whose sums over four vectors the registers hold."""
+
+AHEAD = 1024
+"""Bytes that a stream is prefetched ahead. The CPU's own prefetcher stops at the end of a page and takes a
+few lines to start; eight streams of 512 to 2048 bytes are as good, fewer or none 3 to 10 % slower."""
+
 INT4_GROUP_BYTES = GROUP * ROWS // 2
 
 
 @inline
 def zero_point(sums, row):
-    """Start of an int8 accumulator: the zero point that dot_u8s8 leaves, (DOT_BIAS - 128) * Σ a."""
+    """Start of an int8 accumulator: the zero point that the dots leave, (DOT_BIAS - 128) * Σ a."""
     total = 0
     for group in range(sums.shape[1]):
         total += sums[row, group]
@@ -57,221 +61,227 @@ def zero_point(sums, row):
 
 
 @inline
-def int8_1(w, at0, at1, q, sums, row, width):
-    a0 = zero_point(sums, row)
-    b0 = a0
-    x = row * width
-    for k in range(0, width, 4):
-        quad = broadcast4(q, x + k)
-        prefetch(w, at0 + k * ROWS + AHEAD)
-        prefetch(w, at1 + k * ROWS + AHEAD)
-        a0 = dot_u8s8(a0, load_i32x16(w, at0 + k * ROWS), quad)
-        b0 = dot_u8s8(b0, load_i32x16(w, at1 + k * ROWS), quad)
-    return a0, b0
+def group_zero(sums, row, group):
+    """Start of an int4 group's accumulator, -8 * Σ a."""
+    return splat_i32(-8 * sums[row, group])
 
 
 @inline
-def int8_2(w, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, width):
-    a0 = zero_point(sums_hi, r0)
-    a1 = zero_point(sums_lo, r1)
-    b0 = a0
-    b1 = a1
-    for k in range(0, width, 4):
-        wa = load_i32x16(w, at0 + k * ROWS)
-        wb = load_i32x16(w, at1 + k * ROWS)
-        prefetch(w, at0 + k * ROWS + AHEAD)
-        prefetch(w, at1 + k * ROWS + AHEAD)
-        x0 = broadcast4(hi, r0 * width + k)
-        x1 = broadcast4(lo, r1 * width + k)
-        a0 = dot_u8s8(a0, wa, x0)
-        b0 = dot_u8s8(b0, wb, x0)
-        a1 = dot_u8s8(a1, wa, x1)
-        b1 = dot_u8s8(b1, wb, x1)
-    return a0, b0, a1, b1
+def ahead_of(place, body, follow):
+    """Where to prefetch when `place` bytes of a stream's `body` are read: past its end, the next tile's."""
+    place += AHEAD
+    return place if place < body else follow + place - body
 
 
-@inline
-def int8_4(w, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3, width):
-    a0 = zero_point(sums_hi, r0)
-    a1 = zero_point(sums_lo, r1)
-    a2 = zero_point(sums_hi, r2)
-    a3 = zero_point(sums_lo, r3)
-    b0 = a0
-    b1 = a1
-    b2 = a2
-    b3 = a3
-    for k in range(0, width, 4):
-        wa = load_i32x16(w, at0 + k * ROWS)
-        wb = load_i32x16(w, at1 + k * ROWS)
-        x0 = broadcast4(hi, r0 * width + k)
-        x1 = broadcast4(lo, r1 * width + k)
-        x2 = broadcast4(hi, r2 * width + k)
-        x3 = broadcast4(lo, r3 * width + k)
-        a0 = dot_u8s8(a0, wa, x0)
-        b0 = dot_u8s8(b0, wb, x0)
-        a1 = dot_u8s8(a1, wa, x1)
-        b1 = dot_u8s8(b1, wb, x1)
-        a2 = dot_u8s8(a2, wa, x2)
-        b2 = dot_u8s8(b2, wb, x2)
-        a3 = dot_u8s8(a3, wa, x3)
-        b3 = dot_u8s8(b3, wb, x3)
-    return a0, b0, a1, b1, a2, b2, a3, b3
+@cache
+def int8_1(blocks):
+    @part
+    def tile(w, at, step, follow, q, sums, row):
+        width = q.shape[1]
+        body, follow = width * ROWS, follow - at
+        x = row * width
+        a = repeat(zero_point(sums, row), blocks)
+        for k in range(0, width, 4):
+            prefetch_lines(w, at + ahead_of(k * ROWS, body, follow), step, blocks)
+            weights = load_lines(w, at + k * ROWS, step, blocks)
+            a = dot_lines_u8(a, weights, broadcast4(q, x + k))
+        return a
+
+    return tile
+
+
+@cache
+def int8_2(blocks):
+    @part
+    def tile(w, at, step, follow, hi, lo, sums_hi, sums_lo, r0, r1):
+        width = hi.shape[1]
+        body, follow = width * ROWS, follow - at
+        x0, x1 = r0 * width, r1 * width
+        a = repeat(zero_point(sums_hi, r0), blocks)
+        b = repeat(zero_point(sums_lo, r1), blocks)
+        for k in range(0, width, 4):
+            prefetch_lines(w, at + ahead_of(k * ROWS, body, follow), step, blocks)
+            weights = load_lines(w, at + k * ROWS, step, blocks)
+            a = dot_lines_u8(a, weights, broadcast4(hi, x0 + k))
+            b = dot_lines_u8(b, weights, broadcast4(lo, x1 + k))
+        return a, b
+
+    return tile
+
+
+@cache
+def int8_4(blocks):
+    @part
+    def tile(w, at, step, follow, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3):
+        width = hi.shape[1]
+        body, follow = width * ROWS, follow - at
+        x0, x1, x2, x3 = r0 * width, r1 * width, r2 * width, r3 * width
+        a = repeat(zero_point(sums_hi, r0), blocks)
+        b = repeat(zero_point(sums_lo, r1), blocks)
+        c = repeat(zero_point(sums_hi, r2), blocks)
+        d = repeat(zero_point(sums_lo, r3), blocks)
+        for k in range(0, width, 4):
+            prefetch_lines(w, at + ahead_of(k * ROWS, body, follow), step, blocks)
+            weights = load_lines(w, at + k * ROWS, step, blocks)
+            a = dot_lines_u8(a, weights, broadcast4(hi, x0 + k))
+            b = dot_lines_u8(b, weights, broadcast4(lo, x1 + k))
+            c = dot_lines_u8(c, weights, broadcast4(hi, x2 + k))
+            d = dot_lines_u8(d, weights, broadcast4(lo, x3 + k))
+        return a, b, c, d
+
+    return tile
 
 
 @inline
 def nibble_dot(acc, low, high, q, x):
     """acc plus 8 inputs of one row, at byte x of q: low nibbles are quad 2j, high nibbles quad 2j + 1."""
-    return dot_u7s8(dot_u7s8(acc, low, broadcast4(q, x)), high, broadcast4(q, x + 4))
+    return dot_lines_u7(dot_lines_u7(acc, low, broadcast4(q, x)), high, broadcast4(q, x + 4))
 
 
-@inline
-def int4_1(w, at0, at1, q, sums, row, width):
-    mask = splat_i32(NIBBLES)
-    a0 = splat_i32(0)
-    b0 = a0
-    for g in range(width // GROUP):
-        zero = splat_i32(-8 * sums[row, g])
-        ga = zero
-        gb = zero
-        ha = splat_i32(0)
-        hb = ha
-        x = row * width + g * GROUP
-        at = g * INT4_GROUP_BYTES
-        for j in range(GROUP // 8):
-            wa = load_i32x16(w, at0 + at + j * 64)
-            wb = load_i32x16(w, at1 + at + j * 64)
-            prefetch(w, at0 + at + j * 64 + AHEAD)
-            prefetch(w, at1 + at + j * 64 + AHEAD)
-            even = broadcast4(q, x + j * 8)
-            odd = broadcast4(q, x + j * 8 + 4)
-            ga = dot_u7s8(ga, bitwise_and(wa, mask), even)
-            gb = dot_u7s8(gb, bitwise_and(wb, mask), even)
-            ha = dot_u7s8(ha, bitwise_and(shift_right(wa, 4), mask), odd)
-            hb = dot_u7s8(hb, bitwise_and(shift_right(wb, 4), mask), odd)
-        a0 = a0 + load_u8x16(w, multipliers_at(at0, width) + g * ROWS) * (ga + ha)
-        b0 = b0 + load_u8x16(w, multipliers_at(at1, width) + g * ROWS) * (gb + hb)
-    return a0, b0
+@cache
+def int4_1(blocks):
+    @part
+    def tile(w, at, step, follow, q, sums, row):
+        width = q.shape[1]
+        body, follow = width * ROWS // 2, follow - at
+        multipliers = multipliers_at(at, width)
+        a = repeat(splat_i32(0), blocks)
+        for g in range(width // GROUP):
+            ga = repeat(group_zero(sums, row, g), blocks)
+            place = g * INT4_GROUP_BYTES
+            x = row * width + g * GROUP
+            for j in range(0, GROUP, 8):
+                prefetch_lines(w, at + ahead_of(place + j * 8, body, follow), step, blocks)
+                weights = load_lines(w, at + place + j * 8, step, blocks)
+                low, high = low_nibbles(weights), high_nibbles(weights)
+                ga = nibble_dot(ga, low, high, q, x + j)
+            a = a + load_lines_u8(w, multipliers + g * ROWS, step, blocks) * ga
+        return a
+
+    return tile
 
 
-@inline
-def int4_2(w, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, width):
-    mask = splat_i32(NIBBLES)
-    a0 = splat_i32(0)
-    b0 = a0
-    a1 = a0
-    b1 = a0
-    for g in range(width // GROUP):
-        ga0 = splat_i32(-8 * sums_hi[r0, g])
-        ga1 = splat_i32(-8 * sums_lo[r1, g])
-        gb0 = ga0
-        gb1 = ga1
-        x0 = r0 * width + g * GROUP
-        x1 = r1 * width + g * GROUP
-        at = g * INT4_GROUP_BYTES
-        for j in range(GROUP // 8):
-            wa = load_i32x16(w, at0 + at + j * 64)
-            wb = load_i32x16(w, at1 + at + j * 64)
-            prefetch(w, at0 + at + j * 64 + AHEAD)
-            prefetch(w, at1 + at + j * 64 + AHEAD)
-            la = bitwise_and(wa, mask)
-            lb = bitwise_and(wb, mask)
-            ha = bitwise_and(shift_right(wa, 4), mask)
-            hb = bitwise_and(shift_right(wb, 4), mask)
-            ga0 = nibble_dot(ga0, la, ha, hi, x0 + j * 8)
-            gb0 = nibble_dot(gb0, lb, hb, hi, x0 + j * 8)
-            ga1 = nibble_dot(ga1, la, ha, lo, x1 + j * 8)
-            gb1 = nibble_dot(gb1, lb, hb, lo, x1 + j * 8)
-        ma = load_u8x16(w, multipliers_at(at0, width) + g * ROWS)
-        mb = load_u8x16(w, multipliers_at(at1, width) + g * ROWS)
-        a0 = a0 + ma * ga0
-        b0 = b0 + mb * gb0
-        a1 = a1 + ma * ga1
-        b1 = b1 + mb * gb1
-    return a0, b0, a1, b1
+@cache
+def int4_2(blocks):
+    @part
+    def tile(w, at, step, follow, hi, lo, sums_hi, sums_lo, r0, r1):
+        width = hi.shape[1]
+        body, follow = width * ROWS // 2, follow - at
+        multipliers = multipliers_at(at, width)
+        a = repeat(splat_i32(0), blocks)
+        b = a
+        for g in range(width // GROUP):
+            ga = repeat(group_zero(sums_hi, r0, g), blocks)
+            gb = repeat(group_zero(sums_lo, r1, g), blocks)
+            place = g * INT4_GROUP_BYTES
+            x0, x1 = r0 * width + g * GROUP, r1 * width + g * GROUP
+            for j in range(0, GROUP, 8):
+                prefetch_lines(w, at + ahead_of(place + j * 8, body, follow), step, blocks)
+                weights = load_lines(w, at + place + j * 8, step, blocks)
+                low, high = low_nibbles(weights), high_nibbles(weights)
+                ga = nibble_dot(ga, low, high, hi, x0 + j)
+                gb = nibble_dot(gb, low, high, lo, x1 + j)
+            m = load_lines_u8(w, multipliers + g * ROWS, step, blocks)
+            a = a + m * ga
+            b = b + m * gb
+        return a, b
+
+    return tile
 
 
-@inline
-def int4_4(w, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3, width):
-    mask = splat_i32(NIBBLES)
-    a0 = splat_i32(0)
-    b0 = a0
-    a1 = a0
-    b1 = a0
-    a2 = a0
-    b2 = a0
-    a3 = a0
-    b3 = a0
-    for g in range(width // GROUP):
-        ga0 = splat_i32(-8 * sums_hi[r0, g])
-        ga1 = splat_i32(-8 * sums_lo[r1, g])
-        ga2 = splat_i32(-8 * sums_hi[r2, g])
-        ga3 = splat_i32(-8 * sums_lo[r3, g])
-        gb0 = ga0
-        gb1 = ga1
-        gb2 = ga2
-        gb3 = ga3
-        at = g * INT4_GROUP_BYTES
-        for j in range(GROUP // 8):
-            wa = load_i32x16(w, at0 + at + j * 64)
-            wb = load_i32x16(w, at1 + at + j * 64)
-            la = bitwise_and(wa, mask)
-            lb = bitwise_and(wb, mask)
-            ha = bitwise_and(shift_right(wa, 4), mask)
-            hb = bitwise_and(shift_right(wb, 4), mask)
-            x = g * GROUP + j * 8
-            ga0 = nibble_dot(ga0, la, ha, hi, r0 * width + x)
-            gb0 = nibble_dot(gb0, lb, hb, hi, r0 * width + x)
-            ga1 = nibble_dot(ga1, la, ha, lo, r1 * width + x)
-            gb1 = nibble_dot(gb1, lb, hb, lo, r1 * width + x)
-            ga2 = nibble_dot(ga2, la, ha, hi, r2 * width + x)
-            gb2 = nibble_dot(gb2, lb, hb, hi, r2 * width + x)
-            ga3 = nibble_dot(ga3, la, ha, lo, r3 * width + x)
-            gb3 = nibble_dot(gb3, lb, hb, lo, r3 * width + x)
-        ma = load_u8x16(w, multipliers_at(at0, width) + g * ROWS)
-        mb = load_u8x16(w, multipliers_at(at1, width) + g * ROWS)
-        a0 = a0 + ma * ga0
-        b0 = b0 + mb * gb0
-        a1 = a1 + ma * ga1
-        b1 = b1 + mb * gb1
-        a2 = a2 + ma * ga2
-        b2 = b2 + mb * gb2
-        a3 = a3 + ma * ga3
-        b3 = b3 + mb * gb3
-    return a0, b0, a1, b1, a2, b2, a3, b3
+@cache
+def int4_4(blocks):
+    @part
+    def tile(w, at, step, follow, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3):
+        width = hi.shape[1]
+        body, follow = width * ROWS // 2, follow - at
+        multipliers = multipliers_at(at, width)
+        a = repeat(splat_i32(0), blocks)
+        b = a
+        c = a
+        d = a
+        for g in range(width // GROUP):
+            ga = repeat(group_zero(sums_hi, r0, g), blocks)
+            gb = repeat(group_zero(sums_lo, r1, g), blocks)
+            gc = repeat(group_zero(sums_hi, r2, g), blocks)
+            gd = repeat(group_zero(sums_lo, r3, g), blocks)
+            place = g * INT4_GROUP_BYTES
+            for j in range(0, GROUP, 8):
+                prefetch_lines(w, at + ahead_of(place + j * 8, body, follow), step, blocks)
+                weights = load_lines(w, at + place + j * 8, step, blocks)
+                low, high = low_nibbles(weights), high_nibbles(weights)
+                x = g * GROUP + j
+                ga = nibble_dot(ga, low, high, hi, r0 * width + x)
+                gb = nibble_dot(gb, low, high, lo, r1 * width + x)
+                gc = nibble_dot(gc, low, high, hi, r2 * width + x)
+                gd = nibble_dot(gd, low, high, lo, r3 * width + x)
+            m = load_lines_u8(w, multipliers + g * ROWS, step, blocks)
+            a = a + m * ga
+            b = b + m * gb
+            c = c + m * gc
+            d = d + m * gd
+        return a, b, c, d
+
+    return tile
 
 
-@inline
-def dots_1(w, kind, at0, at1, q, sums, row):
-    """Integers (block 0, block 1) of q[row]; both blocks are of `kind`."""
-    width = q.shape[1]
-    if kind == INT8:
-        return int8_1(w, at0, at1, q, sums, row, width)
-    return int4_1(w, at0, at1, q, sums, row, width)
+@cache
+def tile_1(blocks):
+    """tile(w, kind, at, step, follow, q, sums, row): integers of q[row] with the blocks from byte `at` of w.
+
+    All blocks are of `kind`, `step` bytes apart (any number for one block); follow: where the reading goes
+    on, for the prefetch. Returns a wide value, a piece a block.
+    """
+    int8, int4 = int8_1(blocks), int4_1(blocks)
+
+    @splice
+    def tile(w, kind, at, step, follow, q, sums, row):
+        if kind == INT8:
+            return int8(w, at, step, follow, q, sums, row)
+        return int4(w, at, step, follow, q, sums, row)
+
+    return tile
 
 
-@inline
-def dots_2(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1):
-    """Integers of hi[r0] and lo[r1], each (block 0, block 1)."""
-    width = hi.shape[1]
-    if kind == INT8:
-        return int8_2(w, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, width)
-    return int4_2(w, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, width)
+@cache
+def tile_2(blocks):
+    """The same of hi[r0] and lo[r1]: two wide values."""
+    int8, int4 = int8_2(blocks), int4_2(blocks)
+
+    @splice
+    def tile(w, kind, at, step, follow, hi, lo, sums_hi, sums_lo, r0, r1):
+        if kind == INT8:
+            return int8(w, at, step, follow, hi, lo, sums_hi, sums_lo, r0, r1)
+        return int4(w, at, step, follow, hi, lo, sums_hi, sums_lo, r0, r1)
+
+    return tile
 
 
-@inline
-def tile_4(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3):
-    width = hi.shape[1]
-    if kind == INT8:
-        return int8_4(w, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3, width)
-    return int4_4(w, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3, width)
+@cache
+def tile_4(blocks):
+    """The same of hi[r0], lo[r1], hi[r2], lo[r3]: four wide values."""
+    if blocks > FOUR_STREAMS:
+        return _halves(blocks // 2)
+    int8, int4 = int8_4(blocks), int4_4(blocks)
+
+    @splice
+    def tile(w, kind, at, step, follow, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3):
+        if kind == INT8:
+            return int8(w, at, step, follow, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3)
+        return int4(w, at, step, follow, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3)
+
+    return tile
 
 
-@inline
-def dots_4(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3):
-    """Integers of hi[r0], lo[r1], hi[r2], lo[r3], each (block 0, block 1)."""
-    if WIDE_TILE:
-        return tile_4(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3)
-    # Each block alone: in a tile of one block with itself the second half is the first, and is not computed.
-    a0, _, a1, _, a2, _, a3, _ = tile_4(w, kind, at0, at0, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3)
-    b0, _, b1, _, b2, _, b3, _ = tile_4(w, kind, at1, at1, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3)
-    return a0, b0, a1, b1, a2, b2, a3, b3
+def _halves(blocks):
+    """tile_4 of twice as many blocks, one half after the other."""
+    half = tile_4(blocks)
+
+    @splice
+    def tile(w, kind, at, step, follow, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3):
+        middle = at + blocks * step
+        a0, b0, c0, d0 = half(w, kind, at, step, middle, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3)
+        a1, b1, c1, d1 = half(w, kind, middle, step, follow, hi, lo, sums_hi, sums_lo, r0, r1, r2, r3)
+        return join(a0, a1), join(b0, b1), join(c0, c1), join(d0, d1)
+
+    return tile

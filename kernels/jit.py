@@ -166,6 +166,15 @@ def kernel(*signatures: Any) -> Callable[[Callable[..., Any]], Any]:
 inline = njit(forceinline=True, error_model="numpy")
 """A helper compiled into its callers; may take and return SIMD values."""
 
+part = njit(error_model="numpy")
+"""A large loop that kernels call: compiled once into each kernel, however many places call it."""
+
+splice = njit(inline="always", error_model="numpy")
+"""A helper around parts: its source goes into the kernel's before anything is compiled."""
+
+probe = njit(nogil=True, cache=True, error_model="numpy")
+"""A kernel that only measures: no part of serving, compiled at its first call instead of by compile_all."""
+
 
 def entry_points() -> list[str]:
     return [dispatcher.__name__ for dispatcher, _ in _REGISTRY]

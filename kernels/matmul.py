@@ -9,12 +9,51 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.blocks import block_at, multipliers_at, pair_at, row_scales, scales_at
-from kernels.dots import dots_1, dots_2, dots_4
-from kernels.jit import BYTES, F32_1R, F32_2, F32_2R, I8_2R, I32_1R, I32_2R, INT, VOID, inline, kernel
+from kernels.blocks import block_at, multipliers_at, run_at, scales_at
+from kernels.dots import STREAMS, tile_1, tile_2, tile_4
+from kernels.jit import BYTES, F32_1R, F32_2, F32_2R, I8_2R, I32_1R, I32_2R, INT, VOID, inline, kernel, splice
 from kernels.layout import BF16, F32, GROUP, INT8, ROWS
 from kernels.simd import load_bf16, load_f32, load_f32x16, store_f32x16
-from kernels.tiles import chain_1, chain_4, put, put_pair, put_pair_planes
+from kernels.tiles import chain_1, chain_4, put, put_planes, put_sums
+
+
+def matmul_of(blocks):
+    """run(...): every row with the `blocks` blocks from byte `at` on: outputs from `block` on."""
+    tile1, tile2, tile4 = tile_1(blocks), tile_2(blocks), tile_4(blocks)
+
+    @splice
+    def run(w, kind, at, step, follow, hi, lo, sums_hi, sums_lo, scale, planes, out, block):
+        scales = scales_at(kind, at, hi.shape[1])
+        rows, row = hi.shape[0], 0
+        while row + 4 // planes <= rows:
+            r1, r2, r3 = row + 1 // planes, row + 2 // planes, row + 3 // planes
+            a, b, c, d = tile4(w, kind, at, step, follow, hi, lo, sums_hi, sums_lo, row, r1, r2, r3)
+            if planes == 1:
+                put_sums(out, row, block, blocks, w, scales, step, a, scale[row])
+                put_sums(out, r1, block, blocks, w, scales, step, b, scale[r1])
+                put_sums(out, r2, block, blocks, w, scales, step, c, scale[r2])
+                put_sums(out, r3, block, blocks, w, scales, step, d, scale[r3])
+            else:
+                put_planes(out, row, block, blocks, w, scales, step, a, b, scale[row])
+                put_planes(out, r2, block, blocks, w, scales, step, c, d, scale[r2])
+            row += 4 // planes
+        while row + 2 // planes <= rows:
+            r1 = row + 1 // planes
+            a, b = tile2(w, kind, at, step, follow, hi, lo, sums_hi, sums_lo, row, r1)
+            if planes == 1:
+                put_sums(out, row, block, blocks, w, scales, step, a, scale[row])
+                put_sums(out, r1, block, blocks, w, scales, step, b, scale[r1])
+            else:
+                put_planes(out, row, block, blocks, w, scales, step, a, b, scale[row])
+            row += 2 // planes
+        if row < rows:
+            a = tile1(w, kind, at, step, follow, hi, sums_hi, row)
+            put_sums(out, row, block, blocks, w, scales, step, a, scale[row])
+
+    return run
+
+
+matmul_tile, matmul_block = matmul_of(STREAMS), matmul_of(1)
 
 
 @kernel(VOID(BYTES, INT, I8_2R, I8_2R, I32_2R, I32_2R, F32_1R, INT, F32_2, INT, INT))
@@ -25,37 +64,16 @@ def matmul_int(w, base, hi, lo, sums_hi, sums_lo, scale, planes, out, begin, end
     planes = 1: y = f32(I) * (s_a * s_row); lo and sums_lo are not part of it: pass hi and sums_hi again.
     planes = 2: y = fma(128, f32(I_hi), f32(I_lo)) * (s_a * s_row).
     """
-    rows, width = hi.shape
-    tile = 4 // planes
     block = begin
     while block < end:
-        kind, at0, at1, other = pair_at(w, base, block, end)
-        s0 = row_scales(w, kind, at0, width)
-        s1 = row_scales(w, kind, at1, width)
-        row = 0
-        while row + tile <= rows:
-            r1, r2, r3 = row + 1 // planes, row + 2 // planes, row + 3 // planes
-            a0, b0, a1, b1, a2, b2, a3, b3 = dots_4(
-                w, kind, at0, at1, hi, lo, sums_hi, sums_lo, row, r1, r2, r3
-            )
-            if planes == 1:
-                put_pair(out, row, block, other, a0, b0, scale[row], s0, s1)
-                put_pair(out, r1, block, other, a1, b1, scale[r1], s0, s1)
-                put_pair(out, r2, block, other, a2, b2, scale[r2], s0, s1)
-                put_pair(out, r3, block, other, a3, b3, scale[r3], s0, s1)
-            else:
-                put_pair_planes(out, row, block, other, a0, b0, a1, b1, scale[row], s0, s1)
-                put_pair_planes(out, r2, block, other, a2, b2, a3, b3, scale[r2], s0, s1)
-            row += tile
-        while row < rows:
-            if planes == 1:
-                a0, b0 = dots_1(w, kind, at0, at1, hi, sums_hi, row)
-                put_pair(out, row, block, other, a0, b0, scale[row], s0, s1)
-            else:
-                a0, b0, a1, b1 = dots_2(w, kind, at0, at1, hi, lo, sums_hi, sums_lo, row, row)
-                put_pair_planes(out, row, block, other, a0, b0, a1, b1, scale[row], s0, s1)
-            row += 1
-        block = other + 1
+        kind, at, step = run_at(w, base, block, end - block, STREAMS)
+        if step:
+            follow = at + STREAMS * step
+            matmul_tile(w, kind, at, step, follow, hi, lo, sums_hi, sums_lo, scale, planes, out, block)
+            block += STREAMS
+        else:
+            matmul_block(w, kind, at, 0, at, hi, lo, sums_hi, sums_lo, scale, planes, out, block)
+            block += 1
 
 
 @kernel(VOID(BYTES, INT, F32_2R, F32_2, INT, INT))

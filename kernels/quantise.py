@@ -94,13 +94,8 @@ def quantise_rows(x, q, scale, sums, begin, end):
             sums[row, group] = reduce_add_i32(total)
 
 
-@kernel(VOID(F32_2R, I8_2, I8_2, F32_1, I32_2, I32_2, INT, INT))
-def quantise_planes(x, hi, lo, scale, sums_hi, sums_lo, begin, end):
-    """Two int8 planes: x[t] ≈ scale[t] * (128 * hi[t] + lo[t]).
-
-    x [T, K] float32 -> a = roundeven(x * (16256 / absmax)) split into hi in ±127 and lo in -64..63,
-    scale [T] = absmax / 16256, sums_* [T, K/64] = Σ of each plane's groups.
-    """
+@inline
+def planes_of_rows(x, hi, lo, scale, sums_hi, sums_lo, begin, end):
     width = x.shape[1]
     for row in range(begin, end):
         factor = row_factor(x, row, width, TWO_PLANES, scale)
@@ -118,6 +113,16 @@ def quantise_planes(x, hi, lo, scale, sums_hi, sums_lo, begin, end):
                 total_lo = total_lo + lower
             sums_hi[row, group] = reduce_add_i32(total_hi)
             sums_lo[row, group] = reduce_add_i32(total_lo)
+
+
+@kernel(VOID(F32_2R, I8_2, I8_2, F32_1, I32_2, I32_2, INT, INT))
+def quantise_planes(x, hi, lo, scale, sums_hi, sums_lo, begin, end):
+    """Two int8 planes: x[t] ≈ scale[t] * (128 * hi[t] + lo[t]).
+
+    x [T, K] float32 -> a = roundeven(x * (16256 / absmax)) split into hi in ±127 and lo in -64..63,
+    scale [T] = absmax / 16256, sums_* [T, K/64] = Σ of each plane's groups.
+    """
+    planes_of_rows(x, hi, lo, scale, sums_hi, sums_lo, begin, end)
 
 
 @kernel(VOID(I8_2R, I32_2, INT, INT))

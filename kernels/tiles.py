@@ -16,6 +16,7 @@ from kernels.simd import (
     store_f32x16,
     to_f32,
 )
+from kernels.simd.wide import piece
 
 PLANE_F32 = np.float32(128)
 ZERO = np.float32(0)
@@ -40,17 +41,21 @@ def put(out, row, block, y):
 
 
 @inline
-def put_pair(out, row, block0, block1, i0, i1, scale, s0, s1):
-    """Scale and store the integers of one plane in two blocks of out[row]."""
-    put(out, row, block0, scaled(i0, scale, s0))
-    put(out, row, block1, scaled(i1, scale, s1))
+def put_sums(out, row, block, count, w, scales, step, sums, scale):
+    """Scale the integers of one plane with `count` blocks and store them in out[row] from `block` on.
+
+    sums: wide, a piece a block; the blocks' row scales are at byte `scales` of w and every `step` bytes.
+    """
+    for i in range(count):
+        put(out, row, block + i, scaled(piece(sums, i), scale, load_f32x16(w, scales + i * step)))
 
 
 @inline
-def put_pair_planes(out, row, block0, block1, hi0, hi1, lo0, lo1, scale, s0, s1):
-    """put_pair for two planes."""
-    put(out, row, block0, scaled_planes(hi0, lo0, scale, s0))
-    put(out, row, block1, scaled_planes(hi1, lo1, scale, s1))
+def put_planes(out, row, block, count, w, scales, step, upper, lower, scale):
+    """put_sums for two planes."""
+    for i in range(count):
+        row_scale = load_f32x16(w, scales + i * step)
+        put(out, row, block + i, scaled_planes(piece(upper, i), piece(lower, i), scale, row_scale))
 
 
 @inline

@@ -10,6 +10,9 @@ from cluster.compute.scratch import Scratch
 from cluster.compute.threads import Workers
 from kernels import experts, layout, quantise
 
+FEW_ROWS = 4
+"""Mean rows a group up to which reading its weights is what it costs."""
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -88,6 +91,36 @@ def _int_phases(
 ) -> None:
     pairs, width = inner.shape
     blocks, columns = width // layout.ROWS, out.shape[1] // layout.ROWS
+    high = scratch.take("ffn.high", pairs, width, np.int8)
+    low = scratch.take("ffn.low", pairs, width, np.int8)
+    sums_high = scratch.take("ffn.sums_high", pairs, width // layout.GROUP, np.int32)
+    sums_low = scratch.take("ffn.sums_low", pairs, width // layout.GROUP, np.int32)
+    scale = scratch.vector("ffn.scale", pairs, np.float32)
+    whole = _whole_groups(workers, groups)
+    if whole:
+        workers.run(
+            experts.ffn_int,
+            whole,
+            data,
+            groups.base,
+            down_offset,
+            groups.start,
+            groups.row_of,
+            acts.rows,
+            acts.sums,
+            acts.scale,
+            inner,
+            high,
+            low,
+            sums_high,
+            sums_low,
+            scale,
+            out,
+            groups.order,
+        )
+    if whole == len(groups.base):
+        return
+    groups = groups.part(whole, len(groups.base), groups.base[whole:])
     count = len(groups.base)
     workers.run(
         experts.gate_up_int,
@@ -102,11 +135,6 @@ def _int_phases(
         blocks,
         inner,
     )
-    high = scratch.take("ffn.high", pairs, width, np.int8)
-    low = scratch.take("ffn.low", pairs, width, np.int8)
-    sums_high = scratch.take("ffn.sums_high", pairs, width // layout.GROUP, np.int32)
-    sums_low = scratch.take("ffn.sums_low", pairs, width // layout.GROUP, np.int32)
-    scale = scratch.vector("ffn.scale", pairs, np.float32)
     first, last = int(groups.start[0]), int(groups.start[-1])
     workers.run(
         quantise.quantise_planes,
@@ -133,6 +161,17 @@ def _int_phases(
         out,
         groups.order,
     )
+
+
+def _whole_groups(workers: Workers, groups: Groups) -> int:
+    """How many groups threads take whole, in one call: as many for each thread, and none of many rows.
+
+    The rest is split by blocks, a call a phase. With few rows a group costs its weights, as all others do.
+    """
+    pairs, count = int(groups.start[-1] - groups.start[0]), len(groups.base)
+    if pairs > FEW_ROWS * count:
+        return 0
+    return count - count % workers.threads
 
 
 def _float_phases(

@@ -133,6 +133,18 @@ def down_int(draws: Draws) -> Arrays:
 
 
 @case
+def ffn_int(draws: Draws) -> Arrays:
+    for kinds in ([INT8], [INT4], [INT8, INT4, INT4]):
+        weights, out = experts_of(draws, 3, 256, 128, kinds), np.zeros((9, 256), F)
+        q, scale, sums = one_plane(draws.floats(5, 256))
+        blobs, acts = (weights.data, weights.base, weights.down_offset), (q, sums, scale)
+        hi, lo, inner_scale, sums_hi, sums_lo = planes(np.zeros((9, 128), F))
+        inner = (np.zeros((9, 128), F), hi, lo, sums_hi, sums_lo, inner_scale)
+        experts.ffn_int(*blobs, GROUPS, ROW_OF, *acts, *inner, out, ORDER, 0, 3)
+        yield out
+
+
+@case
 def gate_up_float(draws: Draws) -> Arrays:
     weights, h = experts_of(draws, 3, 128, 64, [BF16, F32, F32]), np.zeros((9, 64), F)
     x = draws.floats(5, 128)

@@ -12,6 +12,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.imputils import impl_ret_borrowed
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin
 
@@ -42,6 +43,16 @@ def _store(context: Any, builder: Any, sig: Any, args: Any, value: Any) -> Any:
     place = address(context, builder, sig.args[0], args[0], args[1], value.type)
     builder.store(value, place).align = 1
     return context.get_dummy_value()
+
+
+@intrinsic
+def readonly(typing: Any, array: Any) -> Any:
+    """The same array as a type that is not written to: one compiled helper serves it and read-only inputs."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return impl_ret_borrowed(context, builder, sig.return_type, args[0])
+
+    return types.Array(array.dtype, array.ndim, array.layout, readonly=True)(array), generate
 
 
 def _loader(result: Any, pointee: ir.Type, widen: Any = None) -> Any:
@@ -143,16 +154,20 @@ def broadcast4(typing: Any, array: Any, offset: Any) -> Any:
     return i32x16(array, types.intp), generate
 
 
+def emit_prefetch(builder: Any, place: Any) -> None:
+    """llvm.prefetch of an i8 pointer: for reading, into every level of cache."""
+    kind = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [place, I32(0), I32(3), I32(1)])
+
+
 @intrinsic
 def prefetch(typing: Any, array: Any, offset: Any) -> Any:
     """Ask for the cache line at `offset`, which may lie outside the array: a hint, never a fault."""
     _require_contiguous(array)
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        place = address(context, builder, sig.args[0], args[0], args[1], I8)
-        kind = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [place, I32(0), I32(3), I32(1)])
+        emit_prefetch(builder, address(context, builder, sig.args[0], args[0], args[1], I8))
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
