@@ -15,30 +15,12 @@ down_offset, the down matrix over K = Fp inputs.
 
 from __future__ import annotations
 
-import numpy as np
-
 from kernels.blocks import block_at, pair_at, row_scales
 from kernels.dots import dots_1, dots_2, dots_4
 from kernels.jit import BYTES, F32_1R, F32_2, F32_2R, I8_2R, I32_2R, I64_1R, INT, VOID, inline, kernel
 from kernels.layout import ROWS
-from kernels.maths import exp_f32x16
-from kernels.simd import splat_f32
-from kernels.tiles import chain_1, chain_4, put, put_pair_planes, scaled
-
-ZERO = np.float32(0)
-ONE = np.float32(1)
-
-
-@inline
-def swiglu(gate, up):
-    """silu(gate) * up with silu(x) = x / (1 + exp(-x))."""
-    return gate / (splat_f32(ONE) + exp_f32x16(splat_f32(ZERO) - gate)) * up
-
-
-@inline
-def swiglu_int(gate, up, scale, gate_scales, up_scales):
-    return swiglu(scaled(gate, scale, gate_scales), scaled(up, scale, up_scales))
-
+from kernels.prefill import MANY, down_many, gate_up_many
+from kernels.tiles import chain_1, chain_4, put, put_pair_planes, swiglu, swiglu_int
 
 @inline
 def dots_mixed(w, gate_kind, up_kind, gate_at, up_at, q, sums, row):
@@ -56,9 +38,12 @@ def gate_up_int(w, base, group_start, row_of, q, sums, scale, width_blocks, out,
     width_blocks = Fp / 16; out [P, Fp] float32; items of begin..end: group * width_blocks + block.
     """
     width = q.shape[1]
+    gate_up_many(w, base, group_start, row_of, q, sums, scale, width_blocks, out, begin, end)
     for item in range(begin, end):
         group = item // width_blocks
         block = item % width_blocks
+        if group_start[group + 1] - group_start[group] >= MANY:
+            continue
         gate_at, gate_kind = block_at(w, base[group], 2 * block)
         up_at, up_kind = block_at(w, base[group], 2 * block + 1)
         gate_scales = row_scales(w, gate_kind, gate_at, width)
@@ -96,11 +81,15 @@ def down_int(w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scale,
     """
     width = hi.shape[1]
     blocks = out.shape[1] // ROWS
+    down_many(w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scale, out, order, begin, end)
     item = begin
     while item < end:
         group = item // blocks
         block = item % blocks
         left = min(blocks, block + end - item)
+        if group_start[group + 1] - group_start[group] >= MANY:
+            item += left - block
+            continue
         kind, at0, at1, other = pair_at(w, base[group] + down_offset, block, left)
         s0 = row_scales(w, kind, at0, width)
         s1 = row_scales(w, kind, at1, width)

@@ -24,11 +24,14 @@ import llvmlite.binding
 import numba
 from numba import njit, types
 
+from kernels import amx_permission
+
 ISA_VARIABLE = "MOEMESH_ISA"
 CACHE_VARIABLE = "MOEMESH_CACHE_DIR"
 
-ISAS = ("avx512vnni", "portable")
-_REQUIRED = {"avx512vnni": ("avx512f", "avx512bw", "avx512vl", "avx512vnni")}
+ISAS = ("amx", "avx512vnni", "portable")
+_AVX512_VNNI = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
+_REQUIRED = {"amx": ("amx-tile", "amx-int8", *_AVX512_VNNI), "avx512vnni": _AVX512_VNNI}
 
 
 def supported_isas() -> tuple[str, ...]:
@@ -37,7 +40,10 @@ def supported_isas() -> tuple[str, ...]:
         enabled = {f[1:] for f in numba.config.CPU_FEATURES.split(",") if f.startswith("+")}
     else:
         enabled = {name for name, on in llvmlite.binding.get_host_cpu_features().items() if on}
-    return tuple(isa for isa in ISAS if all(f in enabled for f in _REQUIRED.get(isa, ())))
+    found = [isa for isa in ISAS if all(f in enabled for f in _REQUIRED.get(isa, ()))]
+    if "amx" in found and not amx_permission.request():
+        found.remove("amx")
+    return tuple(found)
 
 
 def choose_isa() -> str:

@@ -5,6 +5,7 @@ compiler maps to one 512-bit, two 256-bit or four 128-bit registers; what LLVM c
 (the byte dot product) comes from one file per instruction set. All of them give the same bits.
 """
 
+from kernels.simd.multiply import multiply_1, multiply_2, tiles_begin, tiles_end
 from kernels.simd.ops import (
     bits_of,
     bitwise_and,
@@ -21,6 +22,7 @@ from kernels.simd.ops import (
     load_u8x16,
     max_f32,
     min_f32,
+    multiply_u16,
     prefetch,
     reduce_add_f32,
     reduce_add_i32,
@@ -60,6 +62,9 @@ __all__ = [
     "load_u8x16",
     "max_f32",
     "min_f32",
+    "multiply_1",
+    "multiply_2",
+    "multiply_u16",
     "prefetch",
     "reduce_add_f32",
     "reduce_add_i32",
@@ -74,6 +79,8 @@ __all__ = [
     "store_f32x16",
     "store_i8x16",
     "store_i32x16",
+    "tiles_begin",
+    "tiles_end",
     "to_f32",
     "to_i32",
 ]

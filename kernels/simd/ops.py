@@ -227,6 +227,16 @@ min_f32 = _binary(f32x16, lambda builder, a, b: builder.select(builder.fcmp_orde
 bitwise_and = _binary(i32x16, lambda builder, a, b: builder.and_(a, b))
 
 
+def _multiply_u16_ir(builder: Any, a: Any, b: Any) -> Any:
+    halves = vector(I16, 32)
+    product = builder.mul(builder.bitcast(a, halves), builder.bitcast(b, halves))
+    return builder.bitcast(product, V_I32)
+
+
+multiply_u16 = _binary(i32x16, _multiply_u16_ir)
+"""Each 16-bit half times the same half of the other, modulo 2^16."""
+
+
 def _shift(emit: Any) -> Any:
     @intrinsic
     def op(typing: Any, a: Any, count: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from kernels.jit import ISA
 
-if ISA == "avx512vnni":
+if ISA in ("amx", "avx512vnni"):
     from kernels.simd.x86 import dot_u8s8
 else:
     from kernels.simd.portable import dot_u8s8
