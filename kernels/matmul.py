@@ -13,6 +13,7 @@ from kernels.blocks import block_at, multipliers_at, pair_at, row_scales, scales
 from kernels.dots import dots_1, dots_2, dots_4
 from kernels.jit import BYTES, F32_1R, F32_2, F32_2R, I8_2R, I32_1R, I32_2R, INT, VOID, inline, kernel
 from kernels.layout import BF16, F32, GROUP, INT8, ROWS
+from kernels.prefill import MANY, matmul_many
 from kernels.simd import load_bf16, load_f32, load_f32x16, store_f32x16
 from kernels.tiles import chain_1, chain_4, put, put_pair, put_pair_planes
 
@@ -26,6 +27,9 @@ def matmul_int(w, base, hi, lo, sums_hi, sums_lo, scale, planes, out, begin, end
     planes = 2: y = fma(128, f32(I_hi), f32(I_lo)) * (s_a * s_row).
     """
     rows, width = hi.shape
+    if rows >= MANY and begin < end:
+        matmul_many(w, base, hi, lo, sums_hi, sums_lo, scale, planes, out, begin, end)
+        return
     tile = 4 // planes
     block = begin
     while block < end:

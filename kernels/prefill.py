@@ -1,34 +1,25 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 """The integer kernels for many rows: the blocked half of kernels/experts.py and kernels/matmul.py.
 
-A group of MANY rows or more is packed once into activation tiles (kernels/panels.py); each pair of weight
-blocks is then read once from memory, expanded if it is int4, multiplied with all of them, and its products
-become outputs by the very functions that few rows use. Which way a group goes changes no bit: the integers
-are exact, and the float operations on them are the same in the same order.
+A group of MANY rows or more is packed once into activation tiles, and every pair of weight blocks is read
+once from memory for all of them (kernels/panels.py). The exact integers become outputs by the very functions
+that few rows use, so that which way a group goes changes no bit.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from kernels.blocks import block_at, pair_at, row_scales
+from kernels.blocks import block_at, row_scales
 from kernels.jit import inline
 from kernels.layout import ROWS
-from kernels.panels import (
-    STEP,
-    TILE,
-    multiply_blocks,
-    pack_tile,
-    products_at,
-    rows_at_once,
-    scratch,
-    tiles_of,
-)
-from kernels.simd import load_i32x16, tiles_begin, tiles_end
+from kernels.panels import STEP, TILE, multiply_matrix, pack_tile, rows_at_once, scratch, tiles_of
+from kernels.simd import load_i32x16
 from kernels.tiles import put, put_pair, put_pair_planes, swiglu_int
 
 MANY = 16
 """Rows from which a group takes the blocked way."""
+
 
 @inline
 def most_rows(group_start, first, last):
@@ -41,7 +32,7 @@ def most_rows(group_start, first, last):
 
 @inline
 def scratch_for(rows, planes, width):
-    """Scratch for a group of that many rows; nothing if it is not of many."""
+    """Scratch for a group of that many rows; nothing if they are few."""
     if rows < MANY:
         return np.empty(0, np.uint8)
     return scratch(tiles_of(min(rows, rows_at_once(rows, planes, width)), planes), width)
@@ -63,41 +54,66 @@ def pack_planes(x, hi, lo, sums_hi, sums_lo, rows):
 
 @inline
 def product_at(products, row, planes):
-    """Offset of a row's 16 integers with the first block; STEP further, with the second."""
-    return products + row // TILE * (2 * planes * STEP) + row % TILE * (TILE * 4)
+    """Byte offset of a row's 16 integers with the first block; with the second they are STEP further."""
+    return products + row // TILE * (2 * planes * STEP) + row % TILE * (ROWS * 4)
 
 
 @inline
-def gate_up_pass(x, w, base, block, last, rows, first, scale, out, width):
-    """Pairs first.. whose rows are packed in x, against blocks block..last of one expert."""
-    tiles = tiles_of(len(rows), 1)
-    tiles_begin()
-    while block < last:
-        gate_at, gate_kind = block_at(w, base, 2 * block)
-        up_at, up_kind = block_at(w, base, 2 * block + 1)
-        gate_next, _ = block_at(w, base, 2 * min(block + 1, last - 1))
-        up_next, _ = block_at(w, base, 2 * min(block + 1, last - 1) + 1)
-        multiply_blocks(x, tiles, width, w, gate_kind, up_kind, gate_at, up_at, gate_next, up_next)
-        gate_scales = row_scales(w, gate_kind, gate_at, width)
-        up_scales = row_scales(w, up_kind, up_at, width)
-        for i in range(len(rows)):
-            at = product_at(products_at(tiles, width), i, 1)
-            gate, up = load_i32x16(x, at), load_i32x16(x, at + STEP)
-            put(out, first + i, block, swiglu_int(gate, up, scale[rows[i]], gate_scales, up_scales))
-        block += 1
-    tiles_end()
+def scales_of_pair(w, matrix, block, other, width):
+    at0, kind0 = block_at(w, matrix, block)
+    at1, kind1 = block_at(w, matrix, other)
+    return row_scales(w, kind0, at0, width), row_scales(w, kind1, at1, width)
+
+
+@inline
+def finish_gate_up(job, x, products, pair, begin, end):
+    """Outputs of the pairs first + begin..end, whose input rows are rows[begin..end], at one gate block."""
+    w, matrix, block, width, rows, first, scale, out = job
+    block += pair
+    gate_scales, up_scales = scales_of_pair(w, matrix, 2 * block, 2 * block + 1, width)
+    for i in range(begin, end):
+        at = product_at(products, i, 1)
+        gate, up = load_i32x16(x, at), load_i32x16(x, at + STEP)
+        put(out, first + i, block, swiglu_int(gate, up, scale[rows[i]], gate_scales, up_scales))
+
+
+@inline
+def finish_rows(job, x, products, pair, begin, end):
+    """Outputs of rows first + begin..end, one plane, in two blocks."""
+    w, matrix, block, last, width, first, scale, out = job
+    block += 2 * pair
+    other = min(block + 1, last - 1)
+    s0, s1 = scales_of_pair(w, matrix, block, other, width)
+    for row in range(first + begin, first + end):
+        at = product_at(products, row - first, 1)
+        i0, i1 = load_i32x16(x, at), load_i32x16(x, at + STEP)
+        put_pair(out, row, block, other, i0, i1, scale[row], s0, s1)
+
+
+@inline
+def finish_planes(job, x, products, pair, begin, end):
+    """Outputs of rows first + begin..end, two planes, in two blocks; row r is written to order[r]."""
+    w, matrix, block, last, width, first, scale, out, order = job
+    block += 2 * pair
+    other = min(block + 1, last - 1)
+    s0, s1 = scales_of_pair(w, matrix, block, other, width)
+    for row in range(first + begin, first + end):
+        at = product_at(products, row - first, 2)
+        hi0, hi1 = load_i32x16(x, at), load_i32x16(x, at + STEP)
+        lo0, lo1 = load_i32x16(x, at + 2 * STEP), load_i32x16(x, at + 3 * STEP)
+        put_pair_planes(out, order[row], block, other, hi0, hi1, lo0, lo1, scale[row], s0, s1)
 
 
 @inline
 def gate_up_many(w, base, group_start, row_of, q, sums, scale, width_blocks, out, begin, end):
     """The items of gate_up_int (kernels/experts.py) whose groups have many rows."""
     width = q.shape[1]
-    last_group = (end + width_blocks - 1) // width_blocks
-    x = scratch_for(most_rows(group_start, begin // width_blocks, last_group), 1, width)
+    x = scratch_for(
+        most_rows(group_start, begin // width_blocks, (end + width_blocks - 1) // width_blocks), 1, width
+    )
     item = begin
     while item < end:
-        group = item // width_blocks
-        block = item % width_blocks
+        group, block = item // width_blocks, item % width_blocks
         last = min(width_blocks, block + end - item)
         start, stop = group_start[group], group_start[group + 1]
         if stop - start >= MANY:
@@ -105,45 +121,60 @@ def gate_up_many(w, base, group_start, row_of, q, sums, scale, width_blocks, out
             for first in range(start, stop, size):
                 rows = row_of[first : min(stop, first + size)]
                 pack_rows(x, q, sums, rows)
-                gate_up_pass(x, w, base[group], block, last, rows, first, scale, out, width)
+                job = (w, base[group], block, width, rows, first, scale, out)
+                multiply_matrix(
+                    x, tiles_of(len(rows), 1), len(rows), width,
+                    w, base[group], 2 * block, 2 * last, finish_gate_up, job,
+                )  # fmt: skip
         item += last - block
 
 
 @inline
-def down_pass(x, w, matrix, block, last, rows, scale, order, out, width):
-    """Rows whose two planes are packed in x, against blocks block..last of one expert's down matrix."""
-    tiles = tiles_of(len(rows), 2)
-    tiles_begin()
-    while block < last:
-        kind, at0, at1, other = pair_at(w, matrix, block, last)
-        _, next0, next1, _ = pair_at(w, matrix, min(other + 1, last - 1), last)
-        multiply_blocks(x, tiles, width, w, kind, kind, at0, at1, next0, next1)
-        s0, s1 = row_scales(w, kind, at0, width), row_scales(w, kind, at1, width)
-        for i in range(len(rows)):
-            at = product_at(products_at(tiles, width), i, 2)
-            hi0, hi1 = load_i32x16(x, at), load_i32x16(x, at + STEP)
-            lo0, lo1 = load_i32x16(x, at + 2 * STEP), load_i32x16(x, at + 3 * STEP)
-            put_pair_planes(out, order[rows[i]], block, other, hi0, hi1, lo0, lo1, scale[rows[i]], s0, s1)
-        block = other + 1
-    tiles_end()
+def planes_many(w, matrix, block, last, hi, lo, sums_hi, sums_lo, start, stop, scale, out, order, x):
+    """Rows start..stop of two planes times blocks block..last of a matrix."""
+    width = hi.shape[1]
+    size = rows_at_once(stop - start, 2, width)
+    for first in range(start, stop, size):
+        rows = np.arange(first, min(stop, first + size))
+        pack_planes(x, hi, lo, sums_hi, sums_lo, rows)
+        job = (w, matrix, block, last, width, first, scale, out, order)
+        multiply_matrix(
+            x, tiles_of(len(rows), 2), len(rows), width, w, matrix, block, last, finish_planes, job
+        )
 
 
 @inline
 def down_many(w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scale, out, order, begin, end):
     """The items of down_int (kernels/experts.py) whose groups have many rows."""
-    width = hi.shape[1]
     blocks = out.shape[1] // ROWS
-    x = scratch_for(most_rows(group_start, begin // blocks, (end + blocks - 1) // blocks), 2, width)
+    x = scratch_for(most_rows(group_start, begin // blocks, (end + blocks - 1) // blocks), 2, hi.shape[1])
     item = begin
     while item < end:
-        group = item // blocks
-        block = item % blocks
+        group, block = item // blocks, item % blocks
         last = min(blocks, block + end - item)
         start, stop = group_start[group], group_start[group + 1]
         if stop - start >= MANY:
-            size = rows_at_once(stop - start, 2, width)
-            for first in range(start, stop, size):
-                rows = np.arange(first, min(stop, first + size))
-                pack_planes(x, hi, lo, sums_hi, sums_lo, rows)
-                down_pass(x, w, base[group] + down_offset, block, last, rows, scale, order, out, width)
+            planes_many(
+                w, base[group] + down_offset, block, last, hi, lo, sums_hi, sums_lo, start, stop, scale, out,
+                order, x,
+            )  # fmt: skip
         item += last - block
+
+
+@inline
+def matmul_many(w, base, hi, lo, sums_hi, sums_lo, scale, planes, out, begin, end):
+    """matmul_int (kernels/matmul.py) for many rows."""
+    rows, width = hi.shape
+    x = scratch_for(rows, planes, width)
+    every = np.arange(rows)
+    if planes == 2:
+        planes_many(w, base, begin, end, hi, lo, sums_hi, sums_lo, 0, rows, scale, out, every, x)
+        return
+    size = rows_at_once(rows, 1, width)
+    for first in range(0, rows, size):
+        chunk = every[first : first + size]
+        pack_rows(x, hi, sums_hi, chunk)
+        job = (w, base, begin, end, width, first, scale, out)
+        multiply_matrix(
+            x, tiles_of(len(chunk), 1), len(chunk), width, w, base, begin, end, finish_rows, job
+        )

@@ -4,10 +4,11 @@
 multiply_1 and multiply_2 take one or two *activation tiles* of 16 rows, int8 [K/64][16][64], and two int8
 blocks [K/4][16][4], and add `steps` times 64 inputs to int32 products [tile][block][16 rows][16 outputs]:
 
-    x       scratch; it holds the activations at a0 and a1, and what the accumulators start from at s00
-            (tile 0, block 0), s01, s10, s11; the products go to `out` on, 1024 bytes each
-    w       the weights: the blocks' inputs begin at w0 and w1
-    f       meanwhile each step prefetches `lines` cache lines from next0 and as many from next1 of f on
+    x           scratch; it holds the activations at a0 and a1, and what the accumulators start from at s00
+                (tile 0, block 0), s01, s10 and s11; the products go to `out` on, 1024 bytes each
+    w0, w1      where the two blocks' inputs lie
+    side(work, turn)  is called for turn, turn + 1, … turn + steps - 1: work on vectors and memory, for which
+                tile instructions leave the rest of the core idle (kernels/panels.py says what)
 
 Between tiles_begin() and tiles_end(), on one thread. The integers are exact, so every way gives the same.
 """
@@ -16,41 +17,31 @@ from __future__ import annotations
 
 from kernels.jit import ISA, inline
 from kernels.simd.amx import tile_dot, tile_load, tile_store, tiles_close, tiles_open
-from kernels.simd.ops import broadcast4, load_i32x16, prefetch, store_i32x16
+from kernels.simd.ops import broadcast4, load_i32x16, store_i32x16
 from kernels.simd.target import dot_u8s8
 
 TILE = 16
 STEP = 1024
 """Bytes of 64 inputs of 16 rows, and of 16 x 16 int32."""
 
-LINE = 64
-
-
 @inline
-def prefetch_lines(f, next0, next1, step, lines):
-    for line in range(step * lines, (step + 1) * lines):
-        prefetch(f, next0 + line * LINE)
-        prefetch(f, next1 + line * LINE)
-
-
-@inline
-def tile_multiply_1(x, s00, s01, a0, w, w0, w1, steps, f, next0, next1, lines, out):
+def tile_multiply_1(x, s00, s01, a0, w0, w1, steps, out, side, work, turn):
     tile_load(0, x, s00)
     tile_load(1, x, s01)
     for step in range(steps):
         at = step * STEP
         tile_load(4, x, a0 + at)
-        tile_load(6, w, w0 + at)
-        tile_load(7, w, w1 + at)
+        tile_load(6, w0, at)
+        tile_load(7, w1, at)
         tile_dot(0, 4, 6)
         tile_dot(1, 4, 7)
-        prefetch_lines(f, next0, next1, step, lines)
+        side(work, turn + step)
     tile_store(0, x, out)
     tile_store(1, x, out + STEP)
 
 
 @inline
-def tile_multiply_2(x, s00, s01, s10, s11, a0, a1, w, w0, w1, steps, f, next0, next1, lines, out):
+def tile_multiply_2(x, s00, s01, s10, s11, a0, a1, w0, w1, steps, out, side, work, turn):
     """Four products and their four factors fill the eight tile registers: one load a dot."""
     tile_load(0, x, s00)
     tile_load(1, x, s01)
@@ -60,13 +51,13 @@ def tile_multiply_2(x, s00, s01, s10, s11, a0, a1, w, w0, w1, steps, f, next0, n
         at = step * STEP
         tile_load(4, x, a0 + at)
         tile_load(5, x, a1 + at)
-        tile_load(6, w, w0 + at)
-        tile_load(7, w, w1 + at)
+        tile_load(6, w0, at)
+        tile_load(7, w1, at)
         tile_dot(0, 4, 6)
         tile_dot(1, 4, 7)
         tile_dot(2, 5, 6)
         tile_dot(3, 5, 7)
-        prefetch_lines(f, next0, next1, step, lines)
+        side(work, turn + step)
     tile_store(0, x, out)
     tile_store(1, x, out + STEP)
     tile_store(2, x, out + 2 * STEP)
@@ -81,7 +72,7 @@ def dot_both(p, q, wa, wb, x, at):
 
 
 @inline
-def rows_8(x, s0, s1, a, w, w0, w1, steps, f, next0, next1, lines, out):
+def rows_8(x, s0, s1, a, w0, w1, steps, out):
     """Eight rows: 16 accumulators keep two dot units of latency five busy, 10 loads feed 16 dots."""
     p0, q0 = load_i32x16(x, s0), load_i32x16(x, s1)
     p1, q1 = load_i32x16(x, s0 + 64), load_i32x16(x, s1 + 64)
@@ -92,10 +83,9 @@ def rows_8(x, s0, s1, a, w, w0, w1, steps, f, next0, next1, lines, out):
     p6, q6 = load_i32x16(x, s0 + 384), load_i32x16(x, s1 + 384)
     p7, q7 = load_i32x16(x, s0 + 448), load_i32x16(x, s1 + 448)
     for step in range(steps):
-        prefetch_lines(f, next0, next1, step, lines)
         for quad in range(16):
-            wa = load_i32x16(w, w0 + step * STEP + quad * 64)
-            wb = load_i32x16(w, w1 + step * STEP + quad * 64)
+            wa = load_i32x16(w0, step * STEP + quad * 64)
+            wb = load_i32x16(w1, step * STEP + quad * 64)
             at = a + step * STEP + quad * 4
             p0, q0 = dot_both(p0, q0, wa, wb, x, at)
             p1, q1 = dot_both(p1, q1, wa, wb, x, at + 64)
@@ -120,15 +110,14 @@ def store_rows(x, at, v0, v1, v2, v3):
 
 
 @inline
-def rows_2(x, s0, s1, a, w, w0, w1, steps, f, next0, next1, lines, out):
+def rows_2(x, s0, s1, a, w0, w1, steps, out):
     """Two rows, where sixteen lanes take two registers of 16, or four of 32."""
     p0, q0 = load_i32x16(x, s0), load_i32x16(x, s1)
     p1, q1 = load_i32x16(x, s0 + 64), load_i32x16(x, s1 + 64)
     for step in range(steps):
-        prefetch_lines(f, next0, next1, step, lines)
         for quad in range(16):
-            wa = load_i32x16(w, w0 + step * STEP + quad * 64)
-            wb = load_i32x16(w, w1 + step * STEP + quad * 64)
+            wa = load_i32x16(w0, step * STEP + quad * 64)
+            wb = load_i32x16(w1, step * STEP + quad * 64)
             at = a + step * STEP + quad * 4
             p0, q0 = dot_both(p0, q0, wa, wb, x, at)
             p1, q1 = dot_both(p1, q1, wa, wb, x, at + 64)
@@ -143,18 +132,22 @@ few_rows = rows_8 if ISA == "avx512vnni" else rows_2
 
 
 @inline
-def vector_multiply_1(x, s00, s01, a0, w, w0, w1, steps, f, next0, next1, lines, out):
+def tile_in_registers(x, s0, s1, a, w0, w1, steps, out):
     for row in range(0, TILE * 64, ROWS_IN_REGISTERS * 64):
-        few_rows(
-            x, s00 + row, s01 + row, a0 + row, w, w0, w1, steps, f, next0, next1, lines, out + row
-        )
-        lines = 0
+        few_rows(x, s0 + row, s1 + row, a + row, w0, w1, steps, out + row)
 
 
 @inline
-def vector_multiply_2(x, s00, s01, s10, s11, a0, a1, w, w0, w1, steps, f, next0, next1, lines, out):
-    vector_multiply_1(x, s00, s01, a0, w, w0, w1, steps, f, next0, next1, lines, out)
-    vector_multiply_1(x, s10, s11, a1, w, w0, w1, steps, f, next0, next1, 0, out + 2 * STEP)
+def vector_multiply_1(x, s00, s01, a0, w0, w1, steps, out, side, work, turn):
+    tile_in_registers(x, s00, s01, a0, w0, w1, steps, out)
+    for step in range(steps):  # vectors are busy here: nothing to gain from mixing it in
+        side(work, turn + step)
+
+
+@inline
+def vector_multiply_2(x, s00, s01, s10, s11, a0, a1, w0, w1, steps, out, side, work, turn):
+    tile_in_registers(x, s00, s01, a0, w0, w1, steps, out)
+    vector_multiply_1(x, s10, s11, a1, w0, w1, steps, out + 2 * STEP, side, work, turn)
 
 
 @inline

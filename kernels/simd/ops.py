@@ -19,15 +19,22 @@ from kernels.simd.vectors import FLOAT, I8, I16, I32, I64, constant, f32x16, i32
 
 V_I32, V_F32 = i32x16.ir, f32x16.ir
 
+PLACE = types.CPointer(types.uint8)
+
 
 def address(context: Any, builder: Any, array_type: Any, array: Any, offset: Any, pointee: ir.Type) -> Any:
-    """Pointer `offset` bytes into the array, through its data pointer (never inttoptr: it blinds LLVM)."""
-    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
+    """Pointer `offset` bytes into the array or from a place in one (never inttoptr: it blinds LLVM)."""
+    if isinstance(array_type, types.CPointer):
+        data = array
+    else:
+        data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
     place = builder.gep(builder.bitcast(data, I8.as_pointer()), [offset])
     return builder.bitcast(place, pointee.as_pointer())
 
 
 def _require_contiguous(array_type: Any) -> None:
+    if array_type == PLACE:
+        return
     if not isinstance(array_type, types.Array) or array_type.layout != "C":
         raise TypeError(f"SIMD loads and stores need a C-contiguous array, got {array_type}")
 
@@ -108,6 +115,20 @@ def _splat_ir(builder: Any, scalar: Any, vec: ir.VectorType) -> Any:
     undefined = ir.Constant(vec, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
     return builder.shuffle_vector(first, undefined, constant(vector(I32, vec.count), 0))
+
+
+@intrinsic
+def place(typing: Any, array: Any, offset: Any) -> Any:
+    """The place `offset` bytes into an array: taken by loads instead of an array, where it may be one of two.
+
+    It does not keep the array alive.
+    """
+    _require_contiguous(array)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return address(context, builder, sig.args[0], args[0], args[1], I8)
+
+    return PLACE(array, types.intp), generate
 
 
 @intrinsic
