@@ -16,6 +16,9 @@ Blocks are taken in pairs, a *strip* of inputs at a time. While one strip is mul
 (64 inputs of two tiles) also does a share of what comes before and after: it expands the next strip, or
 asks for it from memory, and turns products of the last pair into outputs (`finish`). Tile instructions
 leave the vector units free for that.
+
+All of that happens on *places* (kernels.simd.place), not on arrays: an array in a tuple is counted each time
+it is taken out, with a locked instruction that waits for every load and store under way (2.5 times slower).
 """
 
 from __future__ import annotations
@@ -94,7 +97,7 @@ def strips_at(tiles, width, number):
 
 @inline
 def scratch(tiles, width):
-    """Bytes for `tiles` activation tiles, from a multiple of 64 on."""
+    """Bytes for `tiles` activation tiles, from a multiple of 64 on. Whoever works on places in it keeps it."""
     whole = np.empty(strips_at(tiles, width, 0) + 4 * STRIP_BYTES + ALIGN, np.uint8)
     return whole[-whole.ctypes.data & (ALIGN - 1) :]
 
@@ -190,7 +193,7 @@ def side_work(work, turn):
     x, w, width, strip, fetched, started, finish, job, products, pair, rows, finished = work
     fetch_groups(x, w, width, strip, (turn - started) * fetched, (turn - started + 1) * fetched)
     if pair >= 0:
-        finish(job, x, products, pair, turn * finished, min(rows, (turn + 1) * finished))
+        finish(job, products, pair, turn * finished, min(rows, (turn + 1) * finished))
 
 
 @inline
@@ -218,8 +221,8 @@ def multiply_strip(x, tiles, width, w, strip, out, work, turn):
 def multiply_matrix(x, tiles, rows, width, w, matrix, first, last, finish, job):
     """Blocks first..last of the matrix at byte `matrix` of w, times the `rows` rows in x's activation tiles.
 
-    finish(job, x, products, pair, begin, end) turns rows begin..end of the products at byte `products` of x
-    into outputs; pair i is blocks first + 2 i and the next one, or itself at the end.
+    x and w are places. finish(job, products, pair, begin, end) turns rows begin..end of the products at the
+    place `products` into outputs; pair i is blocks first + 2 i and the next one, or itself at the end.
     """
     strips = (width + STRIP - 1) // STRIP
     pairs = (last - first + 1) // 2
@@ -235,9 +238,9 @@ def multiply_matrix(x, tiles, rows, width, w, matrix, first, last, finish, job):
         fetched = (2 * STRIP // GROUP + passes * strip[8] - 1) // (passes * strip[8])
         if number + 1 == pairs * strips:
             fetched = 0
-        before = products_at(tiles, width, pair - 1)
+        before = place(x, products_at(tiles, width, pair - 1))
         work = (x, w, width, following, fetched, started, finish, job, before, pair - 1, rows, finished)
         multiply_strip(x, tiles, width, w, strip, products_at(tiles, width, pair), work, started)
         strip = following
     tiles_end()
-    finish(job, x, products_at(tiles, width, pairs - 1), pairs - 1, 0, rows)
+    finish(job, place(x, products_at(tiles, width, pairs - 1)), pairs - 1, 0, rows)

@@ -14,8 +14,8 @@ from kernels.blocks import block_at, row_scales
 from kernels.jit import inline
 from kernels.layout import ROWS
 from kernels.panels import STEP, TILE, multiply_matrix, pack_tile, rows_at_once, scratch, tiles_of
-from kernels.simd import load_i32x16
-from kernels.tiles import put, put_pair, put_pair_planes, swiglu_int
+from kernels.simd import keep, load_f32, load_i32x16, load_i64, place, store_f32x16
+from kernels.tiles import scaled, scaled_planes, swiglu_int
 
 MANY = 16
 """Rows from which a group takes the blocked way."""
@@ -53,9 +53,9 @@ def pack_planes(x, hi, lo, sums_hi, sums_lo, rows):
 
 
 @inline
-def product_at(products, row, planes):
+def product_at(row, planes):
     """Byte offset of a row's 16 integers with the first block; with the second they are STEP further."""
-    return products + row // TILE * (2 * planes * STEP) + row % TILE * (ROWS * 4)
+    return row // TILE * (2 * planes * STEP) + row % TILE * (ROWS * 4)
 
 
 @inline
@@ -66,80 +66,94 @@ def scales_of_pair(w, matrix, block, other, width):
 
 
 @inline
-def finish_gate_up(job, x, products, pair, begin, end):
-    """Outputs of the pairs first + begin..end, whose input rows are rows[begin..end], at one gate block."""
-    w, matrix, block, width, rows, first, scale, out = job
+def finish_gate_up(job, products, pair, begin, end):
+    """Hidden values of group rows begin..end, whose inputs are rows[begin..end], at one gate block."""
+    w, matrix, block, width, rows, scale, out, stride = job
     block += pair
     gate_scales, up_scales = scales_of_pair(w, matrix, 2 * block, 2 * block + 1, width)
     for i in range(begin, end):
-        at = product_at(products, i, 1)
-        gate, up = load_i32x16(x, at), load_i32x16(x, at + STEP)
-        put(out, first + i, block, swiglu_int(gate, up, scale[rows[i]], gate_scales, up_scales))
+        at = product_at(i, 1)
+        gate, up = load_i32x16(products, at), load_i32x16(products, at + STEP)
+        row_scale = load_f32(scale, load_i64(rows, i * 8) * 4)
+        y = swiglu_int(gate, up, row_scale, gate_scales, up_scales)
+        store_f32x16(out, (i * stride + block * ROWS) * 4, y)
 
 
 @inline
-def finish_rows(job, x, products, pair, begin, end):
-    """Outputs of rows first + begin..end, one plane, in two blocks."""
-    w, matrix, block, last, width, first, scale, out = job
+def finish_rows(job, products, pair, begin, end):
+    """Outputs of rows begin..end, one plane, in two blocks."""
+    w, matrix, block, last, width, scale, out, stride = job
     block += 2 * pair
     other = min(block + 1, last - 1)
     s0, s1 = scales_of_pair(w, matrix, block, other, width)
-    for row in range(first + begin, first + end):
-        at = product_at(products, row - first, 1)
-        i0, i1 = load_i32x16(x, at), load_i32x16(x, at + STEP)
-        put_pair(out, row, block, other, i0, i1, scale[row], s0, s1)
+    for i in range(begin, end):
+        at = product_at(i, 1)
+        i0, i1 = load_i32x16(products, at), load_i32x16(products, at + STEP)
+        row_scale = load_f32(scale, i * 4)
+        store_f32x16(out, (i * stride + block * ROWS) * 4, scaled(i0, row_scale, s0))
+        store_f32x16(out, (i * stride + other * ROWS) * 4, scaled(i1, row_scale, s1))
 
 
 @inline
-def finish_planes(job, x, products, pair, begin, end):
-    """Outputs of rows first + begin..end, two planes, in two blocks; row r is written to order[r]."""
-    w, matrix, block, last, width, first, scale, out, order = job
+def finish_planes(job, products, pair, begin, end):
+    """Outputs of rows begin..end, two planes, in two blocks; row i is written to row order[i]."""
+    w, matrix, block, last, width, scale, out, stride, order = job
     block += 2 * pair
     other = min(block + 1, last - 1)
     s0, s1 = scales_of_pair(w, matrix, block, other, width)
-    for row in range(first + begin, first + end):
-        at = product_at(products, row - first, 2)
-        hi0, hi1 = load_i32x16(x, at), load_i32x16(x, at + STEP)
-        lo0, lo1 = load_i32x16(x, at + 2 * STEP), load_i32x16(x, at + 3 * STEP)
-        put_pair_planes(out, order[row], block, other, hi0, hi1, lo0, lo1, scale[row], s0, s1)
+    for i in range(begin, end):
+        at = product_at(i, 2)
+        hi0, hi1 = load_i32x16(products, at), load_i32x16(products, at + STEP)
+        lo0, lo1 = load_i32x16(products, at + 2 * STEP), load_i32x16(products, at + 3 * STEP)
+        row_scale = load_f32(scale, i * 4)
+        to = load_i64(order, i * 8) * stride
+        store_f32x16(out, (to + block * ROWS) * 4, scaled_planes(hi0, lo0, row_scale, s0))
+        store_f32x16(out, (to + other * ROWS) * 4, scaled_planes(hi1, lo1, row_scale, s1))
+
+
+@inline
+def gate_up_group(x, w, matrix, block, last, row_of, q, sums, scale, out, start, stop):
+    """Blocks block..last of one expert for its pairs start..stop."""
+    width, stride = q.shape[1], out.shape[1]
+    size = rows_at_once(stop - start, 1, width)
+    for first in range(start, stop, size):
+        rows = row_of[first : min(stop, first + size)]
+        pack_rows(x, q, sums, rows)
+        tiles, places = tiles_of(len(rows), 1), (place(row_of, first * 8), place(scale, 0))
+        job = (place(w, 0), matrix, block, width, *places, place(out, first * stride * 4), stride)
+        multiply_matrix(
+            place(x, 0), tiles, len(rows), width, place(w, 0), matrix, 2 * block, 2 * last, finish_gate_up, job
+        )
 
 
 @inline
 def gate_up_many(w, base, group_start, row_of, q, sums, scale, width_blocks, out, begin, end):
     """The items of gate_up_int (kernels/experts.py) whose groups have many rows."""
-    width = q.shape[1]
-    x = scratch_for(
-        most_rows(group_start, begin // width_blocks, (end + width_blocks - 1) // width_blocks), 1, width
-    )
+    most = most_rows(group_start, begin // width_blocks, (end + width_blocks - 1) // width_blocks)
+    x = scratch_for(most, 1, q.shape[1])
     item = begin
     while item < end:
         group, block = item // width_blocks, item % width_blocks
         last = min(width_blocks, block + end - item)
         start, stop = group_start[group], group_start[group + 1]
         if stop - start >= MANY:
-            size = rows_at_once(stop - start, 1, width)
-            for first in range(start, stop, size):
-                rows = row_of[first : min(stop, first + size)]
-                pack_rows(x, q, sums, rows)
-                job = (w, base[group], block, width, rows, first, scale, out)
-                multiply_matrix(
-                    x, tiles_of(len(rows), 1), len(rows), width,
-                    w, base[group], 2 * block, 2 * last, finish_gate_up, job,
-                )  # fmt: skip
+            gate_up_group(x, w, base[group], block, last, row_of, q, sums, scale, out, start, stop)
         item += last - block
+    keep(x)
 
 
 @inline
-def planes_many(w, matrix, block, last, hi, lo, sums_hi, sums_lo, start, stop, scale, out, order, x):
-    """Rows start..stop of two planes times blocks block..last of a matrix."""
-    width = hi.shape[1]
+def planes_group(x, w, matrix, block, last, hi, lo, sums_hi, sums_lo, scale, out, order, start, stop):
+    """Blocks block..last of a matrix for rows start..stop of two planes; row r is written to order[r]."""
+    width, stride = hi.shape[1], out.shape[1]
     size = rows_at_once(stop - start, 2, width)
     for first in range(start, stop, size):
         rows = np.arange(first, min(stop, first + size))
         pack_planes(x, hi, lo, sums_hi, sums_lo, rows)
-        job = (w, matrix, block, last, width, first, scale, out, order)
+        tiles, places = tiles_of(len(rows), 2), (place(scale, first * 4), place(out, 0))
+        job = (place(w, 0), matrix, block, last, width, *places, stride, place(order, first * 8))
         multiply_matrix(
-            x, tiles_of(len(rows), 2), len(rows), width, w, matrix, block, last, finish_planes, job
+            place(x, 0), tiles, len(rows), width, place(w, 0), matrix, block, last, finish_planes, job
         )
 
 
@@ -154,27 +168,39 @@ def down_many(w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scale
         last = min(blocks, block + end - item)
         start, stop = group_start[group], group_start[group + 1]
         if stop - start >= MANY:
-            planes_many(
-                w, base[group] + down_offset, block, last, hi, lo, sums_hi, sums_lo, start, stop, scale, out,
-                order, x,
-            )  # fmt: skip
+            matrix = base[group] + down_offset
+            planes_group(
+                x, w, matrix, block, last, hi, lo, sums_hi, sums_lo, scale, out, order, start, stop
+            )
         item += last - block
+    keep(x)
+
+
+@inline
+def rows_group(x, w, matrix, block, last, q, sums, scale, out):
+    """Blocks block..last of a matrix for all rows of one plane."""
+    width, stride = q.shape[1], out.shape[1]
+    size = rows_at_once(len(q), 1, width)
+    for first in range(0, len(q), size):
+        rows = np.arange(first, min(len(q), first + size))
+        pack_rows(x, q, sums, rows)
+        places = (place(scale, first * 4), place(out, first * stride * 4))
+        job = (place(w, 0), matrix, block, last, width, *places, stride)
+        multiply_matrix(
+            place(x, 0), tiles_of(len(rows), 1), len(rows), width, place(w, 0), matrix, block, last,
+            finish_rows, job,
+        )  # fmt: skip
 
 
 @inline
 def matmul_many(w, base, hi, lo, sums_hi, sums_lo, scale, planes, out, begin, end):
-    """matmul_int (kernels/matmul.py) for many rows."""
-    rows, width = hi.shape
-    x = scratch_for(rows, planes, width)
-    every = np.arange(rows)
+    """matmul_int (kernels/matmul.py) for many rows and at least one block."""
+    rows = len(hi)
+    x = scratch_for(rows, planes, hi.shape[1])
     if planes == 2:
-        planes_many(w, base, begin, end, hi, lo, sums_hi, sums_lo, 0, rows, scale, out, every, x)
-        return
-    size = rows_at_once(rows, 1, width)
-    for first in range(0, rows, size):
-        chunk = every[first : first + size]
-        pack_rows(x, hi, sums_hi, chunk)
-        job = (w, base, begin, end, width, first, scale, out)
-        multiply_matrix(
-            x, tiles_of(len(chunk), 1), len(chunk), width, w, base, begin, end, finish_rows, job
-        )
+        order = np.arange(rows)
+        planes_group(x, w, base, begin, end, hi, lo, sums_hi, sums_lo, scale, out, order, 0, rows)
+        keep(order)
+    else:
+        rows_group(x, w, base, begin, end, hi, sums_hi, scale, out)
+    keep(x)

@@ -119,9 +119,11 @@ def _splat_ir(builder: Any, scalar: Any, vec: ir.VectorType) -> Any:
 
 @intrinsic
 def place(typing: Any, array: Any, offset: Any) -> Any:
-    """The place `offset` bytes into an array: taken by loads instead of an array, where it may be one of two.
+    """The place `offset` bytes into an array, or further on from a place; loads and stores take either.
 
-    It does not keep the array alive.
+    For inner loops that carry their operands in tuples, or choose between two arrays: a place is an address
+    and nothing more. It does not keep its array alive; an argument of the kernel outlives it, an array made
+    in the kernel needs `keep` after the last use of its places.
     """
     _require_contiguous(array)
 
@@ -129,6 +131,12 @@ def place(typing: Any, array: Any, offset: Any) -> Any:
         return address(context, builder, sig.args[0], args[0], args[1], I8)
 
     return PLACE(array, types.intp), generate
+
+
+@intrinsic
+def keep(typing: Any, array: Any) -> Any:
+    """Nothing, except that an array which is used here cannot have been freed before."""
+    return types.void(array), lambda context, builder, sig, args: context.get_dummy_value()
 
 
 @intrinsic
