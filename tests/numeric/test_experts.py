@@ -129,6 +129,24 @@ def test_any_split_gives_the_same_rows(rng, same_bits, kinds):
         same_bits(split, whole)
 
 
+@pytest.mark.parametrize("kinds", [[INT8], [INT4], [INT8, INT4, INT4]], ids=["int8", "int4", "mixed"])
+@pytest.mark.parametrize("width", [64, 192, 320])
+def test_whole_groups_in_one_call_give_the_same_rows(rng, same_bits, kinds, width):
+    """Widths whose blocks fill tiles of eight, and leave some over; groups of one to several rows."""
+    weights = random_experts(rng, 4, 256, width, kinds)
+    x, pairs = activations(rng, 7, 256), drawn_pairs(rng, 7, 4, 3)
+    count, out = len(pairs), np.full((len(pairs), 256), np.nan, F)
+    q, scale, sums = oracle.quantise_rows(x)
+    planes = (np.zeros((count, width), np.int8), np.zeros((count, width), np.int8))
+    sums_of = (np.zeros((count, width // 64), np.int32), np.zeros((count, width // 64), np.int32))
+    scratch = (np.full((count, width), np.nan, F), *planes, *sums_of, np.zeros(count, F))
+    blobs = (weights.blob, weights.base[pairs.experts], weights.down_offset)
+    for begin, end in in_parts(len(pairs.experts), [1, 2]):
+        where = (pairs.group_start, pairs.row_of, q, sums, scale)
+        experts.ffn_int(*blobs, *where, *scratch, out, pairs.order, begin, end)
+    same_bits(out, run(weights, x, pairs, 256, width))
+
+
 @pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS.keys())
 def test_special_rows(rng, same_bits, kinds):
     """Zeros, signed zeros, denormals, a ×1000 spike, the clamp of exp on both sides."""

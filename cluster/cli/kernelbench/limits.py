@@ -24,6 +24,8 @@ DOT_TURNS = 200_000
 
 THREADS = (1, 2)
 
+TERA, GIGA = 1e12, 1e9
+
 
 def seconds(call: Callable[[], None]) -> float:
     start = time.perf_counter()
@@ -58,8 +60,9 @@ class Reader:
 
     def results(self) -> list[Result]:
         name = f"kernels.limits.read_bandwidth.threads{self._workers.threads}"
-        best = [result(name, self.rates[self.streams], "bytes/s")]
-        return best + [result(f"{name}.streams{n}", rates, "bytes/s") for n, rates in self.rates.items()]
+        giga = {streams: [rate / GIGA for rate in rates] for streams, rates in self.rates.items()}
+        best = [result(name, giga[self.streams], "GB/s")]
+        return best + [result(f"{name}.streams{n}", rates, "GB/s") for n, rates in giga.items()]
 
 
 class Registers:
@@ -94,7 +97,8 @@ def register_results(runs: int, say: Callable[[str], None]) -> list[Result]:
     for isa in jit.supported_isas():
         say(f"integer rate between registers, {isa}")
         for threads, rates in _rates_of(isa, runs).items():
-            found.append(result(f"kernels.limits.dot_rate.{isa}.threads{threads}", rates, "ops/s"))
+            tera = [rate / TERA for rate in rates]
+            found.append(result(f"kernels.limits.dot_rate.{isa}.threads{threads}", tera, "Tops/s"))
     return found
 
 

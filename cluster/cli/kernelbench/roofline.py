@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.cli.kernelbench.limits import GIGA, TERA
 from cluster.errors import MoemeshError
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ COLOURS = {"int8 experts": "#1f6f8b", "int4 experts": "#c8553d", "int8": "#6aa84
 MARKERS = {"olmoe": "o", "qwen3": "s", "mixtral": "^", "deepseek": "D", "projection": "P", "head": "X"}
 """By its end."""
 
-TERA, GIGA = 1e12, 1e9
+X_RANGE = (1.5, 2000.0)
+"""Operations a byte: one row of int8 is two, 256 rows of int4 a thousand."""
 
 
 def draw(kernels: Kernels, path: Path) -> None:
@@ -41,57 +43,64 @@ def draw(kernels: Kernels, path: Path) -> None:
     figure = Figure(figsize=(13, 6.2), layout="constrained")
     panels = figure.subplots(1, len(kernels.rates), sharey=True, squeeze=False)[0]
     for axes, threads in zip(panels, sorted(kernels.rates), strict=True):
-        _roof(axes, kernels, threads)
-        _points(axes, kernels, threads)
-        axes.set_title(f"{threads} thread" + "s" * (threads > 1))
-        axes.set_xlabel("operations for each byte of weights")
-    panels[0].set_ylabel("10¹² operations a second (int8, a multiply-add is two)")
+        points = [point for point in kernels.points if point.threads == threads]
+        _roof(axes, threads, kernels.rates[threads], kernels.bandwidths[threads])
+        _points(axes, points)
+        _columns(axes, points, kernels.rates[threads], kernels.bandwidths[threads])
+    rates = [point.rate for point in kernels.points]
+    panels[0].set_ylim(0.6 * min(rates) / TERA, 2 * max(kernels.rates.values()) / TERA)
+    panels[0].set_ylabel("10¹² int8 operations a second; a multiply-add is two")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
 
 
-def _roof(axes: Any, kernels: Kernels, threads: int) -> None:
-    rate, bandwidth = kernels.rates[threads], kernels.bandwidths[threads]
-    ridge, low, high = rate / bandwidth, 1.5, 2000
-    x = [low, ridge, high]
-    axes.loglog(x, [low * bandwidth / TERA, rate / TERA, rate / TERA], color="0.25", lw=1.8, zorder=1)
-    axes.fill_between(x, [low * bandwidth / TERA, rate / TERA, rate / TERA], 1e-3, color="0.95", zorder=0)
+def _roof(axes: Any, threads: int, rate: float, bandwidth: float) -> None:
+    low, high = X_RANGE
+    x, y = [low, rate / bandwidth, high], [low * bandwidth / TERA, rate / TERA, rate / TERA]
+    axes.loglog(x, y, color="0.25", lw=1.8, zorder=1)
+    axes.fill_between(x, y, 1e-6, color="0.96", zorder=0)
     axes.set_xlim(low, high)
-    axes.set_ylim(0.015, 12)
-    axes.text(high / 1.1, rate / TERA * 1.06, f"registers {rate / TERA:.2f}", ha="right", va="bottom")
-    axes.text(
-        low * 1.15,
-        low * bandwidth / TERA * 1.5,
-        f"memory {bandwidth / GIGA:.1f} GB/s",
-        rotation=_angle(axes),
-        rotation_mode="anchor",
-        transform_rotates_text=True,
-    )
-    axes.grid(which="major", color="0.9", lw=0.6)
+    axes.set_xlabel("operations for each byte of weights")
+    limits = f"memory {bandwidth / GIGA:.1f} GB/s, registers {rate / TERA:.2f}·10¹²/s"
+    axes.set_title(f"{threads} thread{'s' * (threads > 1)}: {limits}", fontsize=11)
+    axes.grid(which="major", color="0.88", lw=0.6)
 
 
-def _angle(axes: Any) -> float:
-    """Degrees of a line of slope one in data: the picture's own, so it stays beside the roof."""
-    return 45.0
-
-
-def _points(axes: Any, kernels: Kernels, threads: int) -> None:
-    """A marker a kernel; rows are written at the points of OLMoE's experts: the same columns hold for all."""
+def _points(axes: Any, points: list[Point]) -> None:
+    """A marker a kernel, one shape a model or matrix, one colour a kind."""
     series: dict[str, list[Point]] = {}
-    for point in kernels.points:
-        if point.threads == threads:
-            series.setdefault(point.series, []).append(point)
-    for name, points in series.items():
-        colour = next(c for start, c in COLOURS.items() if name.startswith(start))
+    for point in points:
+        series.setdefault(point.series, []).append(point)
+    for name, members in series.items():
+        colour = _colour(name)
         marker = next(m for end, m in MARKERS.items() if name.endswith(end))
-        x, y = [p.intensity for p in points], [p.rate / TERA for p in points]
-        axes.loglog(x, y, marker, color=colour, label=name, ms=7, mec="white", mew=0.6, alpha=0.9)
-        if name.endswith("olmoe"):
-            below = name.startswith("int8")
-            for point in points:
-                place = (point.intensity, point.rate / TERA)
-                offset, side = ((6, -3), "left") if below else ((-6, 2), "right")
-                axes.annotate(
-                    point.label, place, offset, textcoords="offset points", ha=side, fontsize=8, color=colour
-                )
+        x, y = [p.intensity for p in members], [p.rate / TERA for p in members]
+        axes.loglog(x, y, marker, color=colour, label=name, ms=7.5, mec="white", mew=0.7, alpha=0.9)
+
+
+def _columns(axes: Any, points: list[Point], rate: float, bandwidth: float) -> None:
+    """Rows an expert, once for all models: int4 above the roof, int8 below the lowest marker."""
+    columns: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        kind, is_experts, _ = point.series.partition(" experts")
+        if is_experts:
+            columns.setdefault((kind, point.label), []).append(point)
+    for (kind, label), members in columns.items():
+        x = members[0].intensity
+        above = kind == "int4"
+        y = min(rate, x * bandwidth) if above else min(point.rate for point in members)
+        axes.annotate(
+            label,
+            (x, y / TERA),
+            (0, 4 if above else -8),
+            textcoords="offset points",
+            ha="right" if above and x * bandwidth < rate else "center",
+            va="bottom" if above else "top",
+            fontsize=8.5,
+            color=_colour(members[0].series),
+        )
+
+
+def _colour(series: str) -> str:
+    return next(colour for start, colour in COLOURS.items() if series.startswith(start))

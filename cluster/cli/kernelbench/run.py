@@ -149,7 +149,7 @@ def expert_cases(
     experts = min(blobs.count, max(shape.top_k, PREFILL_BYTES // blobs.size))
     for rows in preset.prefill_rows:
         against = ROOF if rows < 256 else RATE
-        target = PREFILL_TARGETS.get((jit.ISA, against), NO_TARGET)
+        target = PREFILL_TARGETS.get((jit.ISA, against), NO_TARGET) if judged else NO_TARGET
         id = f"{kind}_prefill.{jit.ISA}.{against}.rows{rows}.{tail}"
         yield experts_case(id, against, here.workers, blobs, shape, rows, experts, target)
 
