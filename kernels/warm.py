@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from kernels import attention, experts, gate, jit, matmul, norm, permute, quantise, rope, sampling
+from kernels import attention, experts, fused, gate, jit, matmul, norm, permute, quantise, rope, sampling
 
-MODULES = (attention, experts, gate, matmul, norm, permute, quantise, rope, sampling)
+MODULES = (attention, experts, fused, gate, matmul, norm, permute, quantise, rope, sampling)
 
 
 def compile_all(progress: Callable[[int, int, str], None] | None = None) -> int:
