@@ -130,3 +130,12 @@ def test_another_model_is_no_reference(library: Library, text: Path, tmp_path: P
     other = tiny_library(tmp_path, "olmoe-gqa-normed")
     with pytest.raises(InvalidRequest, match="not the same model"):
         invoke("score", text, "--model", library.path, "--reference", other.path)
+
+
+def test_an_int8_kv_cache_can_be_chosen(library: Library, text: Path) -> None:
+    arguments = ["score", text, "--local", "--model", library.path, "--json"]
+    bf16, int8 = (json.loads(invoke(*arguments, "--kv", kind)) for kind in ("bf16", "int8"))
+    assert bf16["logprobs"] == json.loads(invoke(*arguments))["logprobs"]
+    assert int8["logprobs"] != bf16["logprobs"]
+    assert int8["perplexity"] == pytest.approx(bf16["perplexity"], rel=0.02)
+    assert generated(library, "--kv", "int8")["completion_tokens"] > 0

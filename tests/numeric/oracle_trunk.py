@@ -25,6 +25,19 @@ def from_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def to_int8(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Heads [..., width] to integers and a scale each: s = absmax / 127, q = roundeven(x · (127 / absmax)).
+
+    In float32, operation by operation as the contract says it; a head below 2^-100 is zero.
+    """
+    top = np.abs(x).max(-1)
+    zero = top < np.float32(2.0**-100)
+    safe = np.where(zero, np.float32(1), top)
+    factor = np.where(zero, np.float32(0), np.float32(127) / safe)[..., None]
+    q = np.clip(np.rint(x * factor), -127, 127).astype(np.int8)
+    return q, np.where(zero, np.float32(0), top / np.float32(127))
+
+
 def rms_norm(x: F64, weight: F64, eps: float, width: int) -> F64:
     """x [..., ≥ width]: the mean of squares is over the true width."""
     mean = (x.astype(np.float64) ** 2).sum(-1, keepdims=True) / width
@@ -167,3 +180,43 @@ class Pages:
         k = self.k[self.table].transpose(0, 2, 4, 1, 3).reshape(-1, heads, self.padded)[: self.tokens]
         v = self.v[self.table].transpose(0, 2, 1, 3).reshape(-1, heads, self.padded)[: self.tokens]
         return (from_bf16(k), from_bf16(v)) if self.bf16 else (k, v)
+
+
+class Int8Pages:
+    """The same in int8: a scale for every token and head beside the pages; unwritten scales hold NaN."""
+
+    def __init__(self, tokens: int, kv_heads: int, head_dim: int, page_size: int, seed: int = 0) -> None:
+        self.width, self.padded = head_dim, -(-head_dim // 16) * 16
+        self.page_size, self.tokens = page_size, tokens
+        used = -(-tokens // page_size)
+        total = used + 2
+        self.k = np.full((total, kv_heads, page_size // 16, self.padded, 16), 85, np.int8)
+        self.v = np.full((total, kv_heads, page_size, self.padded), 85, np.int8)
+        self.k_scales = np.full((total, kv_heads, page_size), np.nan, np.float32)
+        self.v_scales = self.k_scales.copy()
+        self.table = np.random.default_rng(seed).permutation(total)[:used].astype(np.int32)
+
+    def slots(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.table[positions // self.page_size].astype(np.int64) * self.page_size + (
+            positions % self.page_size
+        )
+
+    def write(self, k: NDArray[np.float32], v: NDArray[np.float32], first: int = 0) -> None:
+        """Put keys and values [tokens, kv_heads, head_dim] of positions first … in place, head by head."""
+        (qk, sk), (qv, sv) = to_int8(k), to_int8(v)
+        for t, slot in enumerate(self.slots(np.arange(first, first + len(k)))):
+            page, at = divmod(int(slot), self.page_size)
+            for pages, new in ((self.k[page, :, at // 16, :, at % 16], qk[t]), (self.v[page, :, at], qv[t])):
+                pages[:] = 0
+                pages[:, : self.width] = new
+            self.k_scales[page, :, at], self.v_scales[page, :, at] = sk[t], sv[t]
+
+    def read(self) -> tuple[F64, F64]:
+        """Stored keys and values, [tokens, kv_heads, padded head_dim]."""
+        heads = self.k.shape[1]
+        k = self.k[self.table].transpose(0, 2, 4, 1, 3).reshape(-1, heads, self.padded)
+        v = self.v[self.table].transpose(0, 2, 1, 3).reshape(-1, heads, self.padded)
+        scales = (s[self.table].transpose(0, 2, 1).reshape(-1, heads) for s in (self.k_scales, self.v_scales))
+        values = (x * s[..., None].astype(np.float64) for x, s in zip((k, v), scales, strict=True))
+        keys, found = (x[: self.tokens] for x in values)
+        return keys, found

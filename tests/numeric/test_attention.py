@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numeric import oracle_trunk as oracle
 
-from kernels.attention import BLOCK, attend
+from kernels.attention import BLOCK, attend, attend_int8
 
 F = np.float32
 
@@ -216,3 +216,72 @@ def test_a_later_token_of_the_run_that_holds_nan_stays_alone(same_bits):
     poisoned = together(sequence, pages, range(80, 100), 0, 32)
     same_bits(poisoned[:10], clean[:10])
     assert not np.isfinite(poisoned[10:]).all(axis=(1, 2)).any()
+
+
+class TestInt8Pages:
+    """The same promises over int8 pages, whose scales belong to a token and a head, never to a page."""
+
+    def pages(self, sequence, page_size=64, seed=0):
+        made = oracle.Int8Pages(sequence.tokens, sequence.kv_heads, sequence.width, page_size, seed)
+        made.write(sequence.k, sequence.v)
+        return made
+
+    def run(self, sequence, pages, positions, window=0, rows=8, ranges=None):
+        positions = np.asarray(positions, np.int64)
+        q = np.ascontiguousarray(sequence.padded_q()[positions])
+        out = np.full((len(positions), sequence.heads * pages.padded), np.nan, F)
+        scores = np.full((rows, -(-sequence.tokens // BLOCK) * BLOCK), np.nan, F)
+        stored = (pages.k, pages.v, pages.k_scales, pages.v_scales)
+        places = (pages.table[None], np.zeros(len(positions), np.int64), positions, window, sequence.scale)
+        for begin, end in ranges or [(0, len(positions) * sequence.kv_heads)]:
+            attend_int8(q, *stored, *places, out, scores, begin, end)
+        return out.reshape(len(positions), sequence.heads, pages.padded)
+
+    @pytest.mark.parametrize("window", [0, 17, 64])
+    @pytest.mark.parametrize("page_size", [16, 48, 64])
+    def test_agrees_with_float64_at_every_edge(self, page_size, window):
+        sequence = Sequence(257)
+        pages = self.pages(sequence, page_size)
+        out = self.run(sequence, pages, EDGES, window)
+        for at, position in enumerate(EDGES):
+            difference = out[at, :, : sequence.width] - exact(sequence, pages, position, window)
+            assert np.abs(difference).max() <= 4e-6, (position, window)
+
+    @pytest.mark.parametrize("width", [8, 16, 40, 64, 128])
+    @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (6, 2), (8, 1)])
+    def test_pages_company_and_splits_do_not_change_a_bit(self, same_bits, width, heads, kv_heads):
+        sequence = Sequence(140, heads, kv_heads, width)
+        pages = self.pages(sequence, 64)
+        alone = np.concatenate([self.run(sequence, pages, [at]) for at in range(140)])
+        for page_size, rows in ((16, 8), (48, 13), (128, 32)):
+            same_bits(
+                self.run(sequence, self.pages(sequence, page_size, page_size), range(140), 0, rows), alone
+            )
+        split = [(77, 140 * kv_heads), (0, 3), (3, 77)]
+        same_bits(self.run(sequence, pages, range(140), 0, 16, split), alone)
+
+    def test_the_numbers_are_near_those_of_float_pages(self):
+        """And not equal to them: a kernel that reads the wrong pages or scales would be far away."""
+        sequence = Sequence(200, width=64)
+        floats = run(sequence, sequence.pages(), [199])[0]
+        found = self.run(sequence, self.pages(sequence), [199])
+        assert 1e-5 < np.abs(found - floats).max() < 2e-2
+
+    def test_a_zero_head_has_scale_zero_and_stays_out(self, same_bits):
+        sequence = Sequence(70)
+        sequence.k[5], sequence.v[5] = 0, 0
+        pages = self.pages(sequence)
+        out = self.run(sequence, pages, [69])
+        assert np.abs(out[0, :, :32] - exact(sequence, pages, 69)).max() <= 4e-6
+
+    @pytest.mark.parametrize("window", [0, 40])
+    def test_scales_that_are_not_visible_are_never_read_into_a_result(self, same_bits, window):
+        sequence = Sequence(150)
+        pages = self.pages(sequence)
+        clean = self.run(sequence, pages, [100], window)
+        hidden = list(range(101, 150)) + (list(range(101 - window)) if window else [])
+        for filler in (np.nan, np.inf, 1e30):
+            for token in hidden:
+                page, at = divmod(int(pages.slots(np.array([token]))[0]), 64)
+                pages.k_scales[page, :, at] = pages.v_scales[page, :, at] = filler
+            same_bits(self.run(sequence, pages, [100], window), clean)

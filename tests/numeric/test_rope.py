@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 from numeric import oracle_trunk as oracle
 
 from kernels import maths
-from kernels.rope import QK_FULL, QK_HEAD, QK_NONE, prepare_qkv
+from kernels.rope import QK_FULL, QK_HEAD, QK_NONE, prepare_qkv, prepare_qkv_int8
 
 F = np.float32
 EPS = F(1e-6)
@@ -170,3 +170,63 @@ def test_mutations_are_seen(mutation):
     settings = {"mode": QK_HEAD, "clip": 1.5, "bias": True, "first": 3}
     right, wrong = Case(**settings).run()[0], Case(**(settings | mutation)).run()[0]
     assert np.abs(right - wrong).max() > 1e-2
+
+
+class TestInt8Pages:
+    def run(self, case, ranges=None):
+        pages = oracle.Int8Pages(case.last, case.kv_heads, case.width, case.page_size)
+        qkv = np.ascontiguousarray(case.pad(case.qkv).reshape(-1, case.rows * pages.padded))
+        q_out, finite = (
+            np.full((case.tokens, case.heads, pages.padded), 7, F),
+            np.full(case.tokens, 9, np.uint8),
+        )
+        flat = [
+            case.pad(x).ravel() if x.size else NOTHING for x in (case.bias_values, case.q_norm, case.k_norm)
+        ]
+        stored = (pages.k, pages.v, pages.k_scales, pages.v_scales)
+        for begin, end in ranges or [(0, case.tokens)]:
+            prepare_qkv_int8(
+                *(qkv, *flat, case.mode, F(case.clip), EPS, case.width, case.cos, case.sin, case.positions),
+                *(pages.slots(case.positions), *stored, q_out, finite, begin, end),
+            )
+        return q_out, pages, finite
+
+    @pytest.mark.parametrize("case", CASES, ids=str)
+    def test_integers_and_scales_are_those_of_the_float_cache(self, same_bits, case):
+        """Quantised head by head from the float32 that other caches store; the queries stay as they are."""
+        q_out, pages, finite = self.run(case)
+        wanted_q, floats, _ = replace(case, bf16=False).run()
+        same_bits(q_out, wanted_q)
+        assert (finite == 1).all()
+        wanted = oracle.Int8Pages(case.last, case.kv_heads, case.width, case.page_size)
+        wanted.write(*(x[case.first :, :, : case.width] for x in floats.read()), case.first)
+        slots = wanted.slots(case.positions)
+        page, at = slots // case.page_size, slots % case.page_size
+        for name in ("v", "k_scales", "v_scales"):
+            same_bits(getattr(pages, name)[page, :, at], getattr(wanted, name)[page, :, at])
+        same_bits(pages.k[page, :, at // 16, :, at % 16], wanted.k[page, :, at // 16, :, at % 16])
+
+    def test_tokens_do_not_depend_on_the_split(self, same_bits):
+        case = CASES[3]
+        whole, parts = self.run(case)[1], self.run(case, [(23, case.tokens), (0, 23)])[1]
+        for name in ("k", "v", "k_scales", "v_scales"):
+            same_bits(getattr(parts, name), getattr(whole, name))
+
+    def test_zero_and_tiny_heads_have_scale_zero(self):
+        case = Case(tokens=2)
+        case.qkv[0], case.qkv[1] = 0, 1e-36
+        _, pages, finite = self.run(case)
+        slots = pages.slots(case.positions)
+        assert finite.tolist() == [1, 1]
+        for scales in (pages.k_scales, pages.v_scales):
+            assert (scales[slots // 64, :, slots % 64] == 0).all()
+        assert (pages.v[slots // 64, :, slots % 64] == 0).all()
+
+    def test_a_token_that_is_not_finite_is_stored_as_zero(self):
+        case = Case()
+        case.qkv[2, 0, 5] = np.nan
+        _, pages, finite = self.run(case)
+        slot = int(pages.slots(case.positions)[2])
+        assert finite.tolist() == [1, 1, 0, 1, 1]
+        assert (pages.k_scales[slot // 64, :, slot % 64] == 0).all()
+        assert (pages.v[slot // 64, :, slot % 64] == 0).all()

@@ -14,6 +14,7 @@ from cluster.cli.chat import StopAt, transcript
 from cluster.cli.client import default_address
 from cluster.cli.completion import Recorder
 from cluster.cli.score import read_text
+from cluster.config import KvType
 from cluster.errors import InvalidRequest
 from cluster.gateway.admission import Wishes
 
@@ -80,3 +81,12 @@ def test_a_text_must_be_utf8_and_not_empty(tmp_path: Path) -> None:
     file.write_bytes(b"")
     with pytest.raises(InvalidRequest, match="empty"):
         read_text(file)
+
+
+@pytest.mark.parametrize(
+    ("variant", "kv", "words"), [("int4", None, "one variant"), ("", KvType.int8, "moemesh up --kv")]
+)
+def test_what_the_cluster_has_decided_is_not_asked_of_it(variant: str, kv: KvType | None, words: str) -> None:
+    with pytest.raises(typer.BadParameter, match=words):
+        options.refuse_without_local(variant, kv)
+    options.refuse_without_local("", None)
