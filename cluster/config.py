@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 MiB = 1 << 20
+
+
+class KvType(StrEnum):
+    """What a router stores K and V in; a float trunk keeps them in float32 whatever is asked for."""
+
+    bf16 = "bf16"
+    int8 = "int8"
 
 
 @dataclass(frozen=True)
@@ -12,6 +20,7 @@ class EngineConfig:
     """The router's engine: batching, KV pages and queues.
 
     page_tokens: tokens a KV page, a multiple of 16.
+    kv: type of the KV cache; int8 holds twice the tokens in a budget and changes the output's bits.
     kv_bytes: budget of the KV cache over all layers.
     chunk_tokens: most prompt tokens prefilled in one step, over all sequences.
     max_running: most sequences in a batch.
@@ -22,6 +31,7 @@ class EngineConfig:
     """
 
     page_tokens: int = 64
+    kv: KvType = KvType.bf16
     kv_bytes: int = 64 * MiB
     chunk_tokens: int = 512
     max_running: int = 64

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
 """Attention of each token over its sequence's KV pages: grouped queries, causal, optionally windowed.
 
 The bits depend on the token's position and the stored keys and values alone. Per head:
@@ -10,14 +11,22 @@ The bits depend on the token's position and the stored keys and values alone. Pe
         o  += sum of p_j v_j                one FMA chain over the block's tokens, lanes = width
     out = o / l
 
+int8 pages have a scale for every token and head: s_j = scale · (c_j · (q · k_j)), and v_j is weighed by
+p_j d_j, with the scales c of keys and d of values.
+
 Slots that are not visible (later tokens, tokens before the window, stale pages) are skipped, never
 multiplied by zero: a stale page may hold NaN.
+
+A *row* below is one query head of one token. Rows that read the same kv head of the same sequence (the
+heads of a group, consecutive tokens of a prefill) are computed together, so that a tile of keys or values is
+loaded once for eight of them; no row's arithmetic depends on which others share its loads.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from kernels.attention_tiles import ROWS, places, score_1, score_8, weigh_1x1, weigh_1x4, weigh_8x2
 from kernels.jit import (
     F32,
     F32_2,
@@ -33,85 +42,56 @@ from kernels.jit import (
     inline,
     kernel,
 )
+from kernels.kv import I8_4R, I8_5R, key_tiles, value_tiles, weigh_by_scales
 from kernels.maths import exp_f32x16
-from kernels.simd import (
-    fma,
-    load_f32,
-    load_f32x16,
-    max_f32,
-    reduce_add_f32,
-    reduce_max_f32,
-    splat_f32,
-    store_f32x16,
-)
-from kernels.simd.elements import load_elements, select_first
+from kernels.simd import load_f32x16, max_f32, reduce_add_f32, reduce_max_f32, splat_f32, store_f32x16
+from kernels.simd.elements import select_first
 
 BLOCK = 64
 """Tokens whose softmax sums are formed together; aligned to absolute position, whatever the page size."""
 
-_TILE = 16
 _ZERO = np.float32(0.0)
 _LOWEST = np.float32(-np.inf)
 
 
 @inline
-def _key_tile(k_pages, page_table, row, head, token):  # type: ignore[no-untyped-def]
-    """First element of the [Dp, 16] tile that holds `token`."""
-    _, kv_heads, tiles, padded, _ = k_pages.shape
-    tile = token // _TILE
-    page = np.int64(page_table[row, tile // tiles])
-    return ((page * kv_heads + head) * tiles + tile % tiles) * padded * _TILE
+def start_of(stop, window):
+    """First position that a token sees whose last one is stop - 1."""
+    return max(stop - window, 0) if window > 0 else 0
 
 
 @inline
-def _value_row(v_pages, page_table, row, head, token):  # type: ignore[no-untyped-def]
-    _, kv_heads, size, padded = v_pages.shape
-    page = np.int64(page_table[row, token // size])
-    return ((page * kv_heads + head) * size + token % size) * padded
-
-
-@inline
-def _score_block(q, q_byte, k_pages, a, b, c, d, scale, scores, place):  # type: ignore[no-untyped-def]
-    """scores[place …] = scale · (q · k) of four tiles starting at elements a, b, c, d."""
-    s0, s1, s2, s3 = splat_f32(_ZERO), splat_f32(_ZERO), splat_f32(_ZERO), splat_f32(_ZERO)
-    for i in range(k_pages.shape[3]):
-        x = splat_f32(load_f32(q, q_byte + i * 4))
-        s0 = fma(x, load_elements(k_pages, a + i * _TILE), s0)
-        s1 = fma(x, load_elements(k_pages, b + i * _TILE), s1)
-        s2 = fma(x, load_elements(k_pages, c + i * _TILE), s2)
-        s3 = fma(x, load_elements(k_pages, d + i * _TILE), s3)
-    factor = splat_f32(scale)
-    store_f32x16(scores, place, s0 * factor)
-    store_f32x16(scores, place + 64, s1 * factor)
-    store_f32x16(scores, place + 128, s2 * factor)
-    store_f32x16(scores, place + 192, s3 * factor)
-
-
-@inline
-def _score(q, q_byte, group, k_pages, page_table, row, head, start, stop, scale, scores):  # type: ignore[no-untyped-def]
-    """Scores of tokens start <= j < stop for `group` query heads; column j - start aligned down to BLOCK."""
+def score(q, q_at, strips, strip_step, rows, row_step, k_pages, k_scales, place, start, stop, scale, scores):
+    """Scores of tokens start <= j < stop for every row; column j - start aligned down to BLOCK."""
     origin = start // BLOCK * BLOCK
-    padded, line = k_pages.shape[3], scores.shape[1] * 4
+    line = scores.shape[1] * 4
     for block in range(origin, stop, BLOCK):
-        # A tile outside [start, stop) may have no page: the nearest one that has stands in and is masked.
-        a = _key_tile(k_pages, page_table, row, head, min(max(block, start), stop - 1))
-        b = _key_tile(k_pages, page_table, row, head, min(max(block + 16, start), stop - 1))
-        c = _key_tile(k_pages, page_table, row, head, min(max(block + 32, start), stop - 1))
-        d = _key_tile(k_pages, page_table, row, head, min(max(block + 48, start), stop - 1))
-        for g in range(group):
-            place = g * line + (block - origin) * 4
-            _score_block(q, q_byte + g * padded * 4, k_pages, a, b, c, d, scale, scores, place)
+        tiles, column = key_tiles(k_pages, place, block, start, stop), (block - origin) * 4
+        for strip in range(strips):
+            row = 0
+            while row < rows:
+                q_row, s_row = q_at + strip * strip_step + row * row_step, (strip * rows + row) * line
+                if rows - row == 1:
+                    score_1(q, q_row, k_pages, k_scales, tiles, scale, scores, s_row + column)
+                else:
+                    q_rows = places(q_row, row_step, rows - row)
+                    s_rows = places(s_row, line, rows - row)
+                    for half in range(2):
+                        a, b = (tiles[2], tiles[3]) if half else (tiles[0], tiles[1])
+                        at = column + 128 * half
+                        score_8(q, q_rows, k_pages, k_scales, a, b, scale, scores, s_rows, at)
+                row += ROWS
 
 
 @inline
-def _normalise(scores, g, before, visible, columns):  # type: ignore[no-untyped-def]
+def normalise(scores, row, before, visible, columns):
     """Turn a row of scores into p = exp(s - max), zero where masked, in place.
 
     Columns before <= j < visible are seen, out of `columns` (a multiple of BLOCK).
     """
-    line = g * scores.shape[1] * 4
+    line = row * scores.shape[1] * 4
     for j in range(before):
-        scores[g, j] = _LOWEST
+        scores[row, j] = _LOWEST
     lowest, zero = splat_f32(_LOWEST), splat_f32(_ZERO)
     best = lowest
     for j in range(0, visible, 16):
@@ -121,119 +101,192 @@ def _normalise(scores, g, before, visible, columns):  # type: ignore[no-untyped-
         p = exp_f32x16(load_f32x16(scores, line + j * 4) - top)
         store_f32x16(scores, line + j * 4, select_first(visible - j, p, zero))
     for j in range(before):
-        scores[g, j] = _ZERO
+        scores[row, j] = _ZERO
 
 
 @inline
-def _sum_block(scores, byte):  # type: ignore[no-untyped-def]
+def sum_block(scores, byte):
     low = load_f32x16(scores, byte) + load_f32x16(scores, byte + 128)
     high = load_f32x16(scores, byte + 64) + load_f32x16(scores, byte + 192)
     return reduce_add_f32(low + high)
 
 
 @inline
-def _weigh_four(scores, line, v_pages, page_table, row, head, origin, start, stop, column, out, place):  # type: ignore[no-untyped-def]
-    """o += sum of p_j v_j over start <= j < stop, columns column … column + 63 of the head."""
-    width = v_pages.shape[3]
-    o0, o1, o2, o3 = splat_f32(_ZERO), splat_f32(_ZERO), splat_f32(_ZERO), splat_f32(_ZERO)
-    token = start
-    while token < stop:
-        tile_end = min((token // _TILE + 1) * _TILE, stop)  # a tile never crosses a page
-        v = _value_row(v_pages, page_table, row, head, token) + column
-        for j in range(token, tile_end):
-            p = splat_f32(load_f32(scores, line + (j - origin) * 4))
-            o0 = fma(p, load_elements(v_pages, v), o0)
-            o1 = fma(p, load_elements(v_pages, v + 16), o1)
-            o2 = fma(p, load_elements(v_pages, v + 32), o2)
-            o3 = fma(p, load_elements(v_pages, v + 48), o3)
-            v += width
-        token = tile_end
-    store_f32x16(out, place, load_f32x16(out, place) + o0)
-    store_f32x16(out, place + 64, load_f32x16(out, place + 64) + o1)
-    store_f32x16(out, place + 128, load_f32x16(out, place + 128) + o2)
-    store_f32x16(out, place + 192, load_f32x16(out, place + 192) + o3)
+def sum_row(scores, row, columns):
+    """The sum of p, block by block."""
+    total = _ZERO
+    for column in range(0, columns, BLOCK):
+        total += sum_block(scores, (row * scores.shape[1] + column) * 4)
+    return total
 
 
 @inline
-def _weigh_one(scores, line, v_pages, page_table, row, head, origin, start, stop, column, out, place):  # type: ignore[no-untyped-def]
-    """The same for columns column … column + 15."""
-    width = v_pages.shape[3]
-    total = splat_f32(_ZERO)
-    token = start
-    while token < stop:
-        tile_end = min((token // _TILE + 1) * _TILE, stop)
-        v = _value_row(v_pages, page_table, row, head, token) + column
-        for j in range(token, tile_end):
-            total = fma(
-                splat_f32(load_f32(scores, line + (j - origin) * 4)), load_elements(v_pages, v), total
-            )
-            v += width
-        token = tile_end
-    store_f32x16(out, place, load_f32x16(out, place) + total)
+def weigh_row(scores, byte, v_pages, tiles, first, last, out, at):
+    """out += sum of p_j v_j of one row over first <= j < last, tokens of one block. byte: of p_first."""
+    padded, column = v_pages.shape[3], 0
+    while column + 64 <= padded:
+        weigh_1x4(scores, byte, v_pages, tiles, first, last, column, out, at + column)
+        column += 64
+    while column < padded:
+        weigh_1x1(scores, byte, v_pages, tiles, first, last, column, out, at + column)
+        column += 16
 
 
 @inline
-def _weigh(scores, group, v_pages, page_table, row, head, start, stop, out, place):  # type: ignore[no-untyped-def]
-    """out = sum of p_j v_j / sum of p_j of `group` heads, block by block; `place`: the first head's byte."""
-    origin = start // BLOCK * BLOCK
+def weigh_rows(scores, byte, rows, grow, v_pages, tiles, block, origin, stop, window, out, at, step):
+    """The same for up to eight rows, over what each sees of the block: the first one's last token is
+    stop - 1, each further one sees `grow` more. byte: of the first one's p at `origin`."""
     padded, line = v_pages.shape[3], scores.shape[1] * 4
-    for i in range(0, group * padded * 4, 64):
-        store_f32x16(out, place + i, splat_f32(_ZERO))
-    for block in range(origin, stop, BLOCK):
-        first, last = max(block, start), min(block + BLOCK, stop)
-        for g in range(group):
-            at, column = place + g * padded * 4, 0
-            p = g * line
-            while column + 64 <= padded:
-                _weigh_four(
-                    scores,
-                    p,
-                    v_pages,
-                    page_table,
-                    row,
-                    head,
-                    origin,
-                    first,
-                    last,
-                    column,
-                    out,
-                    at + column * 4,
-                )
-                column += 64
-            while column < padded:
-                _weigh_one(
-                    scores,
-                    p,
-                    v_pages,
-                    page_table,
-                    row,
-                    head,
-                    origin,
-                    first,
-                    last,
-                    column,
-                    out,
-                    at + column * 4,
-                )
-                column += 16
-    for g in range(group):
-        total = _ZERO
-        for block in range(origin, stop, BLOCK):
-            total += _sum_block(scores, g * line + (block - origin) * 4)
-        divisor = splat_f32(total)
-        at = place + g * padded * 4
+    last_stop = stop + (rows - 1) * grow
+    first = max(block, start_of(stop, window))
+    last = min(block + BLOCK, last_stop)
+    plain = max(min(last, stop), first) if start_of(last_stop, window) <= first else first
+    column = 0
+    while column + 32 <= padded:
+        s_rows, o_rows = places(byte, line, rows), places(at + column, step, rows)
+        span = (first, plain, last)
+        weigh_8x2(scores, s_rows, origin * 4, v_pages, tiles, span, column, out, o_rows)
+        column += 32
+    if column < padded:
+        for row in range(rows):
+            begin = max(block, start_of(stop + row * grow, window))
+            end = min(block + BLOCK, stop + row * grow)
+            p = byte + row * line + (begin - origin) * 4
+            weigh_1x1(scores, p, v_pages, tiles, begin, end, column, out, at + row * step + column)
+
+
+@inline
+def weigh(scores, strips, strip_step, rows, row_step, grows, v_pages, place, stop, window, out, at):
+    """out = sum of p_j v_j, block by block. at: element of the first row."""
+    start, last_stop = start_of(stop, window), stop + (strips - 1) * grows[0] + (rows - 1) * grows[1]
+    origin = start // BLOCK * BLOCK
+    line = scores.shape[1] * 4
+    for block in range(origin, last_stop, BLOCK):
+        tiles = value_tiles(v_pages, place, block, start, last_stop)
+        for strip in range(strips):
+            row = 0
+            while row < rows:
+                byte, o_at = (strip * rows + row) * line, at + strip * strip_step + row * row_step
+                row_stop = stop + strip * grows[0] + row * grows[1]
+                if rows - row == 1:
+                    first, last = max(block, start_of(row_stop, window)), min(block + BLOCK, row_stop)
+                    weigh_row(scores, byte + (first - origin) * 4, v_pages, tiles, first, last, out, o_at)
+                else:
+                    few = min(rows - row, ROWS)
+                    weigh_rows(
+                        *(scores, byte, few, grows[1], v_pages, tiles, block, origin, row_stop, window),
+                        *(out, o_at, row_step),
+                    )
+                row += ROWS
+
+
+@inline
+def attend_tokens(
+    q, k_pages, v_pages, k_scales, v_scales, place, t, count, stop, window, scale, out, scores, sums
+):
+    """Outputs of `count` consecutive tokens from t on, heads of one kv head; token t sees up to stop - 1.
+
+    Rows are taken in strips at a constant step: the tokens of one head, or the heads of one token where a
+    token has more of them.
+    """
+    _, heads, padded = q.shape
+    group, head = heads // v_pages.shape[1], place[2]
+    by_token = group >= count
+    strips, rows = (count, group) if by_token else (group, count)
+    grows = (1, 0) if by_token else (0, 1)
+    q_strip, q_row = (heads * padded, padded) if by_token else (padded, heads * padded)
+    o_strip, o_row = (out.shape[1], padded) if by_token else (padded, out.shape[1])
+    q_at = (t * heads + head * group) * padded
+    o_at = t * out.shape[1] + head * group * padded
+    start, last_stop = start_of(stop, window), stop + count - 1
+    origin = start // BLOCK * BLOCK
+    columns = (last_stop - origin + BLOCK - 1) // BLOCK * BLOCK
+    score(q, q_at, strips, q_strip, rows, q_row, k_pages, k_scales, place, start, last_stop, scale, scores)
+    for row in range(strips * rows):
+        row_stop = stop + row // rows * grows[0] + row % rows * grows[1]
+        normalise(scores, row, start_of(row_stop, window) - origin, row_stop - origin, columns)
+        sums[row] = sum_row(scores, row, columns)
+        byte = row * scores.shape[1] * 4
+        weigh_by_scales(scores, byte, v_scales, v_pages, place, origin, start, last_stop)
+        at = (o_at + row // rows * o_strip + row % rows * o_row) * 4
+        for i in range(0, padded * 4, 64):
+            store_f32x16(out, at + i, splat_f32(_ZERO))
+    weigh(scores, strips, o_strip, rows, o_row, grows, v_pages, place, stop, window, out, o_at)
+    for row in range(strips * rows):
+        divisor = splat_f32(sums[row])
+        at = (o_at + row // rows * o_strip + row % rows * o_row) * 4
         for i in range(0, padded * 4, 64):
             store_f32x16(out, at + i, load_f32x16(out, at + i) / divisor)
 
 
-def _signature(k_pages: object, v_pages: object) -> object:
-    return VOID(F32_3R, k_pages, v_pages, I32_2R, I64_1R, I64_1R, INT, F32, F32_2, F32_2, INT, INT)
+@inline
+def run_length(sequence, positions, t, most):
+    """Tokens from t on, at most `most`, that follow one another in one sequence."""
+    count = 1
+    while (
+        count < most and sequence[t + count] == sequence[t] and positions[t + count] == positions[t] + count
+    ):
+        count += 1
+    return count
+
+
+@inline
+def attend_items(
+    q,
+    k_pages,
+    v_pages,
+    k_scales,
+    v_scales,
+    page_table,
+    sequence,
+    positions,
+    window,
+    scale,
+    out,
+    scores,
+    begin,
+    end,
+):
+    tokens, heads, padded = q.shape
+    kv_heads = v_pages.shape[1]
+    together = max(scores.shape[0] // (heads // kv_heads), 1)
+    sums = np.empty(scores.shape[0], np.float32)
+    item = begin
+    while item < end:
+        head, t = item // tokens, item % tokens
+        count = run_length(sequence, positions, t, min(together, min(end - item, tokens - t)))
+        place, stop = (page_table, sequence[t], head), positions[t] + 1
+        attend_tokens(
+            *(
+                q,
+                k_pages,
+                v_pages,
+                k_scales,
+                v_scales,
+                place,
+                t,
+                count,
+                stop,
+                window,
+                scale,
+                out,
+                scores,
+                sums,
+            )
+        )
+        if head == kv_heads - 1:
+            for row in range(t, t + count):
+                for i in range(heads * padded, out.shape[1]):
+                    out[row, i] = _ZERO
+        item += count
+
+
+def _signature(k_pages, v_pages, *scales):
+    return VOID(F32_3R, k_pages, v_pages, *scales, I32_2R, I64_1R, I64_1R, INT, F32, F32_2, F32_2, INT, INT)
 
 
 @kernel(_signature(U16_5R, U16_4R), _signature(F32_5R, F32_4R))
-def attend(  # type: ignore[no-untyped-def]
-    q, k_pages, v_pages, page_table, sequence, positions, window, scale, out, scores, begin, end
-):
+def attend(q, k_pages, v_pages, page_table, sequence, positions, window, scale, out, scores, begin, end):
     """Attention outputs of items begin <= item < end, an item being kv head item // T of token item % T.
 
     q: [T, heads, Dp] float32, rotated. k_pages: [pages, kv_heads, page_size / 16, Dp, 16], v_pages:
@@ -242,33 +295,47 @@ def attend(  # type: ignore[no-untyped-def]
     position. Token t sees positions max(0, p - window + 1) … p, all from 0 with window 0; their keys and
     values, its own included, are already in the pages. out: [T, ldo >= heads·Dp] float32, head h from column
     h·Dp on, columns past the last head zero. scores: this thread's scratch,
-    [heads / kv_heads, >= longest context rounded up to a multiple of BLOCK] float32.
+    [rows >= heads / kv_heads, >= longest context rounded up to a multiple of BLOCK] float32: as many rows as
+    it has, whole tokens, are computed together.
     """
-    tokens, heads, padded = q.shape
-    kv_heads = v_pages.shape[1]
-    group = heads // kv_heads
-    for item in range(begin, end):
-        head, t = item // tokens, item % tokens
-        row, stop = sequence[t], positions[t] + 1
-        start = max(stop - window, 0) if window > 0 else 0
-        origin = start // BLOCK * BLOCK
-        columns = (stop - origin + BLOCK - 1) // BLOCK * BLOCK
-        q_byte = (t * heads + head * group) * padded * 4
-        _score(q, q_byte, group, k_pages, page_table, row, head, start, stop, scale, scores)
-        for g in range(group):
-            _normalise(scores, g, start - origin, stop - origin, columns)
-        _weigh(
-            scores,
-            group,
+    attend_items(
+        *(q, k_pages, v_pages, None, None, page_table, sequence, positions, window, scale, out, scores),
+        *(begin, end),
+    )
+
+
+@kernel(_signature(I8_5R, I8_4R, F32_3R, F32_3R))
+def attend_int8(
+    q,
+    k_pages,
+    v_pages,
+    k_scales,
+    v_scales,
+    page_table,
+    sequence,
+    positions,
+    window,
+    scale,
+    out,
+    scores,
+    begin,
+    end,
+):
+    """The same over int8 pages. k_scales, v_scales: [pages, kv_heads, page_size] float32."""
+    attend_items(
+        *(
+            q,
+            k_pages,
             v_pages,
+            k_scales,
+            v_scales,
             page_table,
-            row,
-            head,
-            start,
-            stop,
+            sequence,
+            positions,
+            window,
+            scale,
             out,
-            (t * out.shape[1] + head * group * padded) * 4,
-        )
-        if head == kv_heads - 1:
-            for i in range(heads * padded, out.shape[1]):
-                out[t, i] = _ZERO
+            scores,
+        ),
+        *(begin, end),
+    )

@@ -16,8 +16,6 @@ down_offset, the down matrix over K = Fp inputs.
 
 from __future__ import annotations
 
-import numpy as np
-
 from kernels.blocks import block_at, row_scales, run_at, scales_at
 from kernels.dots import STREAMS, tile_1, tile_2, tile_4
 from kernels.jit import (
@@ -38,25 +36,11 @@ from kernels.jit import (
     splice,
 )
 from kernels.layout import ROWS
-from kernels.maths import exp_f32x16
+from kernels.prefill import MANY, down_many, gate_up_many
 from kernels.quantise import planes_of_rows
-from kernels.simd import load_f32x16, readonly, splat_f32
+from kernels.simd import load_f32x16, readonly
 from kernels.simd.wide import piece
-from kernels.tiles import chain_1, chain_4, put, put_planes, scaled
-
-ZERO = np.float32(0)
-ONE = np.float32(1)
-
-
-@inline
-def swiglu(gate, up):
-    """silu(gate) * up with silu(x) = x / (1 + exp(-x))."""
-    return gate / (splat_f32(ONE) + exp_f32x16(splat_f32(ZERO) - gate)) * up
-
-
-@inline
-def swiglu_int(gate, up, scale, gate_scales, up_scales):
-    return swiglu(scaled(gate, scale, gate_scales), scaled(up, scale, up_scales))
+from kernels.tiles import chain_1, chain_4, put, put_planes, swiglu, swiglu_int
 
 
 @inline
@@ -135,6 +119,9 @@ def gate_up_items(w, base, group_start, row_of, q, sums, scale, width_blocks, ou
         block = item % width_blocks
         pair, stop = group_start[group], group_start[group + 1]
         left = min(width_blocks - block, end - item)
+        if stop - pair >= MANY:
+            item += left
+            continue
         kind, at, step = run_at(w, base[group], 2 * block, 2 * left, STREAMS)
         if step:
             done = STREAMS // 2
@@ -153,6 +140,7 @@ def gate_up_int(w, base, group_start, row_of, q, sums, scale, width_blocks, out,
     base [G], group_start [G + 1], row_of [P] int64; q [T, Hp] int8, sums [T, Hp/64] int32, scale [T];
     width_blocks = Fp / 16; out [P, Fp] float32; items of begin..end: group * width_blocks + block.
     """
+    gate_up_many(w, base, group_start, row_of, q, sums, scale, width_blocks, out, begin, end)
     gate_up_items(w, base, group_start, row_of, q, sums, scale, width_blocks, out, begin, end)
 
 
@@ -189,6 +177,9 @@ def down_items(w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scal
         block = item % blocks
         pair, stop = group_start[group], group_start[group + 1]
         left = min(blocks - block, end - item)
+        if stop - pair >= MANY:
+            item += left
+            continue
         kind, at, step = run_at(w, base[group] + down_offset, block, left, STREAMS)
         if step:
             done = STREAMS
@@ -211,6 +202,7 @@ def down_int(w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scale,
     hi, lo [P, Fp] int8, sums_* [P, Fp/64] int32, scale [P]; out [P, Hp] float32; order [P] int64;
     items of begin..end: group * (Hp / 16) + block.
     """
+    down_many(w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scale, out, order, begin, end)
     down_items(w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scale, out, order, begin, end)
 
 
@@ -243,6 +235,7 @@ def ffn_int(
 ):
     """gate_up_int, quantise_planes and down_int of groups begin..end, one group after the other.
 
+    Every group has fewer than prefill.MANY rows.
     Arguments as theirs; inner [P, Fp] float32, hi, lo, sums_hi, sums_lo and inner_scale are scratch of which
     only the rows of these groups are touched.
     """

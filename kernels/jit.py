@@ -25,16 +25,18 @@ import llvmlite.binding
 import numba
 from numba import njit, types
 
-from kernels import hwcap
+from kernels import amx_permission, hwcap
 
 ISA_VARIABLE = "MOEMESH_ISA"
 CACHE_VARIABLE = "MOEMESH_CACHE_DIR"
 
-ISAS = ("avx512vnni", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
+ISAS = ("amx", "avx512vnni", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
 """Best first; each is a file in kernels/simd."""
 
+_AVX512_VNNI = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 _REQUIRED = {
-    "avx512vnni": ("avx512f", "avx512bw", "avx512vl", "avx512vnni"),
+    "amx": ("amx-tile", "amx-int8", *_AVX512_VNNI),
+    "avx512vnni": _AVX512_VNNI,
     "avxvnni": ("avx2", "fma", "avxvnni"),
     "avx2": ("avx2", "fma"),
     "neon_i8mm": ("neon", "dotprod", "i8mm"),
@@ -65,8 +67,11 @@ def host_features() -> frozenset[str]:
 
 
 def missing_features(isa: str) -> tuple[str, ...]:
-    """What this CPU lacks for an instruction set."""
-    return tuple(feature for feature in _REQUIRED[isa] if feature not in HOST_FEATURES)
+    """What this process lacks for an instruction set."""
+    missing = tuple(feature for feature in _REQUIRED[isa] if feature not in HOST_FEATURES)
+    if isa == "amx" and not missing and not amx_permission.request():
+        return ("the system's permission to use tiles",)
+    return missing
 
 
 def supported_isas() -> tuple[str, ...]:
@@ -81,7 +86,7 @@ def better_isas() -> dict[str, str]:
     for isa in ISAS[: ISAS.index(ISA)]:
         if isa.startswith("neon_") == arm:
             missing = ", ".join(missing_features(isa))
-            reasons[isa] = f"this CPU lacks {missing}" if missing else f"{ISA_VARIABLE} rules it out"
+            reasons[isa] = f"this machine lacks {missing}" if missing else f"{ISA_VARIABLE} rules it out"
     return reasons
 
 
@@ -200,7 +205,7 @@ def compile_all(progress: Callable[[int, int, str], None] | None = None) -> Warm
             progress(number, len(_REGISTRY), dispatcher.__name__)
         for signature in signatures:
             if signature.args not in dispatcher.overloads:
-                dispatcher.compile(signature)
+                dispatcher.compile(signature.args)
         loaded += sum(dispatcher.stats.cache_hits.values())
         compiled += sum(dispatcher.stats.cache_misses.values())
         dispatcher.disable_compile()
@@ -231,7 +236,9 @@ U16_1R, U16_2, U16_2R = array(types.uint16, 1, True), array(types.uint16, 2), ar
 I32_1, I32_1R = array(types.int32, 1), array(types.int32, 1, True)
 I32_2, I32_2R = array(types.int32, 2), array(types.int32, 2, True)
 I64_1, I64_1R = array(types.int64, 1), array(types.int64, 1, True)
+I64_2 = array(types.int64, 2)
 U64_1R = array(types.uint64, 1, True)
+U8_2R = array(types.uint8, 2, True)
 F32_1, F32_1R = array(types.float32, 1), array(types.float32, 1, True)
 F32_2, F32_2R = array(types.float32, 2), array(types.float32, 2, True)
 F32_3, F32_3R = array(types.float32, 3), array(types.float32, 3, True)

@@ -13,6 +13,7 @@ from kernels.blocks import block_at, multipliers_at, run_at, scales_at
 from kernels.dots import STREAMS, tile_1, tile_2, tile_4
 from kernels.jit import BYTES, F32_1R, F32_2, F32_2R, I8_2R, I32_1R, I32_2R, INT, VOID, inline, kernel, splice
 from kernels.layout import BF16, F32, GROUP, INT8, ROWS
+from kernels.prefill import MANY, matmul_many
 from kernels.simd import load_bf16, load_f32, load_f32x16, store_f32x16
 from kernels.tiles import chain_1, chain_4, put, put_planes, put_sums
 
@@ -64,6 +65,9 @@ def matmul_int(w, base, hi, lo, sums_hi, sums_lo, scale, planes, out, begin, end
     planes = 1: y = f32(I) * (s_a * s_row); lo and sums_lo are not part of it: pass hi and sums_hi again.
     planes = 2: y = fma(128, f32(I_hi), f32(I_lo)) * (s_a * s_row).
     """
+    if len(hi) >= MANY and begin < end:
+        matmul_many(w, base, hi, lo, sums_hi, sums_lo, scale, planes, out, begin, end)
+        return
     block = begin
     while block < end:
         kind, at, step = run_at(w, base, block, end - block, STREAMS)

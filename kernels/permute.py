@@ -103,6 +103,13 @@ def gather_int8(q, scales, rows, row_start, out):  # type: ignore[no-untyped-def
             place += 4
 
 
+@kernel(VOID(I32_2R, I32_1R, I8_2R, F32_1R, I64_1, I64_1, I32_1, U8_1, I32_1, I32_2, U8_1))
+def plan_int8(ids, owner, q, scales, row_start, pair_start, rows, counts, experts, index, out):  # type: ignore[no-untyped-def]
+    """plan_dispatch and gather_int8 in one call: the rows of most calls are few."""
+    plan_dispatch(ids, owner, row_start, pair_start, rows, counts, experts, index)
+    gather_int8(q, scales, rows, row_start, out)
+
+
 @kernel(VOID(F32_2R, I32_1R, I64_1R, U8_1))
 def gather_f32(x, rows, row_start, out):  # type: ignore[no-untyped-def]
     """The same for float32 rows, x: [T, Hp]: row r of all nodes together lies at byte r·Hp·4."""

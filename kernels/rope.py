@@ -21,14 +21,25 @@ from kernels.jit import (
     inline,
     kernel,
 )
+from kernels.kv import I8_4, I8_5, TILE, store_key, store_value
 from kernels.norm import dot32, inverse_rms
-from kernels.simd import load_f32x16, max_f32, min_f32, splat_f32, store_f32x16
-from kernels.simd.elements import store_element, store_elements
+from kernels.simd import (
+    fma,
+    load_f32,
+    load_f32x16,
+    max_f32,
+    min_f32,
+    reduce_add_f32,
+    splat_f32,
+    store_f32x16,
+)
+from kernels.simd.elements import store_f32
 
 QK_NONE, QK_HEAD, QK_FULL = 0, 1, 2
 """RMSNorm of q and k: none, over each head, over the whole projection."""
 
 _ZERO = np.float32(0.0)
+_LANES = 16
 
 
 @inline
@@ -72,59 +83,106 @@ def _norm_heads(qkv, byte, heads, padded, width, weight, mode, eps):  # type: ig
 
 
 @inline
-def _rotate_queries(qkv, t, heads, half, cos, sin, position, q_out):  # type: ignore[no-untyped-def]
-    padded = q_out.shape[2]
+def _rotate(x, byte, half, cos, sin, turn, out, place):  # type: ignore[no-untyped-def]
+    """Rotate the two halves of the head at `byte` of x into `out` from byte `place` on.
+
+    turn: byte of the position's angles. x and out do not overlap: the last vector of a half may repeat
+    lanes of the one before it.
+    """
+    if half < _LANES:
+        for i in range(0, half * 4, 4):
+            a, b = load_f32(x, byte + i), load_f32(x, byte + half * 4 + i)
+            c, s = load_f32(cos, turn + i), load_f32(sin, turn + i)
+            store_f32(out, place + i, a * c - b * s)
+            store_f32(out, place + half * 4 + i, b * c + a * s)
+    else:
+        for k in range(0, half, _LANES):
+            i = min(k, half - _LANES) * 4
+            a, b = load_f32x16(x, byte + i), load_f32x16(x, byte + half * 4 + i)
+            c, s = load_f32x16(cos, turn + i), load_f32x16(sin, turn + i)
+            store_f32x16(out, place + i, a * c - b * s)
+            store_f32x16(out, place + half * 4 + i, b * c + a * s)
+
+
+@inline
+def _rotate_token(qkv, t, half, cos, sin, position, q_out, kv_heads):  # type: ignore[no-untyped-def]
+    """Queries to q_out; keys to where the queries were: both with zeros in the padding of every head."""
+    _, heads, padded = q_out.shape
+    row, turn = t * qkv.shape[1] * 4, position * half * 4
     for head in range(heads):
-        first = head * padded
-        for i in range(half):
-            a, b = qkv[t, first + i], qkv[t, first + half + i]
-            c, s = cos[position, i], sin[position, i]
-            q_out[t, head, i] = a * c - b * s
-            q_out[t, head, half + i] = b * c + a * s
+        _rotate(qkv, row + head * padded * 4, half, cos, sin, turn, q_out, (t * heads + head) * padded * 4)
         for i in range(2 * half, padded):
             q_out[t, head, i] = _ZERO
-
-
-@inline
-def _store_keys(qkv, t, first, half, cos, sin, position, k_pages, slot):  # type: ignore[no-untyped-def]
-    """Rotate and store the keys of one token: lane slot % 16 of every [Dp, 16] tile it belongs to."""
-    _, kv_heads, tiles, padded, _ = k_pages.shape
-    page, inside = slot // (tiles * 16), slot % (tiles * 16)
     for head in range(kv_heads):
-        at = first + head * padded
-        place = ((page * kv_heads + head) * tiles + inside // 16) * padded * 16 + inside % 16
-        for i in range(half):
-            a, b = qkv[t, at + i], qkv[t, at + half + i]
-            c, s = cos[position, i], sin[position, i]
-            store_element(k_pages, place + i * 16, a * c - b * s)
-            store_element(k_pages, place + (half + i) * 16, b * c + a * s)
+        at = row + head * padded * 4
+        _rotate(qkv, at + heads * padded * 4, half, cos, sin, turn, qkv, at)
         for i in range(2 * half, padded):
-            store_element(k_pages, place + i * 16, _ZERO)
-
-
-@inline
-def _store_values(qkv, byte, v_pages, slot):  # type: ignore[no-untyped-def]
-    _, kv_heads, size, padded = v_pages.shape
-    page, inside = slot // size, slot % size
-    for head in range(kv_heads):
-        place = ((page * kv_heads + head) * size + inside) * padded
-        for i in range(0, padded, 16):
-            store_elements(v_pages, place + i, load_f32x16(qkv, byte + (head * padded + i) * 4))
+            qkv[t, head * padded + i] = _ZERO
 
 
 @inline
 def _is_finite(qkv, t):  # type: ignore[no-untyped-def]
-    total = _ZERO
-    for i in range(qkv.shape[1]):
-        total += qkv[t, i] * _ZERO  # NaN or Inf times zero is NaN, and stays
-    return total == _ZERO
+    zero = splat_f32(_ZERO)
+    total = zero
+    row = t * qkv.shape[1] * 4
+    for i in range(0, qkv.shape[1] * 4, 64):
+        total = fma(load_f32x16(qkv, row + i), zero, total)  # NaN or Inf times zero is NaN, and stays
+    return reduce_add_f32(total) == _ZERO
 
 
-def _signature(k_pages: object, v_pages: object) -> object:
+@inline
+def _prepare(  # type: ignore[no-untyped-def]
+    qkv,
+    bias,
+    q_norm,
+    k_norm,
+    qk_mode,
+    clip,
+    eps,
+    head_dim,
+    cos,
+    sin,
+    positions,
+    slots,
+    k_pages,
+    v_pages,
+    k_scales,
+    v_scales,
+    q_out,
+    finite,
+    begin,
+    end,
+):
+    _, heads, padded = q_out.shape
+    _, kv_heads, size, _ = v_pages.shape
+    half, spans = head_dim // 2, heads + 2 * kv_heads
+    row = qkv.shape[1] * 4
+    k_first = heads * padded
+    for t in range(begin, end):
+        byte = t * row
+        _add_row(qkv, byte, bias)
+        good = _norm_heads(qkv, byte, heads, padded, head_dim, q_norm, qk_mode, eps)
+        good = _norm_heads(qkv, byte + k_first * 4, kv_heads, padded, head_dim, k_norm, qk_mode, eps) and good
+        good = _is_finite(qkv, t) and good
+        finite[t] = good
+        if not good:
+            for i in range(qkv.shape[1]):
+                qkv[t, i] = _ZERO
+        if clip > _ZERO:
+            _clip_row(qkv, byte, qkv.shape[1], clip)
+        _rotate_token(qkv, t, half, cos, sin, positions[t], q_out, kv_heads)
+    # Head by head: a tile of keys has a cache line for every element of sixteen tokens' keys.
+    for first in range(begin, end, TILE):
+        for head in range(kv_heads):
+            for t in range(first, min(first + TILE, end)):
+                page, inside = slots[t] // size, slots[t] % size
+                store_key(k_pages, k_scales, page, head, inside, qkv, t * spans + head)
+                store_value(v_pages, v_scales, page, head, inside, qkv, t * spans + heads + kv_heads + head)
+
+
+def _signature(*pages: object) -> object:
     tables = (F32_2R, F32_2R, I64_1R, I64_1R)
-    return VOID(
-        F32_2, F32_1R, F32_1R, F32_1R, INT, F32, F32, INT, *tables, k_pages, v_pages, F32_3, U8_1, INT, INT
-    )
+    return VOID(F32_2, F32_1R, F32_1R, F32_1R, INT, F32, F32, INT, *tables, *pages, F32_3, U8_1, INT, INT)
 
 
 @kernel(_signature(U16_5, U16_4), _signature(F32_5, F32_4))
@@ -161,22 +219,40 @@ def prepare_qkv(  # type: ignore[no-untyped-def]
     float32 or both bf16 bits. q_out: [tokens, heads, Dp] float32. Padding of Dp is stored as zero.
     finite[t] becomes 0, and zeros are stored, where a row or its norms hold NaN or Inf; else it is 1.
     """
-    heads, padded = q_out.shape[1], q_out.shape[2]
-    kv_heads, half = v_pages.shape[1], head_dim // 2
-    row = qkv.shape[1] * 4
-    k_first, v_first = heads * padded, (heads + kv_heads) * padded
-    for t in range(begin, end):
-        byte = t * row
-        _add_row(qkv, byte, bias)
-        good = _norm_heads(qkv, byte, heads, padded, head_dim, q_norm, qk_mode, eps)
-        good = _norm_heads(qkv, byte + k_first * 4, kv_heads, padded, head_dim, k_norm, qk_mode, eps) and good
-        good = _is_finite(qkv, t) and good
-        finite[t] = good
-        if not good:
-            for i in range(qkv.shape[1]):
-                qkv[t, i] = _ZERO
-        if clip > _ZERO:
-            _clip_row(qkv, byte, qkv.shape[1], clip)
-        _rotate_queries(qkv, t, heads, half, cos, sin, positions[t], q_out)
-        _store_keys(qkv, t, k_first, half, cos, sin, positions[t], k_pages, slots[t])
-        _store_values(qkv, byte + v_first * 4, v_pages, slots[t])
+    _prepare(
+        *(qkv, bias, q_norm, k_norm, qk_mode, clip, eps, head_dim, cos, sin, positions, slots),
+        *(k_pages, v_pages, None, None, q_out, finite, begin, end),
+    )
+
+
+@kernel(_signature(I8_5, I8_4, F32_3, F32_3))
+def prepare_qkv_int8(  # type: ignore[no-untyped-def]
+    qkv,
+    bias,
+    q_norm,
+    k_norm,
+    qk_mode,
+    clip,
+    eps,
+    head_dim,
+    cos,
+    sin,
+    positions,
+    slots,
+    k_pages,
+    v_pages,
+    k_scales,
+    v_scales,
+    q_out,
+    finite,
+    begin,
+    end,
+):
+    """The same into int8 pages: k and v quantised with one scale for every token and head.
+
+    k_scales, v_scales: [pages, kv_heads, page_size] float32 = absmax of the head / 127 (kernels/quantise.py).
+    """
+    _prepare(
+        *(qkv, bias, q_norm, k_norm, qk_mode, clip, eps, head_dim, cos, sin, positions, slots),
+        *(k_pages, v_pages, k_scales, v_scales, q_out, finite, begin, end),
+    )

@@ -7,6 +7,7 @@ import numpy as np
 
 from kernels.jit import inline
 from kernels.layout import BF16, ROWS
+from kernels.maths import exp_f32x16
 from kernels.simd import (
     fma,
     load_bf16x16,
@@ -20,6 +21,7 @@ from kernels.simd.wide import piece
 
 PLANE_F32 = np.float32(128)
 ZERO = np.float32(0)
+ONE = np.float32(1)
 
 
 @inline
@@ -32,6 +34,17 @@ def scaled(integers, scale, row_scale):
 def scaled_planes(upper, lower, scale, row_scale):
     """y = fma(128, f32(I_hi), f32(I_lo)) * (s_a * s_row), two planes."""
     return fma(splat_f32(PLANE_F32), to_f32(upper), to_f32(lower)) * (splat_f32(scale) * row_scale)
+
+
+@inline
+def swiglu(gate, up):
+    """silu(gate) * up with silu(x) = x / (1 + exp(-x))."""
+    return gate / (splat_f32(ONE) + exp_f32x16(splat_f32(ZERO) - gate)) * up
+
+
+@inline
+def swiglu_int(gate, up, scale, gate_scales, up_scales):
+    return swiglu(scaled(gate, scale, gate_scales), scaled(up, scale, up_scales))
 
 
 @inline

@@ -10,9 +10,22 @@ import sys
 import time
 from collections.abc import Callable
 
-from kernels import attention, experts, gate, jit, matmul, norm, permute, quantise, rope, sampling
+from kernels import (
+    attention,
+    experts,
+    express,
+    fused,
+    gate,
+    jit,
+    matmul,
+    norm,
+    permute,
+    quantise,
+    rope,
+    sampling,
+)
 
-MODULES = (attention, experts, gate, matmul, norm, permute, quantise, rope, sampling)
+MODULES = (attention, experts, express, fused, gate, matmul, norm, permute, quantise, rope, sampling)
 
 
 def compile_all(progress: Callable[[int, int, str], None] | None = None) -> jit.Warmth:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.cli.options import Address, AsJson
+from cluster.cli.options import Address, AsJson, Kv
 from cluster.cli.output import Progress
 from cluster.config import EngineConfig, MiB
 from cluster.errors import MoemeshError
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 KV_BYTES = 512 * MiB
 """Enough for 32 sequences of models that are far larger than the bundled one."""
+
+DEFAULTS = EngineConfig()
 
 MOEMESH = (sys.executable, "-m", "cluster.cli.app")
 
@@ -80,6 +82,7 @@ def bench_kernels(
 def bench_engine(
     model: Annotated[str, typer.Option(help="Library folder; the bundled model if absent.")] = "",
     variant: Annotated[str, typer.Option(help="Variant of the experts; the library's first if absent.")] = "",
+    kv: Kv = DEFAULTS.kv,
     preset: PresetOption = Preset.minimal,
     as_json: AsJson = False,
 ) -> None:
@@ -91,7 +94,7 @@ def bench_engine(
     report = Report(preset.value)
     with Progress() as progress:
         progress.phase("loading the model and its kernels")
-        with local_engine(model, variant, EngineConfig(kv_bytes=KV_BYTES)) as engine:
+        with local_engine(model, variant, EngineConfig(kv=kv, kv_bytes=KV_BYTES)) as engine:
             report.results += measure_engine(engine, ENGINE_PRESETS[preset.value], progress.phase)
     report.show(as_json)
 

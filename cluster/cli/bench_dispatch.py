@@ -6,6 +6,7 @@ ratio tells what frames, planning and matching cost.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import socket
 import struct
@@ -80,6 +81,7 @@ def measure_exchange(
         try:
             exchange.connect(START_S)
             _rounds(exchange, calls, WARM_UP, 0)
+            _settle()
             exchange.counters = Counters()
             times = _rounds(exchange, calls, rounds, WARM_UP)
             counters = exchange.counters
@@ -146,9 +148,16 @@ def _rounds(exchange: Exchange, calls: list[ExpertCall], rounds: int, first: int
     return times * 1e6
 
 
+def _settle() -> None:
+    """What roles do when they are built (cluster/fleet/control.py)."""
+    gc.collect()
+    gc.freeze()
+
+
 def _serve_echo(pipe: Pipe, shape: WireShape, name: NodeId, table: PlacementTable) -> None:
     node = ExpertNode(EchoCompute(shape), shape, node_id=name)
     node.hold(table.version, table.experts_of(name))
+    _settle()
     pipe.send(node.start())
     with suppress(EOFError):  # the parent closed its end, or is gone
         pipe.recv()

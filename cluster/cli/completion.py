@@ -105,7 +105,13 @@ def stream_completion(address: str, prompt: str, max_tokens: int, out: TextIO) -
 
 
 def local_completion(
-    model: str, variant: str, prompt: str, wishes: Wishes, out: TextIO | None, ready: Callable[[], None]
+    model: str,
+    variant: str,
+    config: EngineConfig,
+    prompt: str,
+    wishes: Wishes,
+    out: TextIO | None,
+    ready: Callable[[], None],
 ) -> Completion:
     """Load the model into this process and complete `prompt`. ready: called when it is loaded.
 
@@ -119,7 +125,7 @@ def local_completion(
     sampling = admission.check_sampling(wishes, len(ids), limits, generation.draw_seed)
     if sampling.max_tokens == 0:
         return Completion(prompt_tokens=len(ids), finish_reason="length", seed=sampling.seed)
-    with local_engine(library, variant, EngineConfig()) as engine:
+    with local_engine(library, variant, config) as engine:
         ready()
         recorder = Recorder(out)
         recorder.completion.seed = sampling.seed

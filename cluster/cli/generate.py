@@ -13,6 +13,7 @@ from cluster.cli.client import connect
 from cluster.cli.completion import Completion, local_completion, remote_completion
 from cluster.cli.options import MaxTokens, MinP, RepetitionPenalty, Temperature, TopK, TopP
 from cluster.cli.output import Progress, print_json
+from cluster.config import EngineConfig, KvType
 from cluster.gateway import admission
 from cluster.gateway.admission import DEFAULTS, Wishes
 from protos import generation_pb2 as pb
@@ -28,6 +29,7 @@ def generate(
     address: options.Address = "",
     model: options.Model = "",
     variant: options.Variant = "",
+    kv: options.LocalKv = None,
     max_tokens: MaxTokens = DEFAULTS.max_tokens,
     temperature: Temperature = DEFAULTS.temperature,
     top_k: TopK = DEFAULTS.top_k,
@@ -47,10 +49,10 @@ def generate(
     wishes = Wishes(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     options.check_ranges(wishes)
     if local:
-        done = _local(model, variant, text, wishes, tier, as_json)
-    elif variant:
-        raise typer.BadParameter("needs --local; a gateway serves one variant", param_hint="--variant")
+        config = EngineConfig(kv=kv or KvType.bf16)
+        done = _local(model, variant, config, text, wishes, tier, as_json)
     else:
+        options.refuse_without_local(variant, kv)
         request = pb.GenerateRequest(model=model, text=text, sampling=options.to_sampling(wishes), tier=tier)
         with connect(address) as client:
             done = remote_completion(client, request, None if as_json else sys.stdout)
@@ -60,9 +62,11 @@ def generate(
         typer.echo()
 
 
-def _local(model: str, variant: str, text: str, wishes: Wishes, tier: str, as_json: bool) -> Completion:
+def _local(
+    model: str, variant: str, config: EngineConfig, text: str, wishes: Wishes, tier: str, as_json: bool
+) -> Completion:
     admission.check_tier(tier)
     with ExitStack() as waiting:
         waiting.enter_context(Progress()).phase("loading the model and its kernels")
         out = None if as_json else sys.stdout
-        return local_completion(model, variant, text, wishes, out, ready=waiting.close)
+        return local_completion(model, variant, config, text, wishes, out, ready=waiting.close)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.config import KvType
 from cluster.gateway.admission import TIERS, Wishes
 from protos import generation_pb2 as pb
 
@@ -20,6 +21,12 @@ Model = Annotated[
     str, typer.Option(help="With --local a library folder, else a name that the gateway serves.")
 ]
 Variant = Annotated[str, typer.Option(help="With --local: variant of the experts, e.g. int8.")]
+Kv = Annotated[
+    KvType, typer.Option("--kv", help="Type of the KV cache; int8 holds twice the tokens, in other bits.")
+]
+LocalKv = Annotated[
+    KvType | None, typer.Option("--kv", help="With --local: type of the KV cache, bf16 unless said.")
+]
 Local = Annotated[bool, typer.Option("--local", help="Run the model in this process, without a cluster.")]
 Tier = Annotated[str, typer.Option(help=f"Quality tier: {', '.join(TIERS)}.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -44,3 +51,11 @@ def check_ranges(wishes: Wishes) -> None:
         if value is not None and not low <= value <= high:
             hint = f"--{name.replace('_', '-')}"
             raise typer.BadParameter(f"{value} is not in {low}..{high}", param_hint=hint)
+
+
+def refuse_without_local(variant: str, kv: KvType | None) -> None:
+    """Raises BadParameter for what the cluster has decided when it was started."""
+    if variant:
+        raise typer.BadParameter("needs --local; a gateway serves one variant", param_hint="--variant")
+    if kv is not None:
+        raise typer.BadParameter("needs --local; `moemesh up --kv` decides it", param_hint="--kv")

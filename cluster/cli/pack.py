@@ -13,7 +13,7 @@ from rich.table import Table
 from cluster.cli.output import print_json
 from cluster.cli.progress import progress_bar
 from cluster.config import MiB
-from cluster.library.format import Manifest
+from cluster.library.format import TRUNK_KINDS, Manifest
 from cluster.library.manifest import digest
 from cluster.library.pack import pack
 from kernels import layout
@@ -30,7 +30,11 @@ def pack_command(
         str, typer.Option(help=f"variants of the experts, comma separated, of {', '.join(layout.KINDS)}")
     ] = "int8",
     trunk: Annotated[
-        str | None, typer.Option(help="int8, bf16 or f32; the experts' type if that is a float, else int8")
+        str | None,
+        typer.Option(
+            help=f"type of the trunk, of {', '.join(TRUNK_KINDS)} (int4 keeps the embedding in int8); "
+            "the experts' type if that is a float, else int8"
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="name of the model; the checkpoint's own if left out")

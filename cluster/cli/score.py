@@ -13,6 +13,7 @@ from cluster.cli.client import Client, connect
 from cluster.cli.output import Progress, print_json
 from cluster.cli.progress import progress_bar
 from cluster.cli.quality import Quality, measure, perplexity, windows
+from cluster.config import EngineConfig, KvType
 from cluster.errors import InvalidRequest
 from cluster.gateway import admission
 from cluster.library.bundled import open_model
@@ -32,6 +33,7 @@ def score(
     address: options.Address = "",
     model: options.Model = "",
     variant: options.Variant = "",
+    kv: options.LocalKv = None,
     reference: Annotated[
         str,
         typer.Option(help="Library folder to compare with, e.g. packed with --experts f32; implies --local."),
@@ -51,10 +53,10 @@ def score(
         raise typer.BadParameter("a window has at least 2 tokens", param_hint="--window")
     text = read_text(file)
     if local or reference:
-        ids, quality = _local(text, model, variant, window, reference)
-    elif variant:
-        raise typer.BadParameter("needs --local; a gateway serves one variant", param_hint="--variant")
+        config = EngineConfig(kv=kv or KvType.bf16)
+        ids, quality = _local(text, model, variant, config, window, reference)
     else:
+        options.refuse_without_local(variant, kv)
         with connect(address) as client:
             ids, quality = _remote(client, text, model, window)
     _show(ids, quality, as_json)
@@ -70,11 +72,11 @@ def read_text(file: Path) -> str:
     return text
 
 
-def _local(text: str, model: str, variant: str, window: int, reference: str) -> Scored:
+def _local(text: str, model: str, variant: str, config: EngineConfig, window: int, reference: str) -> Scored:
     ids = tuple(open_model(model).tokenizer().encode(text))
     with Progress() as progress:
         progress.phase(f"loading the model and its kernels, scoring {len(ids)} tokens")
-        return ids, measure(model, variant, ids, window, reference)
+        return ids, measure(model, variant, ids, window, reference, config)
 
 
 def _remote(client: Client, text: str, model: str, window: int) -> Scored:

@@ -90,7 +90,9 @@ def _megabytes(member: Member) -> str:
 
 def _kv(member: Member) -> str:
     stats = member["stats"]
-    return f"{stats.get('kv_pages_used', 0)}/{stats.get('kv_pages_total', 0)} pages"
+    return (
+        f"{stats.get('kv_pages_used', 0)}/{stats.get('kv_pages_total', 0)} {stats.get('kv_type', '')} pages"
+    )
 
 
 _NODE: dict[str, Callable[[Member], object]] = {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.cli import options
 from cluster.cli.output import Progress, print_json
 from cluster.cli.values import format_bytes, parse_address, parse_bytes
 from cluster.config import ClusterConfig
@@ -50,6 +51,7 @@ def up(
     kv_memory: Annotated[
         str, typer.Option(metavar="SIZE", help="KV cache of each router, e.g. 64MiB.")
     ] = format_bytes(DEFAULTS.engine.kv_bytes),
+    kv: options.Kv = DEFAULTS.engine.kv,
     grpc: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the gateway listens; port 0 takes a free one.")
     ] = f"{DEFAULTS.gateway.host}:{DEFAULTS.gateway.port}",
@@ -69,7 +71,9 @@ def up(
         variant=experts,
         nodes=nodes,
         routers=routers,
-        engine=replace(DEFAULTS.engine, kv_bytes=parse_bytes(kv_memory, "--kv-memory"), threads=threads),
+        engine=replace(
+            DEFAULTS.engine, kv=kv, kv_bytes=parse_bytes(kv_memory, "--kv-memory"), threads=threads
+        ),
         node=replace(DEFAULTS.node, memory_bytes=memory_bytes, threads=threads),
         gateway=replace(DEFAULTS.gateway, host=host, port=port, insecure=insecure),
     )
@@ -123,7 +127,8 @@ def _check_budgets(library: Library, variant: str, config: ClusterConfig) -> Non
     from cluster.router.kv import page_bytes
 
     expert = max(ref.bytes for layer in library.variant(variant).blobs for ref in layer)
-    page = page_bytes(library.spec, config.engine.page_tokens, kv_dtype(library.manifest.trunk.floating))
+    dtype = kv_dtype(library.manifest.trunk.floating, config.engine.kv)
+    page = page_bytes(library.spec, config.engine.page_tokens, dtype)
     for option, given, needed, what in (
         ("--memory-per-node", config.node.memory_bytes or expert, expert, "one expert"),
         ("--kv-memory", config.engine.kv_bytes, page, "one KV page"),

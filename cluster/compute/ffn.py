@@ -9,6 +9,7 @@ import numpy as np
 from cluster.compute.scratch import Scratch
 from cluster.compute.threads import Workers
 from kernels import experts, layout, quantise
+from kernels.prefill import MANY
 
 FEW_ROWS = 4
 """Mean rows a group up to which reading its weights is what it costs."""
@@ -169,7 +170,7 @@ def _whole_groups(workers: Workers, groups: Groups) -> int:
     The rest is split by blocks, a call a phase. With few rows a group costs its weights, as all others do.
     """
     pairs, count = int(groups.start[-1] - groups.start[0]), len(groups.base)
-    if pairs > FEW_ROWS * count:
+    if pairs > FEW_ROWS * count or (pairs >= MANY and np.diff(groups.start).max() >= MANY):
         return 0
     return count - count % workers.threads
 

@@ -7,33 +7,53 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cluster.compute.ffn import Activations, Groups, run_ffn
 from cluster.compute.scratch import Scratch
-from cluster.compute.threads import Workers
-from cluster.compute.weights import FfnWeights, Matrix, TrunkWeights, kv_dtype
+from cluster.compute.threads import Kernel, Workers
+from cluster.compute.weights import FfnWeights, Matrix, TrunkWeights
 from cluster.model.spec import ModelSpec
-from kernels import attention, gate, layout, maths, matmul, norm, permute, quantise, rope
+from kernels import attention, fused, gate, layout, maths, matmul, norm, permute, quantise, rope
 
 QK_MODES = {"none": rope.QK_NONE, "head": rope.QK_HEAD, "full": rope.QK_FULL}
 
+SPLIT_ROWS = 4
+"""Row kernels are not split below this: they take less time than waking another thread."""
+
+SCORE_BYTES = 1 << 20
+"""Scratch of one thread for the scores of rows that attention computes together: it stays in the L2 cache."""
+
 _NONE = np.zeros(0, np.float32)
 _NO_SUMS = np.zeros((0, 1), np.int32)
+
+
+def has_zero(flags: np.ndarray) -> bool:
+    """Whether a row is not finite. As bytes: numpy's `all` takes ten times as long on a few flags."""
+    return 0 in flags.tobytes()
 
 
 @dataclass(frozen=True)
 class KvView:
     """The KV pages of all layers and who owns them (cluster/router/kv.py gives the shapes).
 
-    page_table: [slots, pages] int32.
+    page_table: [slots, pages] int32. key_scales, value_scales: of int8 pages, else None.
     """
 
     keys: np.ndarray
     values: np.ndarray
     page_tokens: int
     page_table: np.ndarray
+    key_scales: np.ndarray | None = None
+    value_scales: np.ndarray | None = None
+
+    def layer(self, index: int) -> tuple[np.ndarray, ...]:
+        """Keys and values of a layer, and their scales where they have any."""
+        if self.key_scales is None or self.value_scales is None:
+            return self.keys[index], self.values[index]
+        return self.keys[index], self.values[index], self.key_scales[index], self.value_scales[index]
 
 
 @dataclass(frozen=True)
@@ -51,8 +71,41 @@ class Gated:
     finite: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Normed:
+    """Where a norm goes. hidden: [T, Hp] float32; finite: [T] uint8; acts: `hidden` quantised."""
+
+    hidden: np.ndarray
+    finite: np.ndarray
+    acts: Activations
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The arrays that every layer uses, for a batch of as many rows as x has.
+
+    A step takes them once: after the weights have gone through the caches, looking one up by its name takes
+    longer than many a kernel. qkv: [T, qkv rows]; q: [T, heads, Dp]; mixed: [T, inputs of o], and
+    mixed_acts the same quantised; o: [T, Hp]; stored: [T] uint8; ids, weights: [T, top_k]; logits: [T, E16].
+    """
+
+    x: np.ndarray
+    normed: _Normed
+    qkv: np.ndarray
+    q: np.ndarray
+    stored: np.ndarray
+    mixed: np.ndarray
+    mixed_acts: Activations
+    o: np.ndarray
+    ids: np.ndarray
+    weights: np.ndarray
+    logits: np.ndarray
+
+
 class Workspace(Scratch):
     """Arrays of one micro-batch in flight."""
+
+    rows: _Rows | None = None
 
 
 class Trunk:
@@ -62,26 +115,55 @@ class Trunk:
         self, spec: ModelSpec, weights: TrunkWeights, workers: Workers, float_rows: bool = False
     ) -> None:
         self.spec, self.weights, self.workers, self.float_rows = spec, weights, workers, float_rows
-        self.kv_dtype = kv_dtype(weights.floating)
         self._scale = np.float32(1.0 / math.sqrt(spec.head_dim))
         self._inv_freq = np.array(spec.inv_freq, np.float32)
+        self._eps = np.float32(spec.rms_eps)
+        self._prepare = [self._prepare_options(layer) for layer in range(spec.layers)]
         self.prepare_positions(0)
+
+    def _prepare_options(self, layer: int) -> tuple[Any, ...]:
+        """What `prepare_qkv` takes of a layer's weights and of the spec."""
+        weights, spec = self.weights.layers[layer], self.spec
+        optional = (weights.qkv_bias, weights.q_norm, weights.k_norm)
+        arrays = (_NONE if array is None else array for array in optional)
+        return (*arrays, QK_MODES[spec.qk_norm], np.float32(spec.clip_qkv), self._eps, spec.head_dim)
 
     def prepare_positions(self, context: int) -> None:
         """Rotary tables and scratch for positions below `context`; call before the first batch."""
         self._cos, self._sin = maths.rotary_tables(self._inv_freq, context)
-        shape = (self.spec.heads // self.spec.kv_heads, layout.pad(context, attention.BLOCK))
-        self._scores = [np.zeros(shape, np.float32) for _ in range(self.workers.threads)]
+        # A line more than the blocks need: rows that begin a multiple of 4 KB apart share cache sets.
+        line = layout.pad(context, attention.BLOCK) + layout.ROWS
+        group = self.spec.heads // self.spec.kv_heads
+        rows = max(min(SCORE_BYTES // (4 * line), 32), 8, group)
+        self._scores = [np.zeros((rows, line), np.float32) for _ in range(self.workers.threads)]
 
     def workspace(self) -> Workspace:
         return Workspace()
 
     def embed(self, work: Workspace, tokens: np.ndarray) -> np.ndarray:
         """tokens: [T] int32 -> the residual stream x, [T, Hp] float32, valid for this micro-batch."""
-        matrix = self.weights.embed
-        x = work.take("x", len(tokens), matrix.width, np.float32)
+        if work.rows is None or len(work.rows.x) != len(tokens):
+            work.rows = self._rows(work, len(tokens))
+        matrix, x = self.weights.embed, work.rows.x
         matmul.embed_rows(matrix.data, matrix.base, matrix.width, tokens, x)
         return x
+
+    def _rows(self, work: Workspace, count: int) -> _Rows:
+        spec, hidden, layer = self.spec, self.weights.embed.width, self.weights.layers[0]
+        q = work.take("q", count, spec.heads * spec.padded_head, np.float32)
+        return _Rows(
+            x=work.take("x", count, hidden, np.float32),
+            normed=self._normed(work, "normed", count),
+            qkv=work.take("qkv", count, layer.qkv.rows, np.float32),
+            q=q.reshape(count, spec.heads, spec.padded_head),
+            stored=work.vector("stored", count, np.uint8),
+            mixed=work.take("mixed", count, layer.o.width, np.float32),
+            mixed_acts=self._activation_arrays(work, "mixed", count, layer.o.width),
+            o=work.take("o", count, hidden, np.float32),
+            ids=work.take("ids", count, spec.top_k, np.int32),
+            weights=work.take("weights", count, spec.top_k, np.float32),
+            logits=work.take("gate", count, layout.pad(spec.experts, layout.ROWS), np.float32),
+        )
 
     def attention(
         self,
@@ -94,39 +176,49 @@ class Trunk:
         sequence: np.ndarray,
     ) -> np.ndarray:
         """x += attention(norm(x)); stores K and V of the rows first. Returns finite flags [T]."""
-        weights = self.weights.layers[layer]
-        hidden, finite = self._norm(work, x, weights.attn_norm)
-        qkv = self._linear(work, weights.qkv, hidden, "qkv")
-        q = work.take("q", len(x), self.spec.heads * self.spec.padded_head, np.float32)
-        q = q.reshape(len(x), self.spec.heads, self.spec.padded_head)
-        stored = work.vector("stored", len(x), np.uint8)
-        self._store_kv(layer, qkv, q, kv, positions, slots, stored)
-        mixed = work.take("mixed", len(x), weights.o.width, np.float32)
-        self._attend(layer, q, kv, positions, sequence, mixed)
-        self._add(x, self._linear(work, weights.o, mixed, "o"))
-        finite &= stored
+        weights, rows, pages = self.weights.layers[layer], work.rows, kv.layer(layer)
+        assert rows is not None
+        int8 = kv.key_scales is not None
+        acts = self._norm(x, weights.attn_norm, rows.normed, weights.qkv.floating)
+        self._product(weights.qkv, acts, rows.qkv)
+        self._by_row(
+            rope.prepare_qkv_int8 if int8 else rope.prepare_qkv,
+            *(len(x), rows.qkv, *self._prepare[layer], self._cos, self._sin, positions, slots),
+            *(*pages, rows.q, rows.stored),
+        )
+        places = (kv.page_table, sequence, positions, self.spec.windows[layer], self._scale, rows.mixed)
+        self.workers.run_each(
+            attention.attend_int8 if int8 else attention.attend,
+            len(x) * self.spec.kv_heads,
+            lambda thread: (rows.q, *pages, *places, self._scores[thread]),
+        )
+        acts = self._quantised(rows.mixed, rows.mixed_acts, weights.o.floating)
+        self._product(weights.o, acts, rows.o)
+        self._by_row(matmul.add_rows, len(x), x, rows.o)
+        finite = rows.normed.finite
+        if has_zero(rows.stored):
+            finite &= rows.stored
         return finite
 
     def gate(self, work: Workspace, layer: int, x: np.ndarray) -> Gated:
         """Norm, gate, top-k, and the rows quantised once for whoever computes the experts."""
-        weights = self.weights.layers[layer]
+        weights, spec, rows = self.weights.layers[layer], self.spec, work.rows
         assert weights.gate is not None
-        hidden, finite = self._norm(work, x, weights.mlp_norm)
-        ids = work.take("ids", len(x), self.spec.top_k, np.int32)
-        probabilities = work.take("weights", len(x), self.spec.top_k, np.float32)
-        logits = work.take("gate", len(x), weights.gate.shape[0] * layout.ROWS, np.float32)
-        self.workers.run(gate.gate_logits, len(x), hidden, weights.gate, logits)
-        self.workers.run(
-            gate.gate_topk,
-            len(x),
-            logits,
-            self.spec.experts,
-            self.spec.top_k,
-            int(self.spec.norm_topk),
-            ids,
-            probabilities,
-        )
-        return Gated(ids, probabilities, self._activations(work, hidden, self.float_rows), hidden, finite)
+        assert rows is not None
+        choice = (spec.experts, spec.top_k, int(spec.norm_topk))
+        normed, acts = rows.normed, rows.normed.acts
+        if self.float_rows:
+            acts = self._norm(x, weights.mlp_norm, normed, floating=True)
+            self._by_row(gate.gate_logits, len(x), normed.hidden, weights.gate, rows.logits)
+            self._by_row(gate.gate_topk, len(x), rows.logits, *choice, rows.ids, rows.weights)
+        else:
+            self._by_row(
+                fused.gate_rows,
+                *(len(x), x, weights.mlp_norm, self._eps, spec.hidden, normed.hidden, normed.finite),
+                *(acts.rows, acts.scale, acts.sums, weights.gate, *choice, rows.logits),
+                *(rows.ids, rows.weights),
+            )
+        return Gated(rows.ids, rows.weights, acts, normed.hidden, normed.finite)
 
     def shared(self, work: Workspace, layer: int, gated: Gated) -> np.ndarray | None:
         """The shared expert's rows, [T, Hp] float32, scaled by its own gate; None without one."""
@@ -135,20 +227,21 @@ class Trunk:
             return None
         acts = gated.acts
         if weights.shared.floating != acts.floating:
-            acts = self._activations(work, gated.hidden, weights.shared.floating)
+            arrays = self._activation_arrays(work, "shared", *gated.hidden.shape)
+            acts = self._quantised(gated.hidden, arrays, weights.shared.floating)
         out = self._ffn(work, weights.shared, acts, "shared")
         if weights.shared_gate is not None:
-            self.workers.run(gate.sigmoid_gate, len(out), gated.hidden, weights.shared_gate, out)
+            self._by_row(gate.sigmoid_gate, len(out), gated.hidden, weights.shared_gate, out)
         return out
 
     def dense(self, work: Workspace, layer: int, x: np.ndarray) -> np.ndarray:
         """x += the dense MLP of a layer without experts. Returns finite flags [T]."""
         weights = self.weights.layers[layer]
         assert weights.dense is not None
-        hidden, finite = self._norm(work, x, weights.mlp_norm)
-        acts = self._activations(work, hidden, weights.dense.floating)
-        self._add(x, self._ffn(work, weights.dense, acts, "dense"))
-        return finite
+        assert work.rows is not None
+        acts = self._norm(x, weights.mlp_norm, work.rows.normed, weights.dense.floating)
+        self._by_row(matmul.add_rows, len(x), x, self._ffn(work, weights.dense, acts, "dense"))
+        return work.rows.normed.finite
 
     def combine(
         self,
@@ -160,108 +253,61 @@ class Trunk:
     ) -> None:
         """x += sum over ranks r of weights[:, r] * rows[index[:, r]], in rank order, then the shared row."""
         extra = x[:0] if shared is None else shared
-        self.workers.run(permute.combine, len(x), x, rows, index, weights, extra)
+        self._by_row(permute.combine, len(x), x, rows, index, weights, extra)
 
     def head(self, work: Workspace, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """([T, vocab padded to 16] float32 logits, [T] uint8 finite flags) of [T, Hp] float32 rows."""
-        normed, finite = self._norm(work, hidden, self.weights.final_norm)
-        return self._linear(work, self.weights.head, normed, "logits"), finite
+        matrix, normed = self.weights.head, self._normed(work, "head", len(hidden))
+        logits = work.take("logits", len(hidden), matrix.rows, np.float32)
+        self._product(matrix, self._norm(hidden, self.weights.final_norm, normed, matrix.floating), logits)
+        return logits, normed.finite
 
-    def _norm(self, work: Workspace, x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        out = work.take("hidden", len(x), x.shape[1], np.float32)
-        finite = work.vector("finite", len(x), np.uint8)
-        self.workers.run(
-            norm.rms_norm, len(x), x, weight, np.float32(self.spec.rms_eps), self.spec.hidden, out, finite
-        )
-        return out, finite
+    def _by_row(self, kernel: Kernel, rows: int, *args: Any) -> None:
+        """Run a kernel whose work items are rows."""
+        if 1 < rows < SPLIT_ROWS and self.workers.threads > 1:
+            kernel(*args, 0, rows)
+        else:
+            self.workers.run(kernel, rows, *args)
 
-    def _store_kv(
-        self,
-        layer: int,
-        qkv: np.ndarray,
-        q: np.ndarray,
-        kv: KvView,
-        positions: np.ndarray,
-        slots: np.ndarray,
-        finite: np.ndarray,
-    ) -> None:
-        weights, spec = self.weights.layers[layer], self.spec
-        self.workers.run(
-            rope.prepare_qkv,
-            len(qkv),
-            qkv,
-            _NONE if weights.qkv_bias is None else weights.qkv_bias,
-            _NONE if weights.q_norm is None else weights.q_norm,
-            _NONE if weights.k_norm is None else weights.k_norm,
-            QK_MODES[spec.qk_norm],
-            np.float32(spec.clip_qkv),
-            np.float32(spec.rms_eps),
-            spec.head_dim,
-            self._cos,
-            self._sin,
-            positions,
-            slots,
-            kv.keys[layer],
-            kv.values[layer],
-            q,
-            finite,
-        )
-
-    def _attend(
-        self,
-        layer: int,
-        q: np.ndarray,
-        kv: KvView,
-        positions: np.ndarray,
-        sequence: np.ndarray,
-        out: np.ndarray,
-    ) -> None:
-        keys, values = kv.keys[layer], kv.values[layer]
-        window, table = self.spec.windows[layer], kv.page_table
-        self.workers.run_each(
-            attention.attend,
-            len(q) * self.spec.kv_heads,
-            lambda thread: (
-                *(q, keys, values, table, sequence, positions, window, self._scale, out),
-                self._scores[thread],
-            ),
-        )
-
-    def _linear(self, work: Workspace, matrix: Matrix, x: np.ndarray, name: str) -> np.ndarray:
-        """[T, matrix.rows] float32, under `name` in the workspace."""
-        out = work.take(name, len(x), matrix.rows, np.float32)
-        if matrix.floating:
-            self.workers.run(matmul.matmul_float, matrix.blocks, matrix.data, matrix.base, x, out)
-            return out
-        acts = self._quantise(work, x)
-        self.workers.run(
-            matmul.matmul_int,
-            matrix.blocks,
-            matrix.data,
-            matrix.base,
-            acts.rows,
-            acts.rows,
-            acts.sums,
-            acts.sums,
-            acts.scale,
-            1,
-            out,
-        )
-        return out
-
-    def _quantise(self, work: Workspace, x: np.ndarray) -> Activations:
-        rows, width = x.shape
-        q = work.take("quantised", rows, width, np.int8)
-        scale = work.vector("scale", rows, np.float32)
-        sums = work.take("sums", rows, width // layout.GROUP, np.int32)
-        self.workers.run(quantise.quantise_rows, rows, x, q, scale, sums)
-        return Activations(q, scale, sums)
-
-    def _activations(self, work: Workspace, hidden: np.ndarray, floating: bool) -> Activations:
-        """One int8 plane, or the rows themselves for float weights."""
+    def _norm(self, x: np.ndarray, weight: np.ndarray, into: _Normed, floating: bool) -> Activations:
+        """norm(x) as a matrix takes it that is `floating` or not; fills hidden and finite of `into` too."""
+        options = (x, weight, self._eps, self.spec.hidden, into.hidden, into.finite)
         if floating:
-            return Activations(hidden, _NONE, _NO_SUMS)
-        return self._quantise(work, hidden)
+            self._by_row(norm.rms_norm, len(x), *options)
+            return Activations(into.hidden, _NONE, _NO_SUMS)
+        acts = into.acts
+        self._by_row(fused.norm_rows, len(x), *options, acts.rows, acts.scale, acts.sums)
+        return acts
+
+    def _quantised(self, x: np.ndarray, into: Activations, floating: bool) -> Activations:
+        """One int8 plane, or the rows themselves for a matrix that is `floating`."""
+        if floating:
+            return Activations(x, _NONE, _NO_SUMS)
+        self._by_row(quantise.quantise_rows, len(x), x, into.rows, into.scale, into.sums)
+        return into
+
+    def _product(self, matrix: Matrix, acts: Activations, out: np.ndarray) -> None:
+        """out [T, matrix.rows] float32 = acts times the matrix."""
+        if matrix.floating:
+            self.workers.run(matmul.matmul_float, matrix.blocks, matrix.data, matrix.base, acts.rows, out)
+        else:
+            planes = (acts.rows, acts.rows, acts.sums, acts.sums, acts.scale, 1)
+            self.workers.run(matmul.matmul_int, matrix.blocks, matrix.data, matrix.base, *planes, out)
+
+    def _normed(self, work: Workspace, name: str, rows: int) -> _Normed:
+        width = self.weights.embed.width
+        return _Normed(
+            work.take(name, rows, width, np.float32),
+            work.vector(f"{name}.finite", rows, np.uint8),
+            self._activation_arrays(work, name, rows, width),
+        )
+
+    def _activation_arrays(self, work: Workspace, name: str, rows: int, width: int) -> Activations:
+        return Activations(
+            work.take(f"{name}.quantised", rows, width, np.int8),
+            work.vector(f"{name}.scale", rows, np.float32),
+            work.take(f"{name}.sums", rows, width // layout.GROUP, np.int32),
+        )
 
     def _ffn(self, work: Workspace, weights: FfnWeights, acts: Activations, name: str) -> np.ndarray:
         """A network that every row goes through: one group with one expert. [T, Hp] float32."""
@@ -271,6 +317,3 @@ class Trunk:
         groups = Groups(np.array([weights.base]), np.array([0, rows]), every, every)
         run_ffn(self.workers, work, weights.data, weights.down_offset, weights.width, groups, acts, out)
         return out
-
-    def _add(self, x: np.ndarray, y: np.ndarray) -> None:
-        self.workers.run(matmul.add_rows, len(x), x, y)

@@ -5,13 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from cluster.config import KvType
 from kernels import layout
 
+KV_DTYPES: dict[KvType, type[np.generic]] = {KvType.bf16: np.uint16, KvType.int8: np.int8}
 
-def kv_dtype(floating: bool) -> type[np.generic]:
-    """Of stored K and V: float32 behind a float trunk (the reference path), else bf16 bits in uint16."""
-    return np.float32 if floating else np.uint16
+
+def kv_dtype(floating: bool, kv: KvType = KvType.bf16) -> type[np.generic]:
+    """Of stored K and V: float32 behind a float trunk (the reference path) whatever `kv` says, else bf16 bits
+    in uint16, or int8, which has a float32 scale for every token and head beside it."""
+    return np.float32 if floating else KV_DTYPES[kv]
+
+
+def kv_name(dtype: npt.DTypeLike) -> str:
+    """What people call a type of `kv_dtype`: f32, bf16 or int8."""
+    return {"float32": "f32", "uint16": "bf16", "int8": "int8"}[np.dtype(dtype).name]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from cluster.errors import Overloaded, Unavailable
 
 MAX_QUEUED_BYTES = 256 << 20
 Buffer = bytes | bytearray | memoryview
+Packed = tuple[Kind, Header, memoryview]
 EMPTY = memoryview(b"")
 
 
@@ -33,7 +34,7 @@ class Connection:
     the message that is being sent) and `on_blocked` is called, once, so that the owner waits for the socket
     to be writable and calls `flush()`.
 
-    peer, context: the owner's, e.g. what the peer said in its HELLO.
+    peer, context, resting: the owner's, e.g. what the peer said in its HELLO.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class Connection:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
+        self.fd = sock.fileno()
         self.peer: Any = None
         self.context: Any = None
         self.closed = False
+        self.resting = False
         self._decoder = FrameDecoder(limits, sink)
         self._lock = threading.Lock()
         self._outbox = Outbox()
@@ -69,6 +72,11 @@ class Connection:
     def blocked(self) -> bool:
         """Whether bytes wait for the socket to become writable."""
         return self._queued > 0
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing waits to be sent and the next byte received begins a frame."""
+        return not self.closed and self._queued == 0 and self._decoder.at_rest
 
     @property
     def queued_bytes(self) -> int:
@@ -112,10 +120,44 @@ class Connection:
                 self._hold(head, body, sent)
             else:
                 self._enqueue(Message(kind, head, body, stream), keep)
-        if self._queued and not self._announced and self._on_blocked is not None:
-            self._announced = True
-            self._on_blocked(self)
+        if self._queued:
+            self._announce()
         return len(head)
+
+    def send_through(
+        self, write: Callable[..., int], args: tuple[Any, ...], message: Callable[[], Packed]
+    ) -> None:
+        """Send a small message by write(descriptor, *args), which returns the bytes that the socket did not
+        take. message() is called if those, or all of it, must be queued.
+
+        Raises as `send`.
+        """
+        with self._lock:
+            direct = not self._queued and not self.closed
+            if direct:
+                left = write(self.fd, *args)
+                if left == 0:
+                    return
+                kind, header, body = message()
+                head = pack_header(kind, header, len(body))
+                self._hold(head, body, len(head) + len(body) - left)
+        if direct:
+            self._announce()
+        else:
+            self.send_body(*message())
+
+    def resume(self, kind: Kind, header: Header, body: memoryview, sent: int) -> int:
+        """As `send_body` of a small message, of which somebody has written the first `sent` bytes to the
+        socket of a connection at rest."""
+        head = pack_header(kind, header, len(body))
+        with self._lock:
+            self._hold(head, body, sent)
+        self._announce()
+        return len(head)
+
+    def take(self, data: memoryview) -> list[Frame]:
+        """As `read`, of bytes that somebody has received from the socket of a connection at rest."""
+        return self._decoder.feed(data)
 
     def read(self) -> list[Frame]:
         """Receive what is there, at most one buffer full of it.
@@ -143,6 +185,11 @@ class Connection:
                 self._writing.clear()
                 self._queued = 0
                 self.sock.close()
+
+    def _announce(self) -> None:
+        if not self._announced and self._on_blocked is not None:
+            self._announced = True
+            self._on_blocked(self)
 
     def _try(self, buffers: Any) -> int:
         try:

@@ -22,6 +22,7 @@ from cluster.dispatch.frames import (
     Frame,
     Limits,
     accepted,
+    lead_of,
 )
 from cluster.dispatch.kinds import Kind
 from cluster.errors import ProtocolError
@@ -33,7 +34,7 @@ Sink = Callable[[Kind, Any, int], tuple[memoryview, Any] | None]
 payload and throw it away."""
 
 _KINDS = {int(kind): kind for kind in Kind}
-_LEADS = {int.from_bytes(MAGIC + bytes([PROTOCOL, kind]), "little"): kind for kind in Kind}
+_LEADS = {lead_of(kind): kind for kind in Kind}
 _LEAD = struct.Struct("<IHHII")
 """The same bytes read faster: magic, protocol and kind as one number, both flag bytes as another."""
 
@@ -69,6 +70,11 @@ class FrameDecoder:
         self._prefix: tuple[int, ...] | None = None
         self._body: _Body | None = None
         self._streams: dict[int, _Body] = {}
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the next byte begins a frame, with no fragmented message open."""
+        return self._body is None and self._prefix is None and self._end == 0 and not self._streams
 
     def buffer(self) -> memoryview:
         """Where the next bytes must be written; never empty."""

@@ -1,6 +1,8 @@
 """The all-to-all from a router's side: one message to every node that a layer needs, one result buffer.
 
-The calling thread does everything; no other thread, no asyncio. A reply's header is matched against what the
+The calling thread does everything; no other thread, no asyncio. A call that is alone in flight goes the short
+way (express.py) until something unusual happens to it; then, and for all other calls, every node that still
+owes rows is a `Part`, and frames are handled one by one. A reply's header is matched against what the
 node owes before a buffer is chosen for its rows, so that a late duplicate cannot touch a newer step. A node
 whose connection breaks keeps its debts: the same bytes are sent again when it is back, and since an expert's
 output is a pure function of the payload, nobody can tell.
@@ -13,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.balance.placement import PlacementTable
+from cluster.dispatch.express import ALL_IN, QUIET, Express
 from cluster.dispatch.flight import Counters, Flight, Part
 from cluster.dispatch.frames import Frame, Limits
 from cluster.dispatch.handshake import Identity
@@ -33,6 +36,8 @@ RETRY_S = 0.05
 TICK_S = 0.02
 IDLE_S = 0.25
 """Longest sleeps in `wait`: while a node is missing, and otherwise (an update or a deadline may be due)."""
+
+EXPRESS_MS = int(IDLE_S * 1000)
 
 MAX_REPLY_BYTES = 1 << 30
 """No bound of ours: a reply's buffer exists before it arrives, and its length must match it."""
@@ -67,6 +72,7 @@ class Exchange:
         self._slots = Slots(shape)
         self._first_attempt = 0
         self._unwell = False
+        self._express = Express(shape, identity.incarnation)
         self._roster = Roster(table, addresses, self._new_link)
         self._look_after()
 
@@ -96,35 +102,35 @@ class Exchange:
 
     def loads(self) -> dict[NodeId, tuple[int, int]]:
         """(messages waiting, service time in µs) of every node, as its last reply told."""
-        return {link.node: (link.queue, link.service_us) for link in self._roster.links}
+        return {link.node: (int(link.load[0]), int(link.load[1])) for link in self._roster.links}
 
     def send(self, call: ExpertCall) -> None:
         """Send every node its rows; nothing is awaited. Raises ValueError if the same call is in flight."""
+        if self._roster.posted:
+            self._update()
         roster = self._roster
-        if roster.posted:
-            roster.apply_posted()
         key = (call.step, call.layer, call.micro_batch)
         if key in self._flights:
             raise ValueError(f"call {key} is in flight already")
         slot = self._slots.take(call.micro_batch)
         slot.fill(call, roster.owners(call.layer), len(roster.links))
         slot.busy = True
-        flight = self._flights[key] = Flight(slot, roster.table.version, self._first_attempt)
-        now = self._clock()
-        starts = slot.row_start
-        for node, link in enumerate(roster.links):
-            if starts[node] == starts[node + 1]:
-                continue
-            part = link.parts[key] = Part(flight, key, node, link, now)
-            flight.parts.append(part)
-        flight.left = len(flight.parts)
-        for part in flight.parts:
-            self._post(part)
+        flight = Flight(slot, key, roster.table.version, self._first_attempt, self._clock())
+        alone = not self._flights
+        self._flights[key] = flight
+        if alone and self._express.fits(len(call.ids)) and self._settled():
+            self._go_express(flight)
+        else:
+            self._go_by_parts()
+            for node in slot.nodes():
+                self._post(flight.part(node, roster.links[node]))
 
     def wait(self, step: int, layer: int, micro_batch: int) -> ExpertRows:
         """The rows of one call, in one buffer. Raises as ExpertTransport says; KeyError for no such call."""
         key = (step, layer, micro_batch)
         flight = self._flights[key]
+        if flight.express:
+            self._wait_express(flight)
         while flight.left and flight.error is None:
             self._turn()
         del self._flights[key]
@@ -138,32 +144,82 @@ class Exchange:
         self._roster.close()
         self._flights.clear()
 
-    def _post(self, part: Part) -> None:
-        """Send a part's request, if its node is there; otherwise it goes out when the node is."""
+    def _settled(self) -> bool:
+        express = self._express
+        if not express.settled:
+            express.settle(self._roster.links)
+        return express.settled
+
+    def _go_express(self, flight: Flight) -> None:
+        missed = self._express.post(flight, self.counters)
+        flight.express = True
+        self.counters.express += 1
+        if missed:
+            self._go_by_parts()
+            for node, sent in missed:
+                part = self._roster.links[node].parts[flight.call]
+                part.attempt -= not sent  # nothing of it is out
+                self._post(part, sent)
+
+    def _wait_express(self, flight: Flight) -> None:
+        """Until all rows are in, or the call has left the short way."""
+        place = self._express.gather(flight, self.counters, EXPRESS_MS)
+        if place == ALL_IN:
+            flight.express = False
+            return
+        self._go_by_parts()
+        if place == QUIET:
+            self._look_after()
+            return
+        link, rest = self._roster.links[place], self._express.rest(self.counters)
+        if rest:  # else the stream has ended, which the next turn sees
+            link.on_bytes(rest, self._clock())
+
+    def _go_by_parts(self) -> None:
+        """From here on frames are read one by one: whoever still owes rows to an express call is a part."""
+        self._express.settled = False
+        for flight in self._flights.values():
+            if flight.express:
+                flight.express = False
+                for node in flight.slot.waiting.nonzero()[0].tolist():
+                    flight.part(node, self._roster.links[node]).attempt = flight.first_attempt
+
+    def _update(self) -> None:
+        self._go_by_parts()
+        self._roster.apply_posted()
+
+    def _post(self, part: Part, sent: int = 0) -> None:
+        """Send a part's request, if its node is there; otherwise it goes out when the node is.
+
+        sent: bytes of it that the socket has taken already.
+        """
         link = part.link
         connection = link.connection
         if connection is None or not link.ready:
             self._unwell = True
             return
-        part.attempt += 1
-        part.receiving = False
         flight = part.flight
+        if not sent:
+            part.attempt += 1
+        part.receiving = False
         rows, counts, experts, body = flight.slot.request(part.node)
         tag = (self._incarnation, link.incarnation, *part.call, part.attempt, flight.table)
+        header = [*tag, rows, counts, experts]
         try:
-            head = connection.send_body(_DISPATCH, [*tag, rows, counts, experts], body, keep=True)
+            if sent:
+                head = connection.resume(_DISPATCH, header, body, sent)
+            else:
+                head = connection.send_body(_DISPATCH, header, body, keep=True)
         except (Unavailable, Overloaded) as error:  # a peer that reads nothing is as good as gone
             link.lose(str(error))
             return
-        counters = self.counters
-        counters.header_bytes_out += head
-        counters.payload_bytes_out += len(body)
-        counters.messages_out += 1
+        self.counters.sent(head, len(body))
         if part.attempt > flight.first_attempt:
-            counters.resends += 1
+            self.counters.resends += 1
 
     def _turn(self) -> None:
         """Wait for the sockets once and handle what they bring."""
+        self._go_by_parts()
         events = self._roster.poller.wait(TICK_S if self._unwell else IDLE_S)
         if events:
             now = self._clock()
@@ -205,16 +261,13 @@ class Exchange:
             part = frame.context
             if part is None:
                 raise ProtocolError("a RESULT without rows")
-            counters.messages_in += 1
-            counters.header_bytes_in += frame.overhead
-            counters.payload_bytes_in += len(frame.payload)
-            link.queue, link.service_us = header[8], header[9]
+            counters.received(frame.overhead, len(frame.payload))
+            link.load[:] = header[8:10]
             if part.flight.error is None:  # else the call is over
                 del link.parts[part.call]
                 part.flight.left -= 1
         elif kind is Kind.NOT_HERE or kind is Kind.FAULT:
-            counters.messages_in += 1
-            counters.header_bytes_in += frame.overhead
+            counters.received(frame.overhead, 0)
             part = self._match(link, header)
             if part is None:
                 return
@@ -250,7 +303,7 @@ class Exchange:
 
     def _look_after(self) -> None:
         """Everything that is not the fast path: updates, lost links, retries, deadlines."""
-        self._roster.apply_posted()
+        self._update()
         self._unwell = False
         now = self._clock()
         for link in self._roster.all:
@@ -285,6 +338,7 @@ class Exchange:
     def _changed(self, link: Link) -> None:
         """A link has come up or was lost."""
         self._unwell = True
+        self._express.settled = False
         if link.ready:
             for part in list(link.parts.values()):
                 part.retry_at = 0.0

@@ -82,6 +82,11 @@ def fragment_prefix(kind: Kind, stream: int, count: int) -> bytes:
     return PREFIX.pack(MAGIC, PROTOCOL, kind, FRAGMENT, 0, stream, 0, count)
 
 
+def lead_of(kind: Kind) -> int:
+    """Magic, protocol and kind as the little-endian number that a prefix begins with."""
+    return int.from_bytes(MAGIC + bytes([PROTOCOL, kind]), "little")
+
+
 def accepted(protocol: int) -> bool:
     """Protocol N speaks with N and N - 1, so that a fleet can be upgraded a process at a time."""
     return max(1, PROTOCOL - 1) <= protocol <= PROTOCOL

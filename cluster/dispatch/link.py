@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.decoder import Sink
@@ -17,6 +20,7 @@ from cluster.dispatch.handshake import Identity, error_of, split_address
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.messages import Call
 from cluster.dispatch.poller import READ, WRITE, Poller
+from cluster.dispatch.transport import Array
 from cluster.errors import MoemeshError, ProtocolError, Unavailable
 from cluster.types import NodeId
 
@@ -37,7 +41,7 @@ class Link:
     on_change: called when it has become READY and when it is lost.
     parts: what the node owes us; survives a lost connection.
     last_heard: when bytes of replies last arrived; a greeting is no sign that work gets done.
-    queue, service_us: the node's load as its last reply told it.
+    load: int64 [2], messages waiting and service time in µs, as the node's last reply told.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class Link:
         self.incarnation = 0
         self.parts: dict[Call, Part] = {}
         self.last_heard = 0.0
-        self.queue = self.service_us = 0
+        self.load: Array = np.zeros(2, np.int64)
         self.connection: Connection | None = None
         self.refusal: MoemeshError | None = None
         self.cause = "it was never reached"
@@ -71,6 +75,14 @@ class Link:
         self._sink: Sink = partial(sink, self)
         self._on_frame = on_frame
         self._on_change = on_change
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether it is up, nothing waits to be sent and the next byte begins a frame."""
+        return self.ready and self.connection is not None and self.connection.at_rest
+
+    def fileno(self) -> int:
+        return -1 if self.connection is None else self.connection.fd
 
     def due(self, now: float) -> None:
         """Start the next attempt to connect if it is time for one."""
@@ -104,20 +116,34 @@ class Link:
     def on_event(self, mask: int, now: float) -> None:
         connection = self.connection
         assert connection is not None
-        try:
+        with self._guarded():
             if mask & WRITE and not self._writable(connection):
                 return
             if mask & READ:
-                frames = connection.read()
-                if self.ready:
-                    self.last_heard = now
-                for frame in frames:
-                    if self.connection is not connection:  # an answer to an earlier frame failed
-                        return
-                    if self.ready:
-                        self._on_frame(self, frame)
-                    else:
-                        self._greeted(frame)
+                self._handle(connection, connection.read(), now)
+
+    def on_bytes(self, data: memoryview, now: float) -> None:
+        """Somebody has received `data` from the connection, which was at rest."""
+        connection = self.connection
+        assert connection is not None
+        with self._guarded():
+            self._handle(connection, connection.take(data), now)
+
+    def _handle(self, connection: Connection, frames: list[Frame], now: float) -> None:
+        if self.ready:
+            self.last_heard = now
+        for frame in frames:
+            if self.connection is not connection:  # an answer to an earlier frame failed
+                return
+            if self.ready:
+                self._on_frame(self, frame)
+            else:
+                self._greeted(frame)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
         except ProtocolError as error:
             self.refuse(error)
         except (OSError, Unavailable) as error:

@@ -17,45 +17,49 @@ class Slot:
 
     After `fill`, node n has rows row_start[n]:row_start[n+1] and pairs pair_start[n]:pair_start[n+1];
     pairs are numbered node by node, then by row, then by gate rank.
+
+    plan: (row_start, pair_start, counts, experts); waiting: [nodes] uint8; payload, results_bytes:
+    uint8. All for kernels/express.py.
     """
 
     def __init__(self, shape: WireShape) -> None:
         self._shape = shape
         self._nodes = self._capacity = self._tokens = -1
         self.busy = False
-        self.row_start: list[int] = []
-        self.pair_start: list[int] = []
 
     def fill(self, call: ExpertCall, owner: Array, nodes: int) -> None:
         """Plan the call over `nodes` and gather every node's payload. owner: [experts] int32."""
         tokens = len(call.ids)
         if tokens != self._tokens or nodes != self._nodes:
             self._resize(tokens, nodes)
-        permute.plan_dispatch(
-            call.ids, owner, *self._starts, self._rows, self._counts, self._experts, self.index
-        )
         if self._shape.float_rows:
-            permute.gather_f32(call.rows, self._rows, self._starts[0], self._payload)
+            permute.plan_dispatch(call.ids, owner, *self._planned)
+            permute.gather_f32(call.rows, self._rows, self._starts[0], self.payload)
         else:
-            permute.gather_int8(call.rows, call.scales, self._rows, self._starts[0], self._payload)
-        self.row_start, self.pair_start = self._both_starts.tolist()
-        self._narrow_used[...] = self._experts_used
+            permute.plan_int8(call.ids, owner, call.rows, call.scales, *self._planned, self.payload)
 
-    def request(self, node: int) -> tuple[int, memoryview, memoryview, memoryview]:
+    def nodes(self) -> list[int]:
+        """Those that have rows of the call."""
+        starts = self._starts[0].tolist()
+        return [node for node in range(self._nodes) if starts[node] < starts[node + 1]]
+
+    def request(self, node: int) -> tuple[int, memoryview, bytes, memoryview]:
         """(rows, counts, experts, payload) of node `node`'s DISPATCH."""
-        first, last = self.row_start[node], self.row_start[node + 1]
-        row, pair = self._shape.row_bytes, self._shape.expert_bytes
+        first, last = self._starts[0][node : node + 2].tolist()
+        first_pair, last_pair = self._starts[1][node : node + 2].tolist()
+        row = self._shape.row_bytes
         return (
             last - first,
             self._counts_bytes[first:last],
-            self._narrow_bytes[self.pair_start[node] * pair : self.pair_start[node + 1] * pair],
+            self._experts[first_pair:last_pair].astype(self._shape.expert_dtype).tobytes(),
             self._payload_bytes[first * row : last * row],
         )
 
     def region(self, node: int) -> memoryview:
         """Where node `node`'s result rows belong."""
+        first, last = self._starts[1][node : node + 2].tolist()
         width = self._shape.result_bytes
-        return self._results_bytes[self.pair_start[node] * width : self.pair_start[node + 1] * width]
+        return self._results_view[first * width : last * width]
 
     def _resize(self, tokens: int, nodes: int) -> None:
         """Views for this many tokens; a step of decode has as many as the one before."""
@@ -65,27 +69,26 @@ class Slot:
         self._tokens = tokens
         self.index = self._index[:tokens]
         self.results = self._results[:pairs]
-        self._experts_used = self._experts[:pairs]
-        self._narrow_used = self._narrow[:pairs]
+        self._planned = (*self._starts, self._rows, self._counts, self._experts, self.index)
 
     def _reserve(self, tokens: int, nodes: int) -> None:
         shape = self._shape
         pairs = tokens * shape.top_k
         rows = tokens * min(nodes, shape.top_k)  # a row goes to no more nodes than it has experts
         self._nodes, self._capacity = nodes, tokens
-        self._both_starts = np.zeros((2, nodes + 1), np.int64)
-        self._starts = tuple(self._both_starts)
+        self._starts = np.zeros(nodes + 1, np.int64), np.zeros(nodes + 1, np.int64)
+        self.waiting = np.zeros(nodes, np.uint8)
         self._rows = np.empty(rows, np.int32)
         self._counts = np.empty(rows, np.uint8)
         self._experts = np.empty(pairs, np.int32)
-        self._narrow = np.empty(pairs, shape.expert_dtype)
         self._index = np.empty((tokens, shape.top_k), np.int32)
-        self._payload = np.empty(rows * shape.row_bytes, np.uint8)
+        self.payload = np.empty(rows * shape.row_bytes, np.uint8)
         self._results = np.empty((pairs, shape.hidden), shape.result_dtype)
         self._counts_bytes = _bytes(self._counts)
-        self._narrow_bytes = _bytes(self._narrow)
-        self._payload_bytes = _bytes(self._payload)
-        self._results_bytes = _bytes(self._results)
+        self._payload_bytes = _bytes(self.payload)
+        self.results_bytes = self._results.view(np.uint8).reshape(-1)
+        self._results_view = _bytes(self._results)
+        self.plan = (*self._starts, self._counts, self._experts)
 
 
 class Slots:
@@ -97,7 +100,9 @@ class Slots:
         self._slots: dict[int, deque[Slot]] = {}
 
     def take(self, micro_batch: int) -> Slot:
-        slots = self._slots.setdefault(micro_batch, deque())
+        slots = self._slots.get(micro_batch)
+        if slots is None:
+            slots = self._slots[micro_batch] = deque()
         if len(slots) < 2 or slots[0].busy:
             slots.append(Slot(self._shape))
         else:

@@ -10,17 +10,23 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
+import numpy as np
+
 from cluster.dispatch.connection import MAX_QUEUED_BYTES, Connection
 from cluster.dispatch.frames import DEFAULT_LIMITS, Frame, Limits
 from cluster.dispatch.handshake import Identity, error_header
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.poller import READ, WRITE, Poller
+from cluster.dispatch.transport import Array
 from cluster.errors import MoemeshError, PortInUse, ProtocolError
 
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 1024
 JOIN_S = 10.0
+
+STAGING_BYTES = 256 << 10
+USED = -1
 _HELLO, _PING = Kind.HELLO, Kind.PING
 _LISTENER, _WAKE = object(), object()
 
@@ -32,6 +38,9 @@ class FrameServer:
                                   the callback raises is answered with an ERROR frame.
     on_close(connection)          once for every connection on which on_frame may have been called
     on_round()                    after all that had arrived together was given to on_frame
+    on_bytes(connection, staging) instead of reading, where the next byte begins a frame of a known peer: it
+                                  may read the socket into `staging` [bytes] uint8, and returns USED, or the
+                                  bytes read that it made nothing of (0: there were none)
 
     With an `identity` a peer must say HELLO first and is refused by name if it does not fit;
     `connection.peer` is then its Identity. Lifecycle: start() → address, shutdown(); not restartable.
@@ -45,6 +54,7 @@ class FrameServer:
         on_frame: Callable[[Connection, Frame], None],
         on_close: Callable[[Connection], None] | None = None,
         on_round: Callable[[], None] | None = None,
+        on_bytes: Callable[[Connection, Array], int] | None = None,
         identity: Identity | None = None,
         limits: Limits = DEFAULT_LIMITS,
         max_queued: int = MAX_QUEUED_BYTES,
@@ -55,11 +65,16 @@ class FrameServer:
         self._on_frame = on_frame
         self._on_close = on_close
         self._on_round = on_round
+        self._on_bytes = on_bytes or _leave
+        self._takes_bytes = on_bytes is not None
+        self._staging = np.zeros(STAGING_BYTES if on_bytes else 0, np.uint8)
         self._identity = identity
         self._limits = limits
         self._max_queued = max_queued
         self._name = name
         self._poller = Poller()
+        self.alone = False
+        """For callbacks: nothing else has arrived together with what they are given."""
         self._connections: set[Connection] = set()
         self._blocked: deque[Connection] = deque()
         self._stopping = False
@@ -120,7 +135,9 @@ class FrameServer:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                for what, mask in self._poller.wait():
+                events = self._poller.wait()
+                self.alone = len(events) == 1
+                for what, mask in events:
                     if what is _LISTENER:
                         self._accept()
                     elif what is _WAKE:
@@ -177,8 +194,12 @@ class FrameServer:
             if mask & WRITE and connection.flush():
                 self._watch(connection)
             if mask & READ:
-                for frame in connection.read():
+                count = self._on_bytes(connection, self._staging) if connection.resting else 0
+                if count == USED:
+                    return
+                for frame in connection.take(self._staging.data[:count]) if count else connection.read():
                     self._deliver(connection, frame)
+                connection.resting = self._takes_bytes and connection.peer is not None and connection.at_rest
         except ProtocolError as error:
             self._refuse(connection, error)
         except (OSError, MoemeshError):  # gone, or it does not read what it asked for
@@ -221,3 +242,7 @@ class FrameServer:
         connection.close()
         if self._on_close is not None:
             self._on_close(connection)
+
+
+def _leave(connection: Connection, staging: Array) -> int:
+    return 0

@@ -12,17 +12,31 @@ from cluster.dispatch.frames import Frame
 from cluster.dispatch.messages import LAYER, Tag
 from cluster.dispatch.transport import Array, WireShape
 from cluster.errors import ProtocolError
+from kernels import wire
+
+BOX_BYTES = 64 << 10
+"""Rows that a box has room for, in bytes on the wire; larger messages are decoded the general way."""
 
 _UINT8, _INT8, _INT32, _FLOAT = map(np.dtype, (np.uint8, np.int8, np.int32, np.float32))
 
 
 class Job:
-    """One DISPATCH: counts [R] uint8, experts [P] int32, rows [R, Hp] int8 | float32, scales [R] | [0]."""
+    """One DISPATCH: counts [R] uint8, experts [P] int32, rows [R, Hp] int8 | float32, scales [R] | [0].
 
-    __slots__ = ("connection", "counts", "experts", "layer", "rows", "scales", "tag")
+    box: what its arrays are parts of, if that can be used again.
+    """
+
+    __slots__ = ("box", "connection", "counts", "experts", "layer", "rows", "scales", "tag")
 
     def __init__(
-        self, connection: Connection, tag: Tag, counts: Array, experts: Array, rows: Array, scales: Array
+        self,
+        connection: Connection,
+        tag: Tag,
+        counts: Array,
+        experts: Array,
+        rows: Array,
+        scales: Array,
+        box: Box | None = None,
     ) -> None:
         self.connection = connection
         self.tag = tag
@@ -31,6 +45,34 @@ class Job:
         self.experts = experts
         self.rows = rows
         self.scales = scales
+        self.box = box
+
+
+class Box:
+    """Arrays for one small DISPATCH, as kernels/express.py fills them: `arrays` in the order of its call."""
+
+    __slots__ = ("arrays", "counts", "experts", "numbers", "rows", "scales")
+
+    def __init__(self, shape: WireShape) -> None:
+        rows = max(1, BOX_BYTES // shape.row_bytes)
+        self.numbers = np.zeros(wire.TAG + 3, np.int64)
+        self.counts = np.zeros(rows, np.uint8)
+        self.experts = np.zeros(rows * shape.top_k, np.int32)
+        self.rows = np.zeros((rows, shape.hidden), np.int8)
+        self.scales = np.zeros(rows, np.float32)
+        self.arrays = self.numbers, self.counts, self.experts, self.rows, self.scales
+
+    def job(self, connection: Connection, rows: int) -> Job:
+        numbers = self.numbers.tolist()
+        return Job(
+            connection,
+            numbers[: wire.TAG],
+            self.counts[:rows],
+            self.experts[: numbers[wire.TAG + 1]],
+            self.rows[:rows],
+            self.scales[:rows],
+            self,
+        )
 
 
 def parse(connection: Connection, frame: Frame, tag: Tag, shape: WireShape) -> Job:
@@ -86,6 +128,10 @@ class Waiting:
         The oldest is taken whatever its size. Jobs whose router has gone are dropped on the way.
         """
         jobs = self._jobs
+        if len(jobs) == 1:  # nearly always
+            job = jobs.popleft()
+            self.rows = self.pairs = 0
+            return [] if job.connection.closed else [job]
         batch: list[Job] = []
         rows = 0
         for _ in range(len(jobs)):

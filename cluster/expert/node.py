@@ -6,20 +6,24 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from cluster.dispatch.connection import EMPTY, Connection
-from cluster.dispatch.frames import Frame, Limits
+import numpy as np
+
+from cluster.dispatch.connection import EMPTY, Connection, Packed
+from cluster.dispatch.frames import FRAGMENT_BYTES, Frame, Limits, lead_of
 from cluster.dispatch.handshake import Identity, error_header
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.messages import NODE, TABLE, Tag, fault_header, tag_of
-from cluster.dispatch.server import FrameServer
+from cluster.dispatch.server import USED, FrameServer
 from cluster.dispatch.transport import Array, WireShape
 from cluster.errors import MoemeshError, Overloaded, ProtocolError
-from cluster.expert.batching import Job, Waiting, merge, parse
+from cluster.expert.batching import Box, Job, Waiting, merge, parse
 from cluster.types import ExpertId
+from kernels import express, wire
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,7 @@ JOIN_S = 10.0
 
 
 _DISPATCH, _RESULT = Kind.DISPATCH, Kind.RESULT
+_DISPATCH_LEAD, _RESULT_LEAD = lead_of(_DISPATCH), lead_of(_RESULT)
 
 
 class ExpertCompute(Protocol):
@@ -94,13 +99,16 @@ class ExpertNode:
         if incarnation is None:
             incarnation = int.from_bytes(os.urandom(4))
         self.identity = Identity("node", node_id, incarnation, library)
+        self._incarnation = incarnation
         self._compute = compute
         self._shape = shape
         self._clock = clock
         self._max_waiting_rows = max_waiting_rows
         self._max_batch_rows = max_batch_rows
         self._inline_us = inline_us
-        self._held: tuple[int, tuple[frozenset[int], ...]] = (0, (frozenset(),) * shape.layers)
+        self._held = (0, np.zeros((shape.layers, shape.experts), np.uint8))
+        self._boxes: deque[Box] = deque()
+        self._head = np.zeros(wire.HEAD_BYTES, np.uint8)
         self._us_per_pair = float("inf")
         self._waiting = Waiting()
         self._handed = False
@@ -112,6 +120,7 @@ class ExpertNode:
             port,
             on_frame=self._on_frame,
             on_round=self._on_round,
+            on_bytes=None if shape.float_rows else self._on_bytes,
             identity=self.identity,
             limits=Limits(payload=max_waiting_rows * shape.row_bytes),
             name=f"node-{node_id}-io",
@@ -139,10 +148,10 @@ class ExpertNode:
 
     def hold(self, version: int, experts: Iterable[ExpertId]) -> None:
         """Serve exactly these experts from now on: the compute must be able to run them. Thread-safe."""
-        layers: list[set[int]] = [set() for _ in range(self._shape.layers)]
+        held = np.zeros((self._shape.layers, self._shape.experts), np.uint8)
         for expert in experts:
-            layers[expert.layer].add(expert.index)
-        self._held = (version, tuple(map(frozenset, layers)))
+            held[expert.layer, expert.index] = 1
+        self._held = (version, held)
 
     def shutdown(self) -> None:
         """Close the port and all connections and end both threads; idempotent. What waits is not computed:
@@ -182,16 +191,50 @@ class ExpertNode:
             self._fault(connection, tag, error)
             return
         version, held = self._held
-        if not held[job.layer].issuperset(job.experts.tolist()):
+        if not self._holds(held[job.layer], job.experts):
             self.counters.not_here += 1
             tag[TABLE] = version
             self._reply(connection, Kind.NOT_HERE, tag)
             return
+        self._enqueue(job)
+
+    def _on_bytes(self, connection: Connection, staging: Array) -> int:
+        """The short way of a DISPATCH that is small and in order; whatever is not comes back as a frame."""
+        box = self._boxes.pop() if self._boxes else Box(self._shape)
+        rows = express.take_request(
+            connection.fd,
+            staging,
+            _DISPATCH_LEAD,
+            self._incarnation,
+            self._held[1],
+            self._shape.expert_bytes,
+            *box.arrays,
+        )
+        waiting = self._waiting.rows
+        if not rows or (waiting and waiting + rows > self._max_waiting_rows):
+            self._boxes.append(box)
+            return int(box.numbers[-1])
+        job = box.job(connection, rows)
+        if waiting or self._handed or not self._server.alone or not self._quick(len(job.experts)):
+            self._enqueue(job)
+        else:
+            self.counters.inline += 1
+            self._run_one(job)
+        return USED
+
+    def _quick(self, pairs: int) -> bool:
+        return pairs * self._us_per_pair <= self._inline_us
+
+    def _enqueue(self, job: Job) -> None:
         if self._handed:
             with self._lock:
                 self._waiting.add(job)
         else:
             self._waiting.add(job)
+
+    @staticmethod
+    def _holds(held: Array, experts: Array) -> bool:
+        return bool(experts.max() < len(held) and held[experts].all())
 
     def _on_control(self, connection: Connection, frame: Frame) -> None:
         if frame.kind is Kind.STATUS:
@@ -211,7 +254,7 @@ class ExpertNode:
         waiting = self._waiting
         if self._handed or not waiting:
             return
-        if waiting.pairs * self._us_per_pair > self._inline_us:
+        if not self._quick(waiting.pairs):
             with self._lock:
                 self._handed = True
                 self._changed.notify()
@@ -235,42 +278,70 @@ class ExpertNode:
             if batch:
                 self._run(batch)
 
+    def _run_one(self, job: Job) -> None:
+        begin = self._clock()
+        try:
+            results = self._compute.run(job.layer, job.counts, job.experts, job.rows, job.scales)
+        except Exception as error:
+            self._failed(job, error)
+            return
+        took_us = self._served(1, len(results), begin)
+        self._result(job, results, (len(self._waiting), took_us))
+
     def _run(self, batch: list[Job]) -> None:
+        if len(batch) == 1:
+            self._run_one(batch[0])
+            return
         begin = self._clock()
         try:
             results = self._compute.run(batch[0].layer, *merge(batch))
-        except Exception as error:
-            failure = error
-        else:
-            self._answer(batch, results, (self._clock() - begin) * 1e6)
-            return
-        if len(batch) > 1:  # only the message that is to blame fails
+        except Exception:  # each again by itself: only the message that is to blame fails, and says why
             for job in batch:
-                self._run([job])
+                self._run_one(job)
             return
-        if not isinstance(failure, MoemeshError):
-            log.error("layer %d failed; the router gets a FAULT", batch[0].layer, exc_info=failure)
-        self._fault(batch[0].connection, batch[0].tag, failure)
-
-    def _answer(self, batch: list[Job], results: Array, took_us: float) -> None:
-        total = len(results)
-        # Down at once, up slowly: one batch that waited for a core says nothing about the next.
-        self._us_per_pair = min(max(took_us, 1.0) / total, RISE * self._us_per_pair)
-        counters = self.counters
-        counters.batches += 1
-        counters.pairs += total
-        counters.service_us += int(took_us)
-        load = [len(self._waiting), int(took_us)]
-        data = results.data.cast("B")
+        took_us = self._served(len(batch), len(results), begin)
+        load = len(self._waiting), took_us
         first = 0
         for job in batch:
-            counters.messages += 1
-            counters.rows += len(job.counts)
-            pairs = len(job.experts)
-            last = first + pairs * self._shape.result_bytes
-            job.tag[TABLE] = self._held[0]
-            self._reply(job.connection, _RESULT, [*job.tag, pairs, *load], data[first:last])
+            last = first + len(job.experts)
+            self._result(job, results[first:last], load)
             first = last
+
+    def _served(self, messages: int, pairs: int, begin: float) -> int:
+        """Count a batch that was computed since `begin`; returns its µs."""
+        took_us = (self._clock() - begin) * 1e6
+        # Down at once, up slowly: one batch that waited for a core says nothing about the next.
+        self._us_per_pair = min(max(took_us, 1.0) / pairs, RISE * self._us_per_pair)
+        counters = self.counters
+        counters.batches += 1
+        counters.messages += messages
+        counters.pairs += pairs
+        counters.service_us += int(took_us)
+        return int(took_us)
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        if not isinstance(error, MoemeshError):
+            log.error("layer %d failed; the router gets a FAULT", job.layer, exc_info=error)
+        self._fault(job.connection, job.tag, error)
+
+    def _result(self, job: Job, rows: Array, load: tuple[int, int]) -> None:
+        self.counters.rows += len(job.counts)
+        table, box = self._held[0], job.box
+
+        def message() -> Packed:
+            return _RESULT, [*job.tag[:TABLE], table, len(rows), *load], rows.data.cast("B")
+
+        try:
+            if box is None or rows.nbytes > FRAGMENT_BYTES:
+                job.connection.send_body(*message())
+            else:
+                args = (_RESULT_LEAD, box.numbers, table, *load, rows.view(np.uint8).reshape(-1), self._head)
+                job.connection.send_through(express.post_result, args, message)
+        except MoemeshError:
+            # The router has gone or does not read; it asks again when it is back.
+            self.counters.undelivered += 1
+        if box is not None:
+            self._boxes.append(box)
 
     def _fault(self, connection: Connection, tag: Tag, error: Exception) -> None:
         self.counters.faults += 1

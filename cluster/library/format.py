@@ -22,7 +22,7 @@ BLOBS_NAME = "blobs"
 ResultType = Literal["bf16", "f32"]
 SectionType = Literal["f32", "blocks"]
 
-TRUNK_KINDS = ("int8", "bf16", "f32")
+TRUNK_KINDS = ("int8", "int4", "bf16", "f32")
 FLOAT_KINDS = ("bf16", "f32")
 
 
@@ -56,7 +56,10 @@ class TrunkBlob:
 
 @dataclass(frozen=True)
 class TrunkManifest:
-    """The trunk's blobs; head is None where the embedding is also the head. final holds `final_norm`."""
+    """The trunk's blobs; head is None where the embedding is also the head. final holds `final_norm`.
+
+    kind: asked for; single matrices and blocks may be of another (an int4 trunk has an int8 embedding).
+    """
 
     kind: str
     embed: TrunkBlob

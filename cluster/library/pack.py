@@ -58,7 +58,7 @@ def pack(
 ) -> Manifest:
     """Pack the checkpoint in `hf_dir` to a new library in `out_dir`; the first of `experts` is its default.
 
-    experts: one variant each, of layout.KINDS. trunk: int8, bf16 or f32; None takes the type of the experts
+    experts: one variant each, of layout.KINDS. trunk: of TRUNK_KINDS; None takes the type of the experts
     where all of them are of one float type, else int8. name: what clients call the model, None for the
     checkpoint's name. Raises InvalidRequest for such arguments, LibraryError for an out_dir that is in use,
     and whatever Checkpoint raises for a broken checkpoint.

@@ -4,8 +4,9 @@ Per layer: attn_norm, mlp_norm [Hp]; qkv, rows [heads*Dp | kv*Dp | kv*Dp], input
 pad64(heads*Dp); qkv_bias in the row order of qkv; q_norm, k_norm [Dp] or [heads*Dp], [kv*Dp]; in a sparse
 layer gate [E16/16][Hp][16] and, where the model has one, the shared expert and its shared_gate [Hp]; in a
 dense layer its MLP. Shared expert and MLP are laid out as an expert blob is, as two sections: shared_gate_up
-(blocks alternating) then shared_down, dense_gate_up then dense_down. Hp = padded hidden, Dp = padded
-head_dim; padding is zero.
+(blocks alternating) then shared_down, dense_gate_up then dense_down; gate and up blocks that fell back to
+int8 may lie behind the down blocks, in its section. Hp = padded hidden, Dp = padded head_dim; padding is
+zero.
 """
 
 from __future__ import annotations
@@ -64,8 +65,20 @@ def _mlp_shapes(name: str, hidden: int, width: int) -> dict[str, Shape]:
     return {f"{name}_gate_up": ("blocks", (2 * padded, hidden)), f"{name}_down": ("blocks", (hidden, padded))}
 
 
+def embedding_kind(kind: int) -> int:
+    """Of the embedding in a trunk of `kind`: an int4 trunk keeps it in int8.
+
+    A decode step reads one row of it, so int4 would save no time; its error enters before every layer, and
+    where embeddings are tied it is the head's too. docs/decisions/0013 has the perplexities.
+    """
+    return layout.INT8 if kind == layout.INT4 else kind
+
+
 class TrunkPacker:
-    """Makes the blobs of one trunk; `tally` grows with every matrix encoded. kind: of the big matrices."""
+    """Makes the blobs of one trunk; `tally` grows with every matrix encoded.
+
+    kind: of its matrices; the embedding's is `embedding_kind` of it. Gates and norms stay float32.
+    """
 
     def __init__(self, spec: ModelSpec, kind: int) -> None:
         self.spec = spec
@@ -73,8 +86,9 @@ class TrunkPacker:
         self.tally = Tally()
 
     def vocabulary(self, name: str, weights: F32) -> tuple[U8, dict[str, Section]]:
-        """name: "embed" or "head"; weights: [V, H]"""
-        return _join({name: self._matrix(weights)}, {name: vocabulary_shape(self.spec)})
+        """name: "embed" (the head too where they are tied) or "head"; weights: [V, H]"""
+        kind = embedding_kind(self.kind) if name == "embed" else self.kind
+        return _join({name: self._matrix(weights, kind)}, {name: vocabulary_shape(self.spec)})
 
     def final(self, norm: F32) -> tuple[U8, dict[str, Section]]:
         return _join({"final_norm": _bytes(_pad_to(norm, self.spec.padded_hidden))}, final_shapes(self.spec))
@@ -93,8 +107,8 @@ class TrunkPacker:
         parts = {
             "attn_norm": _bytes(_pad_to(t.attn_norm, hidden)),
             "mlp_norm": _bytes(_pad_to(t.mlp_norm, hidden)),
-            "qkv": self._matrix(np.concatenate(qkv)),
-            "o": self._matrix(np.ascontiguousarray(columns), pad_rows=layout.GROUP),
+            "qkv": self._matrix(np.concatenate(qkv), self.kind),
+            "o": self._matrix(np.ascontiguousarray(columns), self.kind, pad_rows=layout.GROUP),
         }
         if t.q_bias is not None and t.k_bias is not None and t.v_bias is not None:
             biases = zip((t.q_bias, t.k_bias, t.v_bias), counts, strict=True)
@@ -117,8 +131,8 @@ class TrunkPacker:
             parts |= self._mlp("dense", t.dense)
         return parts
 
-    def _matrix(self, weights: F32, pad_rows: int = layout.ROWS) -> U8:
-        encoded = encode(weights, self.kind, pad_rows)
+    def _matrix(self, weights: F32, kind: int, pad_rows: int = layout.ROWS) -> U8:
+        encoded = encode(weights, kind, pad_rows)
         self.tally.add(encoded.tally)
         return assemble(encoded.blocks)
 

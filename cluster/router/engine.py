@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from cluster.compute.trunk import KvView, Trunk
+from cluster.compute.weights import kv_dtype, kv_name
 from cluster.config import EngineConfig
 from cluster.dispatch.transport import ExpertTransport
 from cluster.errors import InvalidRequest, MoemeshError, NonFinite, Overloaded
@@ -32,7 +33,7 @@ class Probe(GateProbe, Protocol):
 
 @dataclass(frozen=True)
 class EngineStats:
-    """steps and rows count since the start; the rest is the present."""
+    """steps and rows count since the start; kv_type: f32, bf16 or int8; the rest is the present."""
 
     steps: int
     rows: int
@@ -41,6 +42,7 @@ class EngineStats:
     preemptions: int
     kv_pages_total: int
     kv_pages_used: int
+    kv_type: str
 
 
 class Engine:
@@ -54,12 +56,20 @@ class Engine:
         self, trunk: Trunk, experts: ExpertTransport, config: EngineConfig, probe: Probe | None = None
     ) -> None:
         self.trunk, self.experts, self.config, self.probe = trunk, experts, config, probe
-        self.kv = KvCache(trunk.spec, config.page_tokens, config.kv_bytes, trunk.kv_dtype)
-        self.context = longest_sequence(trunk.spec, config, trunk.kv_dtype)
+        dtype = kv_dtype(trunk.weights.floating, config.kv)
+        self.kv = KvCache(trunk.spec, config.page_tokens, config.kv_bytes, dtype)
+        self.context = longest_sequence(trunk.spec, config, dtype)
         trunk.prepare_positions(self.context)
         self._limits = Limits(config.page_tokens, config.chunk_tokens, config.max_running)
         self._page_table = np.zeros((config.max_running, self.kv.pages_for(self.context)), np.int32)
-        self._view = KvView(self.kv.keys, self.kv.values, config.page_tokens, self._page_table)
+        self._view = KvView(
+            self.kv.keys,
+            self.kv.values,
+            config.page_tokens,
+            self._page_table,
+            self.kv.key_scales,
+            self.kv.value_scales,
+        )
         self._work = [trunk.workspace() for _ in range(config.micro_batches)]
         self._sampler = Sampler(trunk.spec.vocab, config.max_running, trunk.workers)
         self._free_slots = list(range(config.max_running))
@@ -82,6 +92,7 @@ class Engine:
             self._preemptions,
             self.kv.pages,
             self.kv.used_pages,
+            kv_name(self.kv.keys.dtype),
         )
 
     def submit(self, request: EngineRequest) -> None:

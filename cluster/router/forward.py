@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cluster.compute.trunk import KvView, Trunk, Workspace
+from cluster.compute.trunk import KvView, Trunk, Workspace, has_zero
 from cluster.dispatch.transport import ExpertCall, ExpertRows, ExpertTransport
 from cluster.errors import MoemeshError
 from cluster.router.sequence import Batch
@@ -79,7 +79,7 @@ def forward(
 
 
 def _mark(broken: np.ndarray, layer: int, finite: np.ndarray) -> None:
-    if not finite.all():
+    if has_zero(finite):
         broken[(finite == 0) & (broken < 0)] = layer
 
 

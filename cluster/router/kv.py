@@ -12,10 +12,14 @@ from cluster.model.spec import ModelSpec
 PAGE_MULTIPLE = 16
 """Tokens of a page are a multiple of this: K is stored in columns of 16 tokens."""
 
+SCALE_BYTES = 4
+"""int8 pages have a float32 scale for every token and head, of K and of V."""
+
 
 def page_bytes(spec: ModelSpec, page_tokens: int, dtype: type[np.generic]) -> int:
-    """Bytes of one page over all layers, K and V; dtype: `kv_dtype` of the trunk."""
-    return 2 * spec.layers * spec.kv_heads * page_tokens * spec.padded_head * np.dtype(dtype).itemsize
+    """Bytes of one page over all layers, K and V with their scales; dtype: `kv_dtype` of the trunk."""
+    head = spec.padded_head * np.dtype(dtype).itemsize + (SCALE_BYTES if dtype is np.int8 else 0)
+    return 2 * spec.layers * spec.kv_heads * page_tokens * head
 
 
 def longest_sequence(spec: ModelSpec, config: EngineConfig, dtype: type[np.generic]) -> int:
@@ -30,8 +34,9 @@ def longest_sequence(spec: ModelSpec, config: EngineConfig, dtype: type[np.gener
 class KvCache:
     """K and V of every layer in pages.
 
-    keys:   [layers, pages, kv_heads, page_tokens / 16, padded_head, 16] bf16 bits (uint16) or float32
+    keys:   [layers, pages, kv_heads, page_tokens / 16, padded_head, 16] of `kv_dtype`
     values: [layers, pages, kv_heads, page_tokens, padded_head]
+    key_scales, value_scales: [layers, pages, kv_heads, page_tokens] float32, None unless pages are int8
 
     Pages are handed out in no particular order: results do not depend on which page holds what.
     A released page keeps its stale contents; attention never reads a slot that was not written.
@@ -59,6 +64,9 @@ class KvCache:
         shape = (spec.layers, self.pages, spec.kv_heads)
         self.keys = np.zeros((*shape, columns, head, PAGE_MULTIPLE), dtype)
         self.values = np.zeros((*shape, page_tokens, head), dtype)
+        scaled = dtype is np.int8
+        self.key_scales = np.zeros((*shape, page_tokens), np.float32) if scaled else None
+        self.value_scales = np.zeros((*shape, page_tokens), np.float32) if scaled else None
         self._free = list(range(self.pages - 1, -1, -1))
 
     @property

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels.selfcheck.cases import CASES, Case
+from kernels.selfcheck.cases import Case
 from kernels.selfcheck.draws import Draws
+from kernels.selfcheck.wire_cases import CASES
 
 MANIFEST = Path(__file__).with_name("bits.json")
 SEED = 7

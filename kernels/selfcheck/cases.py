@@ -6,10 +6,11 @@ Inputs come from integer draws and exact operations only, so that they are the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
-from kernels import attention, experts, gate, maths, matmul, norm, permute, quantise, rope, sampling
+from kernels import attention, experts, fused, gate, maths, matmul, norm, permute, quantise, rope, sampling
 from kernels.layout import BF16, F32, INT4, INT8
 from kernels.selfcheck.draws import Draws, F
 from kernels.selfcheck.weights import bf16_bits, matrix
@@ -194,6 +195,29 @@ def sigmoid_gate(draws: Draws) -> Arrays:
     yield y
 
 
+def normed(draws: Draws) -> tuple[Any, ...]:
+    """The arguments that norm_rows and gate_rows begin with."""
+    x, out = draws.floats(6, 320), np.zeros((6, 320), F)
+    x[4, 7] = np.inf
+    results = (np.zeros(6, np.uint8), np.zeros((6, 320), np.int8), np.zeros(6, F), np.zeros((6, 5), np.int32))
+    return x, draws.floats(320), F(1e-6), 300, out, *results
+
+
+@case
+def norm_rows(draws: Draws) -> Arrays:
+    arguments = normed(draws)
+    fused.norm_rows(*arguments, 0, 6)
+    yield from arguments[4:]
+
+
+@case
+def gate_rows(draws: Draws) -> Arrays:
+    arguments, weights = normed(draws), draws.floats(3, 320, 16) / F(64)
+    found = (np.zeros((6, 48), F), np.zeros((6, 5), np.int32), np.zeros((6, 5), F))
+    fused.gate_rows(*arguments, weights, 41, 5, 1, *found, 0, 6)
+    yield from (*arguments[4:], *found)
+
+
 def pages(draws: Draws, bf16: bool, *shape: int) -> np.ndarray:
     x = draws.floats(*shape)
     return bf16_bits(x) if bf16 else x
@@ -241,6 +265,47 @@ def attend(draws: Draws) -> Arrays:
             yield out
 
 
+def int8_pages(draws: Draws, *shape: int) -> np.ndarray:
+    return draws.integers(-127, 128, shape, np.int8)
+
+
+def page_scales(draws: Draws, *shape: int) -> np.ndarray:
+    return (draws.integers(1, 2**10, shape) / F(2**12)).astype(F)
+
+
+@case
+def prepare_qkv_int8(draws: Draws) -> Arrays:
+    heads, kv_heads, width, padded, tokens = 4, 2, 40, 48, 6
+    angles, none = draws.floats(2, 100, width // 2) / F(160), np.zeros(0, F)
+    qkv = draws.floats(tokens, (heads + 2 * kv_heads) * padded)
+    qkv[2], qkv[3, 5] = 0, np.nan
+    k_pages = int8_pages(draws, 3, kv_heads, 2, padded, 16)
+    v_pages = int8_pages(draws, 3, kv_heads, 32, padded)
+    k_scales, v_scales = page_scales(draws, 3, kv_heads, 32), page_scales(draws, 3, kv_heads, 32)
+    q_out, finite = np.zeros((tokens, heads, padded), F), np.zeros(tokens, np.uint8)
+    where = (angles[0], angles[1], np.arange(60, 66), np.array([0, 17, 31, 32, 64, 95]))
+    options = (none, none, none, rope.QK_NONE, F(0), F(1e-6), width)
+    stored = (k_pages, v_pages, k_scales, v_scales)
+    rope.prepare_qkv_int8(qkv, *options, *where, *stored, q_out, finite, 0, tokens)
+    yield from (*stored, q_out, finite)
+
+
+@case
+def attend_int8(draws: Draws) -> Arrays:
+    heads, kv_heads, padded, size = 4, 2, 80, 32
+    k_pages = int8_pages(draws, 9, kv_heads, size // 16, padded, 16)
+    v_pages = int8_pages(draws, 9, kv_heads, size, padded)
+    scales = page_scales(draws, 9, kv_heads, size), page_scales(draws, 9, kv_heads, size)
+    table = np.array([[3, 1, 4, 0, 5], [2, 6, 8, 7, 5]], np.int32)
+    sequence, positions = np.array([0, 0, 1, 1, 1], np.int64), np.array([0, 63, 64, 65, 130], np.int64)
+    q = draws.floats(5, heads, padded)
+    for window in (0, 50):
+        out, scores = np.zeros((5, 384), F), np.zeros((16, 192), F)
+        places = (table, sequence, positions, window, F(0.1))
+        attention.attend_int8(q, k_pages, v_pages, *scales, *places, out, scores, 0, 5 * kv_heads)
+        yield out
+
+
 def drawn_ids(draws: Draws) -> np.ndarray:
     return np.stack([draws.permutation(12)[:4] for _ in range(7)]).astype(np.int32)
 
@@ -266,6 +331,17 @@ def gather_int8(draws: Draws) -> Arrays:
     out = np.zeros(21 * 132, np.uint8)
     permute.gather_int8(q, scale, rows, row_start, out)
     yield out
+
+
+@case
+def plan_int8(draws: Draws) -> Arrays:
+    q, scale, _ = one_plane(draws.floats(7, 128))
+    ids, owner = drawn_ids(draws), draws.integers(0, 3, 12, np.int32)
+    starts = np.zeros(4, np.int64), np.zeros(4, np.int64)
+    rows, counts = np.zeros(21, np.int32), np.zeros(21, np.uint8)
+    chosen, index, out = np.zeros(28, np.int32), np.zeros((7, 4), np.int32), np.zeros(21 * 132, np.uint8)
+    permute.plan_int8(ids, owner, q, scale, *starts, rows, counts, chosen, index, out)
+    yield from (*starts, rows, counts, chosen, index, out)
 
 
 @case

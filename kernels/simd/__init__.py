@@ -5,12 +5,14 @@ compiler maps to one 512-bit, two 256-bit or four 128-bit registers; what LLVM c
 (the byte dot product) comes from one file per instruction set. All of them give the same bits.
 """
 
+from kernels.simd.multiply import multiply_1, multiply_2, tiles_begin, tiles_end
 from kernels.simd.ops import (
     bits_of,
     bitwise_and,
     broadcast4,
     float_of_bits,
     fma,
+    keep,
     load_bf16,
     load_bf16x16,
     load_f32,
@@ -21,6 +23,8 @@ from kernels.simd.ops import (
     load_u8x16,
     max_f32,
     min_f32,
+    multiply_u16,
+    place,
     prefetch,
     readonly,
     reduce_add_f32,
@@ -54,6 +58,7 @@ __all__ = [
     "float_of_bits",
     "fma",
     "i32x16",
+    "keep",
     "load_bf16",
     "load_bf16x16",
     "load_f32",
@@ -64,6 +69,10 @@ __all__ = [
     "load_u8x16",
     "max_f32",
     "min_f32",
+    "multiply_1",
+    "multiply_2",
+    "multiply_u16",
+    "place",
     "prefetch",
     "readonly",
     "reduce_add_f32",
@@ -79,6 +88,8 @@ __all__ = [
     "store_f32x16",
     "store_i8x16",
     "store_i32x16",
+    "tiles_begin",
+    "tiles_end",
     "to_f32",
     "to_i32",
 ]

@@ -20,15 +20,22 @@ from kernels.simd.vectors import FLOAT, I8, I16, I32, I64, constant, f32x16, i32
 
 V_I32, V_F32 = i32x16.ir, f32x16.ir
 
+PLACE = types.CPointer(types.uint8)
+
 
 def address(context: Any, builder: Any, array_type: Any, array: Any, offset: Any, pointee: ir.Type) -> Any:
-    """Pointer `offset` bytes into the array, through its data pointer (never inttoptr: it blinds LLVM)."""
-    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
+    """Pointer `offset` bytes into the array or from a place in one (never inttoptr: it blinds LLVM)."""
+    if isinstance(array_type, types.CPointer):
+        data = array
+    else:
+        data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
     place = builder.gep(builder.bitcast(data, I8.as_pointer()), [offset])
     return builder.bitcast(place, pointee.as_pointer())
 
 
 def _require_contiguous(array_type: Any) -> None:
+    if array_type == PLACE:
+        return
     if not isinstance(array_type, types.Array) or array_type.layout != "C":
         raise TypeError(f"SIMD loads and stores need a C-contiguous array, got {array_type}")
 
@@ -119,6 +126,28 @@ def _splat_ir(builder: Any, scalar: Any, vec: ir.VectorType) -> Any:
     undefined = ir.Constant(vec, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
     return builder.shuffle_vector(first, undefined, constant(vector(I32, vec.count), 0))
+
+
+@intrinsic
+def place(typing: Any, array: Any, offset: Any) -> Any:
+    """The place `offset` bytes into an array, or further on from a place; loads and stores take either.
+
+    For inner loops that carry their operands in tuples, or choose between two arrays: a place is an address
+    and nothing more. It does not keep its array alive; an argument of the kernel outlives it, an array made
+    in the kernel needs `keep` after the last use of its places.
+    """
+    _require_contiguous(array)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return address(context, builder, sig.args[0], args[0], args[1], I8)
+
+    return PLACE(array, types.intp), generate
+
+
+@intrinsic
+def keep(typing: Any, array: Any) -> Any:
+    """Nothing, except that an array which is used here cannot have been freed before."""
+    return types.void(array), lambda context, builder, sig, args: context.get_dummy_value()
 
 
 @intrinsic
@@ -240,6 +269,16 @@ def _binary(vec: Any, emit: Any) -> Any:
 max_f32 = _binary(f32x16, _select_max)
 min_f32 = _binary(f32x16, lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
 bitwise_and = _binary(i32x16, lambda builder, a, b: builder.and_(a, b))
+
+
+def _multiply_u16_ir(builder: Any, a: Any, b: Any) -> Any:
+    halves = vector(I16, 32)
+    product = builder.mul(builder.bitcast(a, halves), builder.bitcast(b, halves))
+    return builder.bitcast(product, V_I32)
+
+
+multiply_u16 = _binary(i32x16, _multiply_u16_ir)
+"""Each 16-bit half times the same half of the other, modulo 2^16."""
 
 
 def _shift(emit: Any) -> Any:

@@ -31,7 +31,8 @@ def test_every_figure_has_its_id_and_the_engine_is_idle_again(tmp_path: Path) ->
     assert len(said) == 4, "progress is said before every measurement"
     assert all(0 < results[f"engine.decode.outside_kernels.seqs{n}"] < 1 for n in (1, 8, 32))
     calls = {results[f"engine.decode.kernel_calls_per_step.seqs{n}"] for n in (1, 8, 32)}
-    assert len(calls) == 1, "calls into kernels grow with the batch"
+    # Experts of few rows are one call, of more rows a call each for gate and up, quantise, and down.
+    assert max(calls) - min(calls) <= 2 * library.spec.layers, "calls into kernels grow with the batch"
 
 
 def test_decode_counts_only_the_timed_steps(tmp_path: Path) -> None:

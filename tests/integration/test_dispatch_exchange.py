@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from cluster.dispatch.server import FrameServer
 from cluster.dispatch.transport import ExpertCall, WireShape
 from cluster.errors import MoemeshError, NodeLost, ProtocolError, Unavailable
 from cluster.types import ExpertId, NodeId
-from kernels import permute
+from kernels import express, permute
 from support import permute_reference
 from support.expert_nodes import (
     FLOATS,
@@ -57,7 +59,7 @@ def test_rows_come_back_to_their_tokens(count: int, shape: WireShape) -> None:
 def test_bytes_are_within_the_bounds() -> None:
     with running(3) as nodes, connected(nodes) as exchange:
         for step, tokens in enumerate([1, 3, 32, 512]):
-            before = dataclasses.replace(exchange.counters)
+            before = copy.deepcopy(exchange.counters)
             call = make_call(tokens, step=step)
             round_trip(exchange, call)
             now = exchange.counters
@@ -82,6 +84,53 @@ def test_headers_stay_small_with_large_numbers() -> None:
             assert exchange.counters.header_bytes_out <= exchange.counters.messages_out * (64 + 12)
         finally:
             exchange.close()
+
+
+def test_a_call_alone_in_flight_goes_the_short_way() -> None:
+    with running(3) as nodes, connected(nodes) as exchange:
+        for step in range(10):
+            round_trip(exchange, make_call(2, step=step))
+        assert exchange.counters.express == 10
+        large = make_call(512, step=10)
+        round_trip(exchange, large)
+        assert exchange.counters.express == 10
+        assert all(service_us > 0 for _, service_us in exchange.loads().values())
+
+
+def test_a_second_call_takes_both_off_the_short_way_and_the_next_is_on_it_again() -> None:
+    with running(3) as nodes, connected(nodes) as exchange:
+        for step in range(10):
+            calls = [make_call(2, step=step, layer=mb, micro_batch=mb) for mb in range(2)]
+            for call in calls:
+                exchange.send(call)
+            for call in reversed(calls):
+                check(SHAPE, call, exchange.wait(call.step, call.layer, call.micro_batch))
+            round_trip(exchange, make_call(3, step=step, layer=2))
+        assert exchange.counters.express == 20  # the first and the third of each step
+        assert exchange.counters.stale == exchange.counters.resends == 0
+
+
+@pytest.mark.parametrize("took", [0, 1, 16, 40, 100, 500])
+def test_a_message_that_its_socket_takes_in_part_arrives_whole(took: int, monkeypatch: Any) -> None:
+    post = express.post_requests
+
+    def partial(fds: Any, *arguments: Any) -> int:
+        *_, sent, tally = arguments
+        before = tally.copy()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            assert post(np.array([ours.fileno()], np.int32), *arguments) == 0
+            message = theirs.recv(1 << 16)
+        tally[:] = before
+        sent[0] = os.write(fds[0], message[:took])
+        return 1
+
+    monkeypatch.setattr(express, "post_requests", partial)
+    with running(1) as nodes, connected(nodes) as exchange:
+        for step in range(3):
+            round_trip(exchange, make_call(3, step=step))
+        assert exchange.counters.messages_out == exchange.counters.express == 3
+        assert exchange.counters.resends == exchange.counters.stale == 0
 
 
 def test_two_micro_batches_in_flight_answered_in_any_order() -> None:

@@ -177,3 +177,42 @@ def test_mutations_are_seen(mutation):
         sequence.k[60:62] = k[61:59:-1]
         wrong = run(sequence, sequence.pages(), [99], 50)[0]
     assert np.abs(right - wrong).max() > 1e-4
+
+
+def together(sequence, pages, positions, window, rows):
+    """As `run`, with scratch for `rows` rows at a time."""
+    positions = np.asarray(positions, np.int64)
+    q = np.ascontiguousarray(sequence.padded_q()[positions])
+    out = np.full((len(positions), sequence.heads * pages.padded), np.nan, F)
+    scores = np.full((rows, -(-sequence.tokens // BLOCK) * BLOCK + 16), np.nan, F)
+    places = (pages.table[None], np.zeros(len(positions), np.int64), positions, window, sequence.scale)
+    attend(q, pages.k, pages.v, *places, out, scores, 0, len(positions) * sequence.kv_heads)
+    return out.reshape(len(positions), sequence.heads, pages.padded)
+
+
+@pytest.mark.parametrize("window", [0, 1, 5, 40, 64, 100])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width"), [(2, 2, 32), (4, 2, 48), (8, 1, 16), (3, 1, 80), (9, 1, 24)]
+)
+def test_rows_that_share_loads_do_not_change_a_bit(same_bits, heads, kv_heads, width, window):
+    """Whatever the number of tokens and heads computed together, in runs that start and end anywhere."""
+    sequence = Sequence(150, heads, kv_heads, width)
+    pages = sequence.pages(16, bf16=True)
+    alone = np.concatenate([run(sequence, pages, [at], window)[0] for at in range(150)])
+    for rows in (heads // kv_heads, 9, 13, 32):
+        same_bits(together(sequence, pages, range(150), window, rows), alone)
+        same_bits(together(sequence, pages, [*range(60, 71), 3, *range(120, 123)], window, rows),
+                  alone[[*range(60, 71), 3, *range(120, 123)]])  # fmt: skip
+
+
+def test_a_later_token_of_the_run_that_holds_nan_stays_alone(same_bits):
+    """Its own key and value are NaN and infinite; the tokens before it are computed with it, not from it."""
+    sequence = Sequence(100)
+    pages = sequence.pages(64)
+    clean = together(sequence, pages, range(80, 100), 0, 32)
+    slot = int(pages.slots(np.array([90]))[0])
+    pages.k[slot // 64, :, slot % 64 // 16, :, slot % 16] = np.nan
+    pages.v[slot // 64, :, slot % 64] = np.inf
+    poisoned = together(sequence, pages, range(80, 100), 0, 32)
+    same_bits(poisoned[:10], clean[:10])
+    assert not np.isfinite(poisoned[10:]).all(axis=(1, 2)).any()

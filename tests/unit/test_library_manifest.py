@@ -112,7 +112,7 @@ def test_another_version_is_refused_with_both_numbers(key: str, what: str) -> No
         (("experts", "../x"), {}, "name '../x'"),
         (("experts",), [], "type dict"),
         (("trunk", "layers"), [], "2 layers"),
-        (("trunk", "kind"), "int4", "not one of"),
+        (("trunk", "kind"), "int3", "not one of"),
         (("trunk", "embed", "sections", "norm", "offset"), 32, "multiple of 64"),
         (("trunk", "embed", "sections", "norm", "bytes"), 128, "bytes for shape"),
         (("trunk", "embed", "sections", "norm", "offset"), 1 << 40, "inside its blob"),

@@ -14,6 +14,7 @@ from cluster.library.matrix import decode, decode_gate_up
 from cluster.library.pack import pack
 from cluster.library.quantise import bf16_bits, bf16_values
 from cluster.library.reader import Library, Matrix, TrunkBlobs, TrunkPart
+from cluster.library.verify import verify
 from cluster.model.checkpoint import Checkpoint
 from cluster.types import ExpertId
 from kernels import layout
@@ -41,6 +42,12 @@ def reference(folder: Path) -> dict[str, Library]:
 
 def values(matrix: Matrix) -> np.ndarray:
     return decode(matrix.data, matrix.offset, matrix.rows, matrix.width)
+
+
+def kinds(matrix: Matrix) -> set[int]:
+    """Of the matrix's blocks."""
+    table = matrix.data[matrix.offset : matrix.offset + matrix.rows // layout.ROWS * 8].view(np.int64)
+    return set((table & layout.KIND_MASK).tolist())
 
 
 def check(found: np.ndarray, wanted: np.ndarray) -> None:
@@ -175,6 +182,44 @@ def test_the_trunk_can_be_chosen(folder: Path, tmp_path: Path) -> None:
     assert pack(folder / "qwen3-tied-gqa", tmp_path / "c", ["f32", "int8"]).trunk.kind == "int8"
 
 
+def test_an_int4_trunk_keeps_its_embedding_in_int8(folder: Path, tmp_path: Path) -> None:
+    source = folder / "qwen2-shared"  # a head of its own, a shared expert
+    manifest = pack(source, tmp_path / "out", ["int4"], trunk="int4")
+    trunk, wanted = Library.open(tmp_path / "out").trunk(), Checkpoint.open(source)
+    assert (manifest.trunk.kind, trunk.kind, manifest.trunk.floating) == ("int4", "int4", False)
+    assert kinds(trunk.embed) == {layout.INT8}
+    part = trunk.layers[0]
+    matrices = [trunk.head, *(part.matrix(name) for name in ("qkv", "o", "shared_gate_up", "shared_down"))]
+    assert all(kinds(matrix) == {layout.INT4} for matrix in matrices)
+    tensor = wanted.layer(0).o
+    error = ((values(part.matrix("o"))[: len(tensor), : tensor.shape[1]] - tensor) ** 2).sum()
+    assert 1e-4 < error / (tensor**2).sum() < 2e-2
+    assert set(manifest.report["trunk"]) >= {"flattened_groups", "int8_fallback_blocks"}
+
+
+def test_blocks_of_an_int4_trunk_fall_back_to_int8(tmp_path: Path) -> None:
+    """A spike in every row of a shared expert: gate and up blocks no longer fit before the down matrix."""
+    tiny = case("qwen2-shared")
+    source, tensors = tiny.write(tmp_path), dict(tiny.tensors())
+    name = "model.layers.0.mlp.shared_expert.{}_proj.weight"
+    for part in ("gate", "up"):
+        tensors[name.format(part)][:, 0] = 14 * tensors[name.format(part)].std()
+    for file in source.glob("model*"):
+        file.unlink()
+    write_tensors(source, tensors, shards=1)
+    manifest = pack(source, tmp_path / "out", ["int4"], trunk="int4")
+    library = Library.open(tmp_path / "out")
+    assert manifest.report["trunk"]["int8_fallback_blocks"] > 0
+    assert not verify(library).problems
+    part = library.trunk().layers[0]
+    gate_up = part.matrix("shared_gate_up")
+    assert layout.INT8 in kinds(gate_up)
+    gate, _ = decode_gate_up(gate_up.data, gate_up.offset, gate_up.rows // 2, gate_up.width)
+    wanted = Checkpoint.open(source).layer(0).shared.gate
+    found = gate[: len(wanted), : wanted.shape[1]]
+    assert ((found - wanted) ** 2).sum() / (wanted**2).sum() < 1e-3
+
+
 def test_the_same_checkpoint_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         pack(folder / "qwen2-shared", tmp_path / name, ["int8", "int4"])
@@ -264,7 +309,7 @@ def test_an_output_folder_in_use_is_refused(folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("experts", "trunk"), [(["int3"], None), ([], None), (["int8", "int8"], None), (["int8"], "int4")]
+    ("experts", "trunk"), [(["int3"], None), ([], None), (["int8", "int8"], None), (["int8"], "int3")]
 )
 def test_unknown_types_are_refused(
     folder: Path, tmp_path: Path, experts: list[str], trunk: str | None

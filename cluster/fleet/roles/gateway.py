@@ -30,7 +30,8 @@ class GatewayRole(ControlledRole):
 
     def build(self) -> None:
         library = Library.open(self._place.library)
-        context = longest_sequence(library.spec, self._engine, kv_dtype(library.manifest.trunk.floating))
+        dtype = kv_dtype(library.manifest.trunk.floating, self._engine.kv)
+        context = longest_sequence(library.spec, self._engine, dtype)
         limits = Limits(context=context, vocab=library.spec.vocab)
         served = ServedModel(
             library.name, limits, library.tokenizer(), library.chat_template(), library.digest

@@ -76,7 +76,7 @@ class NodeRole(ControlledRole):
         log_to_file(place.logs, place.name)
         self._place, self._config = place, config
         self._restarts = count_restarts(place.logs, place.name)
-        self._workers = Workers(config.threads)
+        self._workers: Workers | None = None
         self._shard = Shard()
         self._experts: list[ExpertId] | None = None
         self._node: ExpertNode | None = None
@@ -84,6 +84,7 @@ class NodeRole(ControlledRole):
 
     def build(self) -> None:
         load_kernels()
+        self._workers = Workers(self._config.threads)  # runs a kernel: after they are there
         self._library = Library.open(self._place.library)
         node = ExpertNode(
             self._shard,
@@ -108,6 +109,7 @@ class NodeRole(ControlledRole):
 
     def _load(self, experts: list[ExpertId]) -> None:
         assert self._node is not None, "build() comes first"
+        assert self._workers is not None, "build() comes first"
         self._node.hold(0, ())
         self._shard.clear()
         store = ExpertStore(self._library, self._place.variant, experts, self._config.memory_bytes)
@@ -130,4 +132,5 @@ class NodeRole(ControlledRole):
         if self._node is not None:
             self._node.shutdown()
         self._shard.clear()
-        self._workers.close()
+        if self._workers is not None:
+            self._workers.close()

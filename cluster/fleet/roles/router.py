@@ -32,13 +32,14 @@ class RouterRole(ControlledRole):
         log_to_file(place.logs, place.name)
         self._place, self._config = place, config
         self._restarts = count_restarts(place.logs, place.name)
-        self._workers = Workers(config.threads)
+        self._workers: Workers | None = None
         self._exchange: Exchange | None = None
         self._service: RouterService | None = None
         super().__init__(place.name, place.controller)
 
     def build(self) -> None:
         load_kernels()
+        self._workers = Workers(self._config.threads)  # runs a kernel: after they are there
         self._library = Library.open(self._place.library)
         self._trunk = build_trunk(self._library, self._place.variant, self._workers)
 
@@ -75,4 +76,5 @@ class RouterRole(ControlledRole):
             self._service.shutdown()  # and with it the exchange
         elif self._exchange is not None:
             self._exchange.close()
-        self._workers.close()
+        if self._workers is not None:
+            self._workers.close()
