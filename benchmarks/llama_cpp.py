@@ -23,12 +23,12 @@ does not. All weights are quantised on both sides.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from worker import worker
 
 from cluster.cli.bench_engine import PREFILL_TOKENS, decode, prefill_seconds
 from cluster.cli.local import local_engine
@@ -38,7 +38,7 @@ from cluster.router.engine import Engine
 
 DECODE_TOKENS = 64
 KV_BYTES = 256 * MiB
-WORKER = Path(__file__).with_name("llama_worker.py")
+SCRIPT = str(Path(__file__).with_name("llama_worker.py"))
 
 
 @dataclass(frozen=True)
@@ -64,48 +64,17 @@ COMPARISONS = (
 INT4_TRUNK = Comparison("int4_trunk4", "int4", "q4_0", over(1.4, 2, "q4_0"), PREFILL_OVER["q4_0"])
 
 
-class Llama:
-    """llama.cpp in a process of its own, which sleeps while it is not asked."""
-
-    def __init__(self, process: subprocess.Popen[str], build: str) -> None:
-        self._process, self.build = process, build
-
-    def seconds(self, verb: str, tokens: int) -> float:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{verb} {tokens}\n")
-        self._process.stdin.flush()
-        return float(_line(self._process))
-
-
-@contextmanager
-def llama(python: str, models: Path, kind: str, threads: int) -> Iterator[Llama]:
-    """Raises RuntimeError when it ends instead of answering: an illegal instruction, a missing package."""
-    model = models / f"olmoe-4-layers-{kind}.gguf"
-    command = [python, "-P", str(WORKER), str(model), kind, str(threads)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield Llama(process, _line(process))
-        assert process.stdin is not None
-        process.stdin.close()
-
-
-def _line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise RuntimeError(f"llama.cpp ended with {process.wait()}; its message is above")
-    return line.strip()
-
-
 def compare(
     comparison: Comparison, library: str, options: argparse.Namespace, say: Callable[[str], None]
 ) -> list[Result]:
     """Tokens a second of both, and ours over theirs, of prefill and decode."""
     config = EngineConfig(kv_bytes=KV_BYTES, threads=options.threads)
+    model = options.models / f"olmoe-4-layers-{comparison.kind}.gguf"
     with (
-        llama(options.llama, options.models, comparison.kind, options.threads) as theirs,
+        worker(options.llama, SCRIPT, model, comparison.kind, options.threads) as theirs,
         local_engine(library, comparison.variant, config) as engine,
     ):
-        say(f"llama.cpp {theirs.build}")
+        say(f"llama.cpp {theirs.greeting}")
         results = []
         for verb, tokens, target, run in (
             ("decode", DECODE_TOKENS, comparison.decode, _decode_seconds),
