@@ -31,7 +31,7 @@ def local_engine(
 ) -> Iterator[Engine]:
     """An engine whose experts live in this process, at most `memory_bytes` of them at a time (0: all).
 
-    Every kernel is compiled, or loaded from the cache, before it returns: the first time that takes a minute.
+    Every kernel is compiled, or loaded from the cache, before it returns: the first time that takes minutes.
     Raises LibraryError, CorruptBlob, OutOfMemoryBudget.
     """
     config = config or EngineConfig()
