@@ -49,6 +49,15 @@ def _private_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _kernels_are_compiled(_private_folders: None) -> None:
+    """As in every role before it serves: a kernel compiled at its first call holds the interpreter for longer
+    than a router waits for a node."""
+    from kernels import warm
+
+    warm.compile_all()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_process_outlives_the_session(_private_folders: None) -> Iterator[None]:
     check = Leftovers(views=(lambda: tagged_processes(SESSION),))
     yield

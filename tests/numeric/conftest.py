@@ -1,4 +1,4 @@
-"""Kernels are compiled once a session and then closed, as in a serving process."""
+"""What tests of kernels draw from and compare with."""
 
 from __future__ import annotations
 
@@ -6,13 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-
-from kernels import warm
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compiled() -> None:
-    warm.compile_all()
 
 
 @pytest.fixture
