@@ -217,7 +217,7 @@ def cached() -> tuple[int, int]:
     variants = [(dispatcher, signature) for dispatcher, signatures in _REGISTRY for signature in signatures]
     found = sum(
         # numba's own lookup, since it alone knows what it takes for stale
-        dispatcher._cache.load_overload(signature, dispatcher.targetctx) is not None
+        dispatcher._cache.load_overload(signature.args, dispatcher.targetctx) is not None
         for dispatcher, signature in variants
     )
     return found, len(variants)
