@@ -19,8 +19,8 @@ from cluster.compute.threads import Workers
 from cluster.errors import MoemeshError
 from kernels import jit, limits
 
-DOT_TURNS = 200_000
-"""Turns of the register loop in one timing: about 50 ms on an AVX-512 core."""
+DOTS_TIMED = 10**10
+"""Multiply-adds of a thread in one timing: about 40 ms with AVX-512, 10 ms with AMX, 1 s without either."""
 
 THREADS = (1, 2)
 
@@ -74,10 +74,10 @@ class Registers:
 
     def rate(self) -> float:
         """Operations a second, two for each byte multiply-add, measured now."""
-        values = np.ones((limits.CHAINS + 1, 16), np.int32)
-        turns = DOT_TURNS * self._workers.threads
-        run = lambda: self._workers.run(limits.dot_rate, turns, values)  # noqa: E731
-        return 2 * limits.DOTS * turns / seconds(run)
+        values = limits.rate_values()
+        turns = DOTS_TIMED // limits.RATE_DOTS * self._workers.threads
+        run = lambda: self._workers.run(limits.RATE, turns, values)  # noqa: E731
+        return 2 * limits.RATE_DOTS * turns / seconds(run)
 
 
 def measure_registers(runs: int) -> dict[int, list[float]]:
