@@ -110,7 +110,7 @@ def test_a_lower_set_says_why(monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(jit, "HOST_FEATURES", frozenset({"neon", "dotprod"}))
     assert jit.better_isas() == {
-        "neon_i8mm": "this CPU lacks i8mm",
+        "neon_i8mm": "this machine lacks i8mm",
         "neon_dotprod": "MOEMESH_ISA rules it out",
     }
 
