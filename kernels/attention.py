@@ -39,6 +39,7 @@ from kernels.jit import (
     U16_4R,
     U16_5R,
     VOID,
+    expand,
     inline,
     kernel,
 )
@@ -60,7 +61,7 @@ def start_of(stop, window):
     return max(stop - window, 0) if window > 0 else 0
 
 
-@inline
+@expand
 def score(q, q_at, strips, strip_step, rows, row_step, k_pages, k_scales, place, start, stop, scale, scores):
     """Scores of tokens start <= j < stop for every row; column j - start aligned down to BLOCK."""
     origin = start // BLOCK * BLOCK
@@ -132,7 +133,7 @@ def weigh_row(scores, byte, v_pages, tiles, first, last, out, at):
         column += 16
 
 
-@inline
+@expand
 def weigh_rows(scores, byte, rows, grow, v_pages, tiles, block, origin, stop, window, out, at, step):
     """The same for up to eight rows, over what each sees of the block: the first one's last token is
     stop - 1, each further one sees `grow` more. byte: of the first one's p at `origin`."""
@@ -155,7 +156,7 @@ def weigh_rows(scores, byte, rows, grow, v_pages, tiles, block, origin, stop, wi
             weigh_1x1(scores, p, v_pages, tiles, begin, end, column, out, at + row * step + column)
 
 
-@inline
+@expand
 def weigh(scores, strips, strip_step, rows, row_step, grows, v_pages, place, stop, window, out, at):
     """out = sum of p_j v_j, block by block. at: element of the first row."""
     start, last_stop = start_of(stop, window), stop + (strips - 1) * grows[0] + (rows - 1) * grows[1]
@@ -174,13 +175,24 @@ def weigh(scores, strips, strip_step, rows, row_step, grows, v_pages, place, sto
                 else:
                     few = min(rows - row, ROWS)
                     weigh_rows(
-                        *(scores, byte, few, grows[1], v_pages, tiles, block, origin, row_stop, window),
-                        *(out, o_at, row_step),
+                        scores,
+                        byte,
+                        few,
+                        grows[1],
+                        v_pages,
+                        tiles,
+                        block,
+                        origin,
+                        row_stop,
+                        window,
+                        out,
+                        o_at,
+                        row_step,
                     )
                 row += ROWS
 
 
-@inline
+@expand
 def attend_tokens(
     q, k_pages, v_pages, k_scales, v_scales, place, t, count, stop, window, scale, out, scores, sums
 ):
@@ -230,7 +242,7 @@ def run_length(sequence, positions, t, most):
     return count
 
 
-@inline
+@expand
 def attend_items(
     q,
     k_pages,
@@ -257,22 +269,20 @@ def attend_items(
         count = run_length(sequence, positions, t, min(together, min(end - item, tokens - t)))
         place, stop = (page_table, sequence[t], head), positions[t] + 1
         attend_tokens(
-            *(
-                q,
-                k_pages,
-                v_pages,
-                k_scales,
-                v_scales,
-                place,
-                t,
-                count,
-                stop,
-                window,
-                scale,
-                out,
-                scores,
-                sums,
-            )
+            q,
+            k_pages,
+            v_pages,
+            k_scales,
+            v_scales,
+            place,
+            t,
+            count,
+            stop,
+            window,
+            scale,
+            out,
+            scores,
+            sums,
         )
         if head == kv_heads - 1:
             for row in range(t, t + count):
@@ -299,8 +309,20 @@ def attend(q, k_pages, v_pages, page_table, sequence, positions, window, scale, 
     it has, whole tokens, are computed together.
     """
     attend_items(
-        *(q, k_pages, v_pages, None, None, page_table, sequence, positions, window, scale, out, scores),
-        *(begin, end),
+        q,
+        k_pages,
+        v_pages,
+        None,
+        None,
+        page_table,
+        sequence,
+        positions,
+        window,
+        scale,
+        out,
+        scores,
+        begin,
+        end,
     )
 
 
@@ -323,19 +345,18 @@ def attend_int8(
 ):
     """The same over int8 pages. k_scales, v_scales: [pages, kv_heads, page_size] float32."""
     attend_items(
-        *(
-            q,
-            k_pages,
-            v_pages,
-            k_scales,
-            v_scales,
-            page_table,
-            sequence,
-            positions,
-            window,
-            scale,
-            out,
-            scores,
-        ),
-        *(begin, end),
+        q,
+        k_pages,
+        v_pages,
+        k_scales,
+        v_scales,
+        page_table,
+        sequence,
+        positions,
+        window,
+        scale,
+        out,
+        scores,
+        begin,
+        end,
     )

@@ -101,6 +101,11 @@ def kernel(*signatures: Any) -> Callable[[Callable[..., Any]], Any]:
 inline = njit(forceinline=True, error_model="numpy")
 """A helper compiled into its callers; may take and return SIMD values."""
 
+expand = njit(inline="always", error_model="numpy")
+"""As `inline`, but written into its caller before types are inferred, never compiled by itself.
+
+For large helpers with one caller: nested `inline` ones are optimised once more at every level."""
+
 
 def entry_points() -> list[str]:
     return [dispatcher.__name__ for dispatcher, _ in _REGISTRY]
