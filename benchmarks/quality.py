@@ -3,8 +3,9 @@
 usage: python benchmarks/quality.py CHECKPOINT TEXTS [--window 512] [--json]
 
 Packs the Hugging Face folder CHECKPOINT as int8, as int4, as int4 with an int4 trunk and as the bfloat16
-reference, then scores every .txt file of the folder TEXTS with each, as `moemesh score FILE --model LIBRARY
---reference REFERENCE` does. Figures are means over all tokens of all files; trunk and experts are quantised.
+reference, then scores every .txt file of the folder TEXTS with each, and with an int8 KV cache, as `moemesh
+score FILE --model LIBRARY --reference REFERENCE` does. Figures are means over all tokens of all files; trunk
+and experts are quantised.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 
 from cluster.cli.quality import Quality, measure
 from cluster.cli.report import NO_TARGET, Report, Result, Target, result
+from cluster.config import EngineConfig, KvType
 from cluster.library.bundled import open_model
 from cluster.library.pack import pack
 
@@ -33,12 +35,14 @@ class Case:
     trunk: str
     increase: Target = NO_TARGET
     agreement: Target = NO_TARGET
+    kv: KvType = KvType.bf16
 
 
 CASES = (
     Case("int8", "int8", "int8", Target(must=0.15, at_most=True), Target(must=0.99)),
     Case("int4", "int4", "int8", Target(must=0.40, at_most=True), Target(must=0.97)),
     Case("int4_trunk_int4", "int4", "int4"),
+    Case("int8_kv_int8", "int8", "int8", kv=KvType.int8),
 )
 REFERENCE = "bf16"
 
@@ -66,7 +70,7 @@ def quality(folder: Path, case: Case, texts: Path, window: int) -> list[Result]:
     for file in sorted(texts.glob("*.txt")):
         ids = tuple(tokenizer.encode(file.read_text()))
         sys.stderr.write(f"{case.name}: {file.name}, {len(ids)} tokens\n")
-        parts.append(measure(library, "", ids, window, oracle))
+        parts.append(measure(library, "", ids, window, oracle, EngineConfig(kv=case.kv)))
     weights = [len(part.logprobs) for part in parts]
 
     def mean(values: list[float | None]) -> float:

@@ -33,6 +33,8 @@ ROWS = {
     "quality.int8.gate_topk_agreement": "int8: experts chosen as by bfloat16",
     "quality.int4.perplexity_increase": "int4 experts, int8 trunk: perplexity over bfloat16",
     "quality.int4.gate_topk_agreement": "int4: experts chosen as by bfloat16",
+    "quality.int4_trunk_int4.perplexity_increase": "int4 experts and trunk: perplexity over bfloat16",
+    "quality.int8_kv_int8.perplexity_increase": "int8 weights, int8 KV cache: perplexity over bfloat16",
 }
 """Result id: what it says to a reader, in the order of the table."""
 

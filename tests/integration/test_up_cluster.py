@@ -52,6 +52,7 @@ def test_everybody_is_ready_and_holds_its_share(moemesh):
     shares = [n["experts"] for n in status["nodes"]]
     assert max(shares) - min(shares) <= 1
     assert all(n["stats"]["resident_bytes"] > 0 for n in status["nodes"])
+    assert [r["stats"]["kv_type"] for r in status["routers"]] == ["bf16", "bf16"]
     assert status["grpc"] == moemesh.summary["grpc"]
 
 
