@@ -6,6 +6,7 @@ not what the bits manifest says (kernels/selfcheck).
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -24,16 +25,39 @@ from kernels import (
     rope,
     sampling,
 )
+from kernels.apart import compile_apart
 
 MODULES = (attention, experts, express, fused, gate, matmul, norm, permute, quantise, rope, sampling)
 
 
-def compile_all(progress: Callable[[int, int, str], None] | None = None) -> jit.Warmth:
+def compile_all(progress: Callable[[int, int, str], None] | None = None, apart: bool = False) -> jit.Warmth:
     """Compile or load every kernel of MODULES, then close the dispatchers (kernels.jit.compile_all).
 
-    progress(done, total, name) is called before each.
+    apart: what the cache lacks is compiled by a process for each core that this one may use.
+    progress(done, total, name) is called before each kernel, with `apart` after each.
     """
-    return jit.compile_all(progress)
+    missing = jit.uncached() if apart else {}
+    if len(missing) <= 1:
+        return jit.compile_all(progress)
+    total = len(jit.entry_points())
+    done = total - len(missing)
+
+    def count(name: str) -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total, name)
+
+    if progress:
+        progress(done, total, next(iter(missing)))
+    compile_apart(list(missing), _cores(), count)
+    warmth = jit.compile_all()
+    elsewhere = sum(missing.values()) - warmth.compiled
+    return jit.Warmth(warmth.loaded - elsewhere, warmth.compiled + elsewhere)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:
@@ -43,10 +67,10 @@ def main() -> None:
     start = time.monotonic()
 
     def line(done: int, total: int, name: str) -> None:
-        sys.stdout.write(f"[{done + 1}/{total}] {name}\n")
+        sys.stdout.write(f"[{done}/{total}] {name}\n")
         sys.stdout.flush()
 
-    warmth = compile_all(line)
+    warmth = compile_all(line, apart=True)
     total = len(jit.entry_points())
     seconds = time.monotonic() - start
     variants = f"{warmth.compiled} variants compiled, {warmth.loaded} loaded"

@@ -54,7 +54,7 @@ def _kernels_are_compiled(_private_folders: None) -> None:
     than a router waits for a node."""
     from kernels import warm
 
-    warm.compile_all()
+    warm.compile_all(apart=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -78,7 +78,7 @@ def kernels(warm: bool) -> list[Finding]:
             text = f"{found} of {total} variants are compiled; {WARM}"
             return [*findings, Finding("kernels", text, {"variants": total, "cached": found})]
     with progress_bar("compiling") as progress:
-        warmth = compile_all(progress)
+        warmth = compile_all(progress, apart=True)
     return [*findings, _compiled(warmth), _bits()]
 
 

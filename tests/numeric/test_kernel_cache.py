@@ -93,3 +93,24 @@ def test_a_warm_process_compiles_nothing_more():
     warm.compile_all()
     with pytest.raises((TypeError, RuntimeError)):
         quantise.group_sums(np.ones((1, 64), np.int16), np.zeros((1, 1), np.int32), 0, 1)
+
+
+APART = """
+from kernels import apart, jit, warm
+apart.compile_apart(["add_rows", "no such kernel", "round_bf16"], 1, print)
+apart.compile_apart(["round_bf16", "group_sums"], 2, lambda name: None)
+print(sorted({"add_rows", "round_bf16", "group_sums"} - set(jit.uncached())))
+"""
+
+
+def test_workers_fill_the_cache_that_they_share(tmp_path):
+    """A worker that fails leaves the rest to whoever needs it."""
+    done = subprocess.run(
+        [sys.executable, "-c", APART],
+        env=os.environ | {jit.CACHE_VARIABLE: str(tmp_path)},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["add_rows", "['add_rows', 'group_sums', 'round_bf16']"]

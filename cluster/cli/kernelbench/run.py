@@ -210,7 +210,7 @@ def _without_tiles(say: Say) -> list[Result]:
 def main() -> None:
     from kernels import warm
 
-    warm.compile_all()
+    warm.compile_all(apart=True)
     found = measure_prefill(PRESETS["full"], lambda text: None)
     json.dump([asdict(r) for r in found], sys.stdout)
 
