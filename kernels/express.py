@@ -230,16 +230,30 @@ def gather_results(
             tally[5] += 1
 
 
-@kernel(INT(INT, U8_1, INT, INT, U8_2R, INT, I64_1, U8_1, I32_1, I8_2, F32_1))
-def take_request(fd, data, lead, peer, held, expert_bytes, numbers, counts, experts, rows, scales):
+@inline
+def _ours_alone(watched):
+    """Wait for the sockets of `watched`; whether the first is ready and no other."""
+    for i in range(watched.shape[0]):
+        watched[i, 1] = _POLLIN
+    ready = _poll(watched.ctypes.data, np.uint64(watched.shape[0]), np.int32(-1))
+    return ready == 1 and watched[0, 1] >> 16 != 0
+
+
+@kernel(INT(INT, I32_2, U8_1, INT, INT, U8_2R, INT, I64_1, U8_1, I32_1, I8_2, F32_1))
+def take_request(fd, watched, data, lead, peer, held, expert_bytes, numbers, counts, experts, rows, scales):
     """Read what is there, and if it is exactly one DISPATCH of int8 rows that fits, its rows R; else 0.
 
+    watched: [W, 2] int32, descriptors to wait for with room for what poll says of them: fd and whatever else
+    its thread attends to. Nothing is read if something else comes. Empty: do not wait.
     data: uint8 scratch. peer: our incarnation; held: [layers, E] uint8, the experts we serve. Filled: numbers
     [10] int64 = the tag, rows R, pairs P, and the bytes read, which are in data and out of the socket (none
     at its end, or if it had none); counts[:R], experts[:P], rows[:R] of [*, Hp], scales[:R]. A message with
     more rows or pairs than those arrays have room for does not fit, nor one that asks for experts which are
     not held, or whose numbers do not add up: nothing is said about why.
     """
+    numbers[TAG + 2] = 0
+    if watched.shape[0] and not _ours_alone(watched):
+        return 0
     count = _read(np.int32(fd), data.ctypes.data, np.uint64(data.size))
     numbers[TAG + 2] = max(count, 0)
     end = whole_frame(data, count, lead)

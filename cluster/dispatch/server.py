@@ -76,6 +76,7 @@ class FrameServer:
         self.alone = False
         """For callbacks: nothing else has arrived together with what they are given."""
         self._connections: set[Connection] = set()
+        self._watched: dict[Connection, Array] = {}
         self._blocked: deque[Connection] = deque()
         self._stopping = False
         self._listener: socket.socket | None = None
@@ -92,6 +93,17 @@ class FrameServer:
     @property
     def connections(self) -> int:
         return len(self._connections)
+
+    def watched(self, connection: Connection) -> Array:
+        """For callbacks: [W, 2] int32 of what this thread waits for, `connection` first (kernels/express.py)."""
+        watched = self._watched.get(connection)
+        if watched is None:
+            assert self._listener is not None
+            others = (other.fd for other in self._connections if other is not connection)
+            fds = connection.fd, self._wake_out.fileno(), self._listener.fileno(), *others
+            watched = self._watched[connection] = np.zeros((len(fds), 2), np.int32)
+            watched[:, 0] = fds
+        return watched
 
     def start(self) -> str:
         """Listen and serve; returns the address. Raises PortInUse."""
@@ -121,14 +133,15 @@ class FrameServer:
         From a callback it only asks the thread to stop.
         """
         self._stopping = True
-        self._wake()
+        self.wake()
         thread = self._thread
         if thread is None:
             self._release()
         elif thread is not threading.current_thread():
             thread.join(JOIN_S)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """End whatever the server's thread waits for. Callable from any thread."""
         with suppress(OSError):  # full: it is awake anyway; closed: it has stopped
             self._wake_in.send(b"\0")
 
@@ -177,13 +190,14 @@ class FrameServer:
             sock, limits=self._limits, max_queued=self._max_queued, on_blocked=self._note_blocked
         )
         self._connections.add(connection)
+        self._watched.clear()
         self._poller.register(sock, READ, connection)
 
     def _note_blocked(self, connection: Connection) -> None:
         """Called by whichever thread sends."""
         self._blocked.append(connection)
         if threading.current_thread() is not self._thread:
-            self._wake()
+            self.wake()
 
     def _watch(self, connection: Connection) -> None:
         if not connection.closed:
@@ -238,6 +252,7 @@ class FrameServer:
         if connection not in self._connections:
             return
         self._connections.discard(connection)
+        self._watched.clear()
         self._poller.unregister(connection.sock)
         connection.close()
         if self._on_close is not None:

@@ -39,6 +39,7 @@ RISE = 1.2
 JOIN_S = 10.0
 
 
+_NOTHING = np.zeros((0, 2), np.int32)
 _DISPATCH, _RESULT = Kind.DISPATCH, Kind.RESULT
 _DISPATCH_LEAD, _RESULT_LEAD = lead_of(_DISPATCH), lead_of(_RESULT)
 
@@ -152,6 +153,7 @@ class ExpertNode:
         for expert in experts:
             held[expert.layer, expert.index] = 1
         self._held = (version, held)
+        self._server.wake()  # it may wait with what was held before in its hands
 
     def shutdown(self) -> None:
         """Close the port and all connections and end both threads; idempotent. What waits is not computed:
@@ -199,28 +201,36 @@ class ExpertNode:
         self._enqueue(job)
 
     def _on_bytes(self, connection: Connection, staging: Array) -> int:
-        """The short way of a DISPATCH that is small and in order; whatever is not comes back as a frame."""
-        box = self._boxes.pop() if self._boxes else Box(self._shape)
-        rows = express.take_request(
-            connection.fd,
-            staging,
-            _DISPATCH_LEAD,
-            self._incarnation,
-            self._held[1],
-            self._shape.expert_bytes,
-            *box.arrays,
-        )
-        waiting = self._waiting.rows
-        if not rows or (waiting and waiting + rows > self._max_waiting_rows):
-            self._boxes.append(box)
-            return int(box.numbers[-1])
-        job = box.job(connection, rows)
-        if waiting or self._handed or not self._server.alone or not self._quick(len(job.experts)):
-            self._enqueue(job)
-        else:
+        """The short way of a DISPATCH that is small and in order; whatever is not comes back as a frame.
+
+        After an answer it waits for the next one here, until anything else wants the thread.
+        """
+        watched, left = _NOTHING, 0
+        while True:
+            box = self._boxes.pop() if self._boxes else Box(self._shape)
+            rows = express.take_request(
+                connection.fd,
+                watched,
+                staging,
+                _DISPATCH_LEAD,
+                self._incarnation,
+                self._held[1],
+                self._shape.expert_bytes,
+                *box.arrays,
+            )
+            waiting = self._waiting.rows
+            if not rows or (waiting and waiting + rows > self._max_waiting_rows):
+                self._boxes.append(box)
+                return int(box.numbers[-1]) or left
+            job, left = box.job(connection, rows), USED
+            if waiting or self._handed or not self._server.alone or not self._quick(len(job.experts)):
+                self._enqueue(job)
+                return USED
             self.counters.inline += 1
             self._run_one(job)
-        return USED
+            if connection.blocked or connection.closed:
+                return USED
+            watched = self._server.watched(connection)
 
     def _quick(self, pairs: int) -> bool:
         return pairs * self._us_per_pair <= self._inline_us

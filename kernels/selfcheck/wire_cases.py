@@ -63,7 +63,8 @@ def take_request(draws: Draws) -> Arrays:
         out = (np.zeros(10, np.int64), np.zeros(4, np.uint8), np.zeros(16, np.int32))
         rows, scales = np.zeros((4, _WIDTH), np.int8), np.zeros(4, F)
         held, staging = np.ones((3, 32), np.uint8), np.zeros(4096, np.uint8)
-        taken = express.take_request(theirs.fileno(), staging, _REQUEST, 9, held, 1, *out, rows, scales)
+        fd, now = theirs.fileno(), np.zeros((0, 2), np.int32)
+        taken = express.take_request(fd, now, staging, _REQUEST, 9, held, 1, *out, rows, scales)
         yield from (np.array([taken]), *out, rows, scales.view(np.int32))
 
 

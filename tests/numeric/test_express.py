@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -38,6 +39,9 @@ def payload_of(rows: int, shape: WireShape) -> bytes:
     return bytes(i * 7 % 256 for i in range(rows * shape.row_bytes))
 
 
+NOW = np.zeros((0, 2), np.int32)
+
+
 def dispatch(tag: list[int], counts: list[int], experts: list[int], shape: WireShape = SHAPE) -> bytes:
     packed = np.array(experts, shape.expert_dtype).tobytes()
     body = payload_of(len(counts), shape)
@@ -55,7 +59,7 @@ def take(data: bytes, shape: WireShape = SHAPE, peer: int = 7, held: object = 1)
         theirs.sendall(data)
         staging = np.zeros(1 << 16, np.uint8)
         rows = express.take_request(
-            ours.fileno(), staging, DISPATCH, peer, allowed, shape.expert_bytes, *box.arrays
+            ours.fileno(), NOW, staging, DISPATCH, peer, allowed, shape.expert_bytes, *box.arrays
         )
     assert box.numbers[-1] == len(data)
     assert staging[: len(data)].tobytes() == data
@@ -136,12 +140,38 @@ def test_the_end_of_a_stream_is_told_as_no_bytes(pair: tuple[socket.socket, sock
     ours, theirs = pair
     box, staging = Box(SHAPE), np.zeros(1 << 16, np.uint8)
     held = np.ones((3, 32), np.uint8)
-    arguments = (ours.fileno(), staging, DISPATCH, 7, held, 1, *box.arrays)
+    arguments = (ours.fileno(), NOW, staging, DISPATCH, 7, held, 1, *box.arrays)
     assert express.take_request(*arguments) == 0  # nothing there yet
     assert box.numbers[-1] == 0
     theirs.close()
     assert express.take_request(*arguments) == 0
     assert box.numbers[-1] == 0
+
+
+def test_a_request_is_waited_for_until_something_else_comes(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    wake, waker = socket.socketpair()
+    box, staging = Box(SHAPE), np.zeros(1 << 16, np.uint8)
+    held = np.ones((3, 32), np.uint8)
+    watched = np.array([[ours.fileno(), 0], [wake.fileno(), 0]], np.int32)
+    arguments = (ours.fileno(), watched, staging, DISPATCH, 7, held, 1, *box.arrays)
+    data = dispatch([1, 7, 1, 2, 0, 0, 0], [1], [3])
+    with closing(wake), closing(waker):
+        late = threading.Timer(0.05, theirs.sendall, (data,))
+        late.start()
+        assert express.take_request(*arguments) == 1
+        late.join()
+        theirs.sendall(data)
+        waker.send(b"\0")
+        assert express.take_request(*arguments) == 0
+        assert box.numbers[-1] == 0
+        assert ours.recv(1 << 16) == data
+        late = threading.Timer(0.05, waker.send, (b"\0",))
+        late.start()
+        assert express.take_request(*arguments) == 0
+        late.join()
 
 
 @pytest.mark.parametrize("number", NUMBERS)
