@@ -22,6 +22,7 @@ from kernels.layout import ROWS
 from kernels.prefill import MANY, down_many, gate_up_many
 from kernels.tiles import chain_1, chain_4, put, put_pair_planes, swiglu, swiglu_int
 
+
 @inline
 def dots_mixed(w, gate_kind, up_kind, gate_at, up_at, q, sums, row):
     """dots_1 for a gate block and an up block of different kinds: each alone."""

@@ -37,7 +37,7 @@ from kernels.simd import (
     multiply_2,
     multiply_u16,
     place,
-    prefetch,
+    prefetch_l2,
     shift_left,
     shift_right,
     splat_i32,
@@ -97,7 +97,7 @@ def strips_at(tiles, width, number):
 
 @inline
 def scratch(tiles, width):
-    """Bytes for `tiles` activation tiles, from a multiple of 64 on. Whoever works on places in it keeps it."""
+    """Bytes for `tiles` activation tiles, from a multiple of 64 on; keep it while places in it are in use."""
     whole = np.empty(strips_at(tiles, width, 0) + 4 * STRIP_BYTES + ALIGN, np.uint8)
     return whole[-whole.ctypes.data & (ALIGN - 1) :]
 
@@ -126,7 +126,7 @@ def pack_tile(x, tile, q, sums, rows, first):
 
 @inline
 def expand_group(w, at, far, width, g, x, to):
-    """x[to :] = group g of the int4 block at `at` as an int8 block stores it; the block at `far` is asked for.
+    """x[to :] = group g of the int4 block at `at` as an int8 block stores it; `far` is the block to ask for.
 
     A nibble is at most 15 and m at most 15: products of two nibbles at once stay in their bytes.
     """
@@ -136,7 +136,7 @@ def expand_group(w, at, far, width, g, x, to):
     mask = splat_i32(NIBBLES)
     for byte in range(0, INT4_GROUP_BYTES, 64):
         quads = load_i32x16(w, at + g * INT4_GROUP_BYTES + byte)
-        prefetch(w, far + g * INT4_GROUP_BYTES + byte)
+        prefetch_l2(w, far + g * INT4_GROUP_BYTES + byte)
         even = multiply_u16(bitwise_and(quads, mask), factor)
         odd = multiply_u16(bitwise_and(shift_right(quads, 4), mask), factor)
         store_i32x16(x, to + 2 * byte, even + zero)
@@ -148,7 +148,7 @@ def fetch_group(w, in_place, kind, at, far, width, g, x, to):
     """Group g of the block at `at`, ready to be multiplied: asked for, copied or expanded."""
     if in_place:
         for byte in range(0, STEP, 64):
-            prefetch(w, at + g * STEP + byte)
+            prefetch_l2(w, at + g * STEP + byte)
     elif kind == INT8:
         for byte in range(0, STEP, 64):
             store_i32x16(x, to + byte, load_i32x16(w, at + g * STEP + byte))

@@ -24,6 +24,7 @@ TILE = 16
 STEP = 1024
 """Bytes of 64 inputs of 16 rows, and of 16 x 16 int32."""
 
+
 @inline
 def tile_multiply_1(x, s00, s01, a0, w0, w1, steps, out, side, work, turn):
     tile_load(0, x, s00)
