@@ -99,7 +99,7 @@ def round_bf16(rng: np.random.Generator) -> Arrays:
 @case
 def matmul_int(rng: np.random.Generator) -> Arrays:
     for kinds in ([INT8], [INT4], [INT8, INT4, INT4]):
-        for rows in (1, 2, 7):
+        for rows in (1, 2, 7, 50):
             matrix = random_matrix(rng, 75, 320, kinds)
             hi, lo, scale, sums_hi, sums_lo = planes(uniform(rng, rows, 320))
             for count, second, sums in ((1, hi, sums_hi), (2, lo, sums_lo)):
@@ -133,6 +133,8 @@ def add_rows(rng: np.random.Generator) -> Arrays:
 
 GROUPS = np.array([0, 1, 6, 9], np.int64)
 ROW_OF = np.array([2, 0, 1, 2, 3, 4, 0, 1, 3], np.int64)
+MANY = np.array([0, 17, 18, 60], np.int64)
+MANY_ROW_OF = (np.arange(60, dtype=np.int64) * 7) % 5
 ORDER = np.array([8, 1, 0, 3, 2, 5, 7, 4, 6], np.int64)
 
 
@@ -144,6 +146,9 @@ def gate_up_int(rng: np.random.Generator) -> Arrays:
         h = np.zeros((9, 128), F)
         experts.gate_up_int(weights.blob, weights.base, GROUPS, ROW_OF, q, sums, scale, 8, h, 0, 24)
         yield h
+        h = np.zeros((60, 128), F)
+        experts.gate_up_int(weights.blob, weights.base, MANY, MANY_ROW_OF, q, sums, scale, 8, h, 0, 24)
+        yield h
 
 
 @case
@@ -153,6 +158,10 @@ def down_int(rng: np.random.Generator) -> Arrays:
         hi, lo, scale, *sums = planes(uniform(rng, 9, 128))
         out, offset = np.zeros((9, 256), F), weights.down_offset
         experts.down_int(weights.blob, weights.base, offset, GROUPS, hi, lo, *sums, scale, out, ORDER, 0, 48)
+        yield out
+        hi, lo, scale, *sums = planes(uniform(rng, 60, 128))
+        out, order = np.zeros((60, 256), F), np.arange(60, dtype=np.int64)[::-1].copy()
+        experts.down_int(weights.blob, weights.base, offset, MANY, hi, lo, *sums, scale, out, order, 0, 48)
         yield out
 
 
