@@ -38,7 +38,7 @@ from kernels.simd import (
     multiply_2,
     multiply_u16,
     place,
-    prefetch,
+    prefetch_l2,
     shift_left,
     shift_right,
     splat_i32,
@@ -138,7 +138,7 @@ def expand_group(w, at, far, width, g, x, to):
     mask = splat_i32(NIBBLES)
     for byte in range(0, INT4_GROUP_BYTES, 64):
         quads = load_i32x16(w, at + g * INT4_GROUP_BYTES + byte)
-        prefetch(w, far + g * INT4_GROUP_BYTES + byte)
+        prefetch_l2(w, far + g * INT4_GROUP_BYTES + byte)
         even = multiply_u16(bitwise_and(quads, mask), factor)
         odd = multiply_u16(bitwise_and(shift_right(quads, 4), mask), factor)
         store_i32x16(x, to + 2 * byte, even + zero)
@@ -150,7 +150,7 @@ def fetch_group(w, in_place, kind, at, far, width, g, x, to):
     """Group g of the block at `at`, ready to be multiplied: asked for, copied or expanded."""
     if in_place:
         for byte in range(0, STEP, 64):
-            prefetch(w, at + g * STEP + byte)
+            prefetch_l2(w, at + g * STEP + byte)
     elif kind == INT8:
         for byte in range(0, STEP, 64):
             store_i32x16(x, to + byte, load_i32x16(w, at + g * STEP + byte))

@@ -183,23 +183,66 @@ def broadcast4(typing: Any, array: Any, offset: Any) -> Any:
     return i32x16(array, types.intp), generate
 
 
-def emit_prefetch(builder: Any, place: Any) -> None:
-    """llvm.prefetch of an i8 pointer: for reading, into every level of cache."""
+def emit_prefetch(builder: Any, place: Any, locality: int = 3) -> None:
+    """llvm.prefetch of an i8 pointer, for reading. locality: 3, every level of cache; 2, not the first."""
     kind = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [place, I32(0), I32(3), I32(1)])
+    builder.call(function, [place, I32(0), I32(locality), I32(1)])
+
+
+def _prefetcher(locality: int) -> Any:
+    @intrinsic
+    def ask(typing: Any, array: Any, offset: Any) -> Any:
+        _require_contiguous(array)
+
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            emit_prefetch(builder, address(context, builder, sig.args[0], args[0], args[1], I8), locality)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp), generate
+
+    return ask
+
+
+prefetch = _prefetcher(3)
+"""Ask for the cache line at `offset`, which may lie outside the array: a hint, never a fault."""
+
+prefetch_l2 = _prefetcher(2)
+"""The same, into the second-level cache alone: for lines that the first would lose before they are used."""
 
 
 @intrinsic
-def prefetch(typing: Any, array: Any, offset: Any) -> Any:
-    """Ask for the cache line at `offset`, which may lie outside the array: a hint, never a fault."""
+def stream_f32x16(typing: Any, array: Any, offset: Any, value: Any) -> Any:
+    """Store past the caches where the place is aligned to 64 bytes, plainly elsewhere.
+
+    For lines that nobody reads soon. `stream_end` comes before anybody else may.
+    """
     _require_contiguous(array)
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        emit_prefetch(builder, address(context, builder, sig.args[0], args[0], args[1], I8))
+        to = address(context, builder, sig.args[0], args[0], args[1], V_F32)
+        excess = builder.and_(builder.ptrtoint(to, I64), I64(63))
+        with builder.if_else(builder.icmp_unsigned("==", excess, I64(0))) as (aligned, elsewhere):
+            with aligned:
+                store = builder.store(args[2], to)
+                store.align = 64
+                store.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+            with elsewhere:
+                builder.store(args[2], to).align = 1
         return context.get_dummy_value()
 
-    return types.void(array, types.intp), generate
+    return types.void(array, types.intp, f32x16), generate
+
+
+@intrinsic
+def stream_end(typing: Any) -> Any:
+    """Everything streamed before is in memory before anything that follows."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 def _unary(result: Any, operand: Any, emit: Any) -> Any:
