@@ -95,7 +95,7 @@ class FrameServer:
         return len(self._connections)
 
     def watched(self, connection: Connection) -> Array:
-        """For callbacks: [W, 2] int32 of what this thread waits for, `connection` first (kernels/express.py)."""
+        """For callbacks: what this thread waits for, `connection` first, as express.take_request takes it."""
         watched = self._watched.get(connection)
         if watched is None:
             assert self._listener is not None
