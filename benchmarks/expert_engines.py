@@ -37,10 +37,14 @@ class Resident:
     """The layer's experts, all in memory: an ExpertSource."""
 
     def __init__(self, blobs: Blobs) -> None:
-        self.base, self.down_offset, self._size = blobs.data, blobs.down_offset, blobs.size
+        self.base, self.down_offset = blobs.data, blobs.down_offset
+        self._offsets = np.arange(blobs.count, dtype=np.int64) * blobs.size
+
+    def offsets(self, layer: int) -> np.ndarray:
+        return self._offsets
 
     def batches(self, layer: int, indices: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
-        yield 0, len(indices), indices.astype(np.int64) * self._size
+        yield 0, len(indices), self._offsets[indices]
 
 
 class Layer:

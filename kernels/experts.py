@@ -30,6 +30,7 @@ from kernels.jit import (
     I32_2R,
     I64_1R,
     INT,
+    U16_2,
     VOID,
     inline,
     kernel,
@@ -37,7 +38,7 @@ from kernels.jit import (
 )
 from kernels.layout import ROWS
 from kernels.prefill import MANY, down_many, gate_up_many
-from kernels.quantise import planes_of_rows
+from kernels.quantise import bf16_of_row, planes_of_rows
 from kernels.simd import load_f32x16, readonly
 from kernels.simd.wide import piece
 from kernels.tiles import chain_1, chain_4, put, put_planes, swiglu, swiglu_int
@@ -208,7 +209,7 @@ def down_int(w, base, down_offset, group_start, hi, lo, sums_hi, sums_lo, scale,
 
 _FFN = VOID(
     *(BYTES, I64_1R, INT, I64_1R, I64_1R, I8_2R, I32_2R, F32_1R),
-    *(F32_2, I8_2, I8_2, I32_2, I32_2, F32_1, F32_2, I64_1R, INT, INT),
+    *(F32_2, I8_2, I8_2, I32_2, I32_2, F32_1, F32_2, I64_1R, U16_2, INT, INT),
 )
 
 
@@ -230,12 +231,14 @@ def ffn_int(
     inner_scale,
     out,
     order,
+    rounded,
     begin,
     end,
 ):
     """gate_up_int, quantise_planes and down_int of groups begin..end, one group after the other.
 
-    Every group has fewer than prefill.MANY rows.
+    Every group has fewer than prefill.MANY rows. rounded: [P, Hp] uint16, the bf16 bits of their rows of out;
+    or no rows, and they are not asked for.
     Arguments as theirs; inner [P, Fp] float32, hi, lo, sums_hi, sums_lo and inner_scale are scratch of which
     only the rows of these groups are touched.
     """
@@ -263,6 +266,9 @@ def ffn_int(
             first,
             last,
         )
+        if rounded.shape[0]:
+            for place in range(pair, stop):
+                bf16_of_row(out, rounded, order[place])
 
 
 @kernel(VOID(BYTES, I64_1R, I64_1R, I64_1R, F32_2R, INT, F32_2, INT, INT))

@@ -23,10 +23,14 @@ from kernels.jit import (
     inline,
     kernel,
 )
+from kernels.quantise import sums_of_rows
 from kernels.simd import fma, load_f32x16, load_i32x16, splat_f32, store_f32x16, store_i32x16
 from kernels.simd.elements import load_elements, store_f32
 
 _ZERO = np.float32(0.0)
+
+ABSENT = -2
+"""What `arrange_int8` returns if a blob is not there."""
 
 
 @inline
@@ -119,15 +123,8 @@ def gather_f32(x, rows, row_start, out):  # type: ignore[no-untyped-def]
             store_i32x16(out, row * width + i, load_i32x16(x, rows[row] * width + i))
 
 
-@kernel(INT(U8_1R, I32_1R, INT, I64_1, I64_1, I32_1, I64_1))
-def group_pairs(counts, experts, n_experts, order, row_of, group_expert, group_start):  # type: ignore[no-untyped-def]
-    """Sort (row, expert) pairs stably by expert; returns the number of groups G.
-
-    counts: [R] experts of each row; experts: [P] in request order. order[p] = the place in request order of
-    sorted pair p, row_of[p] = its row; group g < G holds the sorted pairs group_start[g] … group_start[g + 1]
-    of expert group_expert[g], ascending. Returns -1, having written nothing, if the counts do not add up
-    to P or an expert is not in 0 … n_experts - 1: the request came over a wire.
-    """
+@inline
+def _sort_pairs(counts, experts, n_experts, order, row_of, group_expert, group_start):  # type: ignore[no-untyped-def]
     pairs = experts.size
     total = np.int64(0)
     for row in range(counts.size):
@@ -156,6 +153,35 @@ def group_pairs(counts, experts, n_experts, order, row_of, group_expert, group_s
             place[experts[p]] = at + 1
             order[at], row_of[at] = p, row
             p += 1
+    return groups
+
+
+@kernel(INT(U8_1R, I32_1R, INT, I64_1, I64_1, I32_1, I64_1))
+def group_pairs(counts, experts, n_experts, order, row_of, group_expert, group_start):  # type: ignore[no-untyped-def]
+    """Sort (row, expert) pairs stably by expert; returns the number of groups G.
+
+    counts: [R] experts of each row; experts: [P] in request order. order[p] = the place in request order of
+    sorted pair p, row_of[p] = its row; group g < G holds the sorted pairs group_start[g] … group_start[g + 1]
+    of expert group_expert[g], ascending. Returns -1, having written nothing, if the counts do not add up
+    to P or an expert is not in 0 … n_experts - 1: the request came over a wire.
+    """
+    return _sort_pairs(counts, experts, n_experts, order, row_of, group_expert, group_start)
+
+
+@kernel(INT(U8_1R, I32_1R, I64_1R, I8_2R, I64_1, I64_1, I64_1, I64_1, I32_2))
+def arrange_int8(counts, experts, offsets, q, order, row_of, base, group_start, sums):  # type: ignore[no-untyped-def]
+    """`group_pairs` and what else kernels/experts.py takes of int8 rows: the groups' blobs, the rows' sums.
+
+    offsets: [E] int64, where each expert's blob starts, below 0 for one that is not there; base [P] int64 =
+    the offset of each group's expert; q: [R, Hp] int8, sums: [R, Hp / 64] int32 = Σ of each 64-group.
+    Returns what group_pairs returns, or ABSENT.
+    """
+    groups = _sort_pairs(counts, experts, offsets.size, order, row_of, base, group_start)
+    for group in range(groups):
+        base[group] = offsets[base[group]]
+        if base[group] < 0:
+            return ABSENT
+    sums_of_rows(q, sums, 0, counts.size)
     return groups
 
 

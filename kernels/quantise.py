@@ -125,9 +125,8 @@ def quantise_planes(x, hi, lo, scale, sums_hi, sums_lo, begin, end):
     planes_of_rows(x, hi, lo, scale, sums_hi, sums_lo, begin, end)
 
 
-@kernel(VOID(I8_2R, I32_2, INT, INT))
-def group_sums(q, sums, begin, end):
-    """sums [T, K/64] int32 = Σ of each 64-group of q [T, K] int8, for rows that came over the wire."""
+@inline
+def sums_of_rows(q, sums, begin, end):
     width = q.shape[1]
     for row in range(begin, end):
         for group in range(width // GROUP):
@@ -137,11 +136,22 @@ def group_sums(q, sums, begin, end):
             sums[row, group] = reduce_add_i32(total)
 
 
+@kernel(VOID(I8_2R, I32_2, INT, INT))
+def group_sums(q, sums, begin, end):
+    """sums [T, K/64] int32 = Σ of each 64-group of q [T, K] int8, for rows that came over the wire."""
+    sums_of_rows(q, sums, begin, end)
+
+
+@inline
+def bf16_of_row(x, out, row):
+    width = x.shape[1]
+    for k in range(0, width, 16):
+        at = row * width + k
+        store_bf16x16(out, at * 2, load_f32x16(x, at * 4))
+
+
 @kernel(VOID(F32_2R, U16_2, INT, INT))
 def round_bf16(x, out, begin, end):
     """out [P, N] = bf16 bits of x [P, N] float32, to nearest even, in integers; NaN stays NaN."""
-    width = x.shape[1]
     for row in range(begin, end):
-        for k in range(0, width, 16):
-            at = row * width + k
-            store_bf16x16(out, at * 2, load_f32x16(x, at * 4))
+        bf16_of_row(x, out, row)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +12,11 @@ from cluster.compute.scratch import Scratch
 from cluster.compute.threads import Workers
 from kernels import experts, layout, quantise
 from kernels.prefill import MANY
+
+NOT_ROUNDED = np.zeros((0, 0), np.uint16)
+
+MOST_SIZES = 64
+"""Numbers of pairs for which a scratch keeps its arrays at hand."""
 
 FEW_ROWS = 4
 """Mean rows a group up to which reading its weights is what it costs."""
@@ -58,109 +65,98 @@ def received(workers: Workers, scratch: Scratch, rows: np.ndarray, scale: np.nda
     return Activations(rows, scale, sums)
 
 
+class FfnScratch:
+    """What `run_ffn` writes on its way, for networks of one padded inner width F."""
+
+    def __init__(self, scratch: Scratch, width: int) -> None:
+        self._scratch, self._width = scratch, width
+        self._inner: dict[int, Inner] = {}
+
+    def inner(self, pairs: int) -> Inner:
+        """For that many pairs. Looked up once, not array by array: few rows take less time than that."""
+        found = self._inner.get(pairs)
+        if found is None:
+            if len(self._inner) == MOST_SIZES:
+                self._inner.clear()
+            found = self._inner[pairs] = Inner(*self._arrays(pairs))
+        return found
+
+    def _arrays(self, pairs: int) -> Iterator[np.ndarray]:
+        take, width = self._scratch.take, self._width
+        yield take("ffn.inner", pairs, width, np.float32)
+        for name in ("ffn.high", "ffn.low"):
+            yield take(name, pairs, width, np.int8)
+        for name in ("ffn.sums_high", "ffn.sums_low"):
+            yield take(name, pairs, width // layout.GROUP, np.int32)
+        yield self._scratch.vector("ffn.scale", pairs, np.float32)
+
+
+class Inner(NamedTuple):
+    """Inner activations of P pairs: [P, F] float32, and as two int8 planes with sums of 64 and a scale."""
+
+    values: np.ndarray
+    high: np.ndarray
+    low: np.ndarray
+    sums_high: np.ndarray
+    sums_low: np.ndarray
+    scale: np.ndarray
+
+
 def run_ffn(
     workers: Workers,
-    scratch: Scratch,
+    scratch: FfnScratch,
     data: np.ndarray,
     down_offset: int,
-    width: int,
     groups: Groups,
     acts: Activations,
     out: np.ndarray,
+    rounded: np.ndarray = NOT_ROUNDED,
 ) -> None:
     """out[order[p]] = down(silu(gate(x)) * up(x)) for the rows x = acts[row_of[p]] of every group.
 
-    data: [bytes] uint8 that holds the blobs; width: padded inner width F; out: [P, Hp] float32.
+    data: [bytes] uint8 that holds the blobs; out: [P, Hp] float32; rounded: [P, Hp] uint16, filled with the
+    bf16 bits of these rows, or NOT_ROUNDED.
     Quantised blobs requantise the inner activations to two int8 planes, local to this call.
     """
-    if not len(groups.base):
+    count = len(groups.base)
+    if not count:
         return
-    inner = scratch.take("ffn.inner", len(groups.order), width, np.float32)
-    phase = _float_phases if acts.floating else _int_phases
-    phase(workers, scratch, data, down_offset, groups, acts, inner, out)
+    inner = scratch.inner(len(groups.order))
+    if acts.floating:
+        whole = 0
+        _float_phases(workers, data, down_offset, groups, acts, inner.values, out)
+    else:
+        whole = _whole_groups(workers, groups)
+        if whole:
+            blobs, pairs = (data, groups.base, down_offset), (groups.start, groups.row_of)
+            rows = (acts.rows, acts.sums, acts.scale)
+            workers.run(experts.ffn_int, whole, *blobs, *pairs, *rows, *inner, out, groups.order, rounded)
+        if whole < count:
+            rest = groups.part(whole, count, groups.base[whole:]) if whole else groups
+            _int_phases(workers, data, down_offset, rest, acts, inner, out)
+    if whole < count and len(rounded):
+        workers.run(quantise.round_bf16, len(out), out, rounded)
 
 
 def _int_phases(
     workers: Workers,
-    scratch: Scratch,
     data: np.ndarray,
     down_offset: int,
     groups: Groups,
     acts: Activations,
-    inner: np.ndarray,
+    inner: Inner,
     out: np.ndarray,
 ) -> None:
-    pairs, width = inner.shape
-    blocks, columns = width // layout.ROWS, out.shape[1] // layout.ROWS
-    high = scratch.take("ffn.high", pairs, width, np.int8)
-    low = scratch.take("ffn.low", pairs, width, np.int8)
-    sums_high = scratch.take("ffn.sums_high", pairs, width // layout.GROUP, np.int32)
-    sums_low = scratch.take("ffn.sums_low", pairs, width // layout.GROUP, np.int32)
-    scale = scratch.vector("ffn.scale", pairs, np.float32)
-    whole = _whole_groups(workers, groups)
-    if whole:
-        workers.run(
-            experts.ffn_int,
-            whole,
-            data,
-            groups.base,
-            down_offset,
-            groups.start,
-            groups.row_of,
-            acts.rows,
-            acts.sums,
-            acts.scale,
-            inner,
-            high,
-            low,
-            sums_high,
-            sums_low,
-            scale,
-            out,
-            groups.order,
-        )
-    if whole == len(groups.base):
-        return
-    groups = groups.part(whole, len(groups.base), groups.base[whole:])
-    count = len(groups.base)
-    workers.run(
-        experts.gate_up_int,
-        count * blocks,
-        data,
-        groups.base,
-        groups.start,
-        groups.row_of,
-        acts.rows,
-        acts.sums,
-        acts.scale,
-        blocks,
-        inner,
-    )
+    count, blocks = len(groups.base), inner.values.shape[1] // layout.ROWS
+    rows = (acts.rows, acts.sums, acts.scale)
+    pairs = (groups.base, groups.start, groups.row_of)
+    workers.run(experts.gate_up_int, count * blocks, data, *pairs, *rows, blocks, inner.values)
     first, last = int(groups.start[0]), int(groups.start[-1])
+    values, high, low, sums_high, sums_low, scale = (array[first:last] for array in inner)
+    workers.run(quantise.quantise_planes, last - first, values, high, low, scale, sums_high, sums_low)
+    blobs = (data, groups.base, down_offset, groups.start)
     workers.run(
-        quantise.quantise_planes,
-        last - first,
-        inner[first:last],
-        high[first:last],
-        low[first:last],
-        scale[first:last],
-        sums_high[first:last],
-        sums_low[first:last],
-    )
-    workers.run(
-        experts.down_int,
-        count * columns,
-        data,
-        groups.base,
-        down_offset,
-        groups.start,
-        high,
-        low,
-        sums_high,
-        sums_low,
-        scale,
-        out,
-        groups.order,
+        experts.down_int, count * (out.shape[1] // layout.ROWS), *blobs, *inner[1:], out, groups.order
     )
 
 
@@ -177,7 +173,6 @@ def _whole_groups(workers: Workers, groups: Groups) -> int:
 
 def _float_phases(
     workers: Workers,
-    scratch: Scratch,
     data: np.ndarray,
     down_offset: int,
     groups: Groups,
@@ -185,27 +180,8 @@ def _float_phases(
     inner: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    blocks, columns = inner.shape[1] // layout.ROWS, out.shape[1] // layout.ROWS
-    count = len(groups.base)
-    workers.run(
-        experts.gate_up_float,
-        count * blocks,
-        data,
-        groups.base,
-        groups.start,
-        groups.row_of,
-        acts.rows,
-        blocks,
-        inner,
-    )
-    workers.run(
-        experts.down_float,
-        count * columns,
-        data,
-        groups.base,
-        down_offset,
-        groups.start,
-        inner,
-        out,
-        groups.order,
-    )
+    count, blocks = len(groups.base), inner.shape[1] // layout.ROWS
+    pairs = (groups.base, groups.start, groups.row_of)
+    workers.run(experts.gate_up_float, count * blocks, data, *pairs, acts.rows, blocks, inner)
+    blobs = (data, groups.base, down_offset, groups.start)
+    workers.run(experts.down_float, count * (out.shape[1] // layout.ROWS), *blobs, inner, out, groups.order)

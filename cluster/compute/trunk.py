@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from cluster.compute.ffn import Activations, Groups, run_ffn
+from cluster.compute.ffn import Activations, FfnScratch, Groups, run_ffn
 from cluster.compute.scratch import Scratch
 from cluster.compute.threads import Kernel, Workers
 from cluster.compute.weights import FfnWeights, Matrix, TrunkWeights
@@ -49,11 +50,12 @@ class KvView:
     key_scales: np.ndarray | None = None
     value_scales: np.ndarray | None = None
 
-    def layer(self, index: int) -> tuple[np.ndarray, ...]:
-        """Keys and values of a layer, and their scales where they have any."""
+    @cached_property
+    def layers(self) -> list[tuple[np.ndarray, ...]]:
+        """Keys and values of every layer, and their scales where they have any."""
         if self.key_scales is None or self.value_scales is None:
-            return self.keys[index], self.values[index]
-        return self.keys[index], self.values[index], self.key_scales[index], self.value_scales[index]
+            return list(zip(self.keys, self.values, strict=True))
+        return list(zip(self.keys, self.values, self.key_scales, self.value_scales, strict=True))
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class _Rows:
 
     A step takes them once: after the weights have gone through the caches, looking one up by its name takes
     longer than many a kernel. qkv: [T, qkv rows]; q: [T, heads, Dp]; mixed: [T, inputs of o], and
-    mixed_acts the same quantised; o: [T, Hp]; stored: [T] uint8; ids, weights: [T, top_k]; logits: [T, E16].
+    mixed_acts the same quantised; o: [T, Hp]; stored: [T] uint8; logits: [T, E16]; gated:
+    what a layer's gate leaves.
     """
 
     x: np.ndarray
@@ -97,9 +100,8 @@ class _Rows:
     mixed: np.ndarray
     mixed_acts: Activations
     o: np.ndarray
-    ids: np.ndarray
-    weights: np.ndarray
     logits: np.ndarray
+    gated: Gated
 
 
 class Workspace(Scratch):
@@ -150,19 +152,22 @@ class Trunk:
 
     def _rows(self, work: Workspace, count: int) -> _Rows:
         spec, hidden, layer = self.spec, self.weights.embed.width, self.weights.layers[0]
+        normed = self._normed(work, "normed", count)
+        acts = Activations(normed.hidden, _NONE, _NO_SUMS) if self.float_rows else normed.acts
+        ids = work.take("ids", count, spec.top_k, np.int32)
+        gate_weights = work.take("weights", count, spec.top_k, np.float32)
         q = work.take("q", count, spec.heads * spec.padded_head, np.float32)
         return _Rows(
             x=work.take("x", count, hidden, np.float32),
-            normed=self._normed(work, "normed", count),
+            normed=normed,
             qkv=work.take("qkv", count, layer.qkv.rows, np.float32),
             q=q.reshape(count, spec.heads, spec.padded_head),
             stored=work.vector("stored", count, np.uint8),
             mixed=work.take("mixed", count, layer.o.width, np.float32),
             mixed_acts=self._activation_arrays(work, "mixed", count, layer.o.width),
             o=work.take("o", count, hidden, np.float32),
-            ids=work.take("ids", count, spec.top_k, np.int32),
-            weights=work.take("weights", count, spec.top_k, np.float32),
             logits=work.take("gate", count, layout.pad(spec.experts, layout.ROWS), np.float32),
+            gated=Gated(ids, gate_weights, acts, normed.hidden, normed.finite),
         )
 
     def attention(
@@ -176,7 +181,7 @@ class Trunk:
         sequence: np.ndarray,
     ) -> np.ndarray:
         """x += attention(norm(x)); stores K and V of the rows first. Returns finite flags [T]."""
-        weights, rows, pages = self.weights.layers[layer], work.rows, kv.layer(layer)
+        weights, rows, pages = self.weights.layers[layer], work.rows, kv.layers[layer]
         assert rows is not None
         int8 = kv.key_scales is not None
         acts = self._norm(x, weights.attn_norm, rows.normed, weights.qkv.floating)
@@ -206,19 +211,19 @@ class Trunk:
         assert weights.gate is not None
         assert rows is not None
         choice = (spec.experts, spec.top_k, int(spec.norm_topk))
-        normed, acts = rows.normed, rows.normed.acts
+        normed, gated = rows.normed, rows.gated
         if self.float_rows:
-            acts = self._norm(x, weights.mlp_norm, normed, floating=True)
+            self._norm(x, weights.mlp_norm, normed, floating=True)
             self._by_row(gate.gate_logits, len(x), normed.hidden, weights.gate, rows.logits)
-            self._by_row(gate.gate_topk, len(x), rows.logits, *choice, rows.ids, rows.weights)
+            self._by_row(gate.gate_topk, len(x), rows.logits, *choice, gated.ids, gated.weights)
         else:
             self._by_row(
                 fused.gate_rows,
                 *(len(x), x, weights.mlp_norm, self._eps, spec.hidden, normed.hidden, normed.finite),
-                *(acts.rows, acts.scale, acts.sums, weights.gate, *choice, rows.logits),
-                *(rows.ids, rows.weights),
+                *(gated.acts.rows, gated.acts.scale, gated.acts.sums, weights.gate, *choice, rows.logits),
+                *(gated.ids, gated.weights),
             )
-        return Gated(rows.ids, rows.weights, acts, normed.hidden, normed.finite)
+        return gated
 
     def shared(self, work: Workspace, layer: int, gated: Gated) -> np.ndarray | None:
         """The shared expert's rows, [T, Hp] float32, scaled by its own gate; None without one."""
@@ -315,5 +320,6 @@ class Trunk:
         out = work.take(name, rows, width, np.float32)
         every = np.arange(rows, dtype=np.int64)
         groups = Groups(np.array([weights.base]), np.array([0, rows]), every, every)
-        run_ffn(self.workers, work, weights.data, weights.down_offset, weights.width, groups, acts, out)
+        inner = FfnScratch(work, weights.width)
+        run_ffn(self.workers, inner, weights.data, weights.down_offset, groups, acts, out)
         return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +55,7 @@ class WireShape:
         return self.expert_dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertCall:
+class ExpertCall(NamedTuple):
     """The routed rows of one layer and micro-batch.
 
     ids: [T, k] int32, experts of each row in gate rank order.

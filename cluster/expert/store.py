@@ -116,6 +116,11 @@ class ExpertStore:
         self.hits += wanted.size - absent.size
         return offsets
 
+    def offsets(self, layer: int) -> I64 | None:
+        """[experts] int64 byte offsets into `base`, ABSENT for what is not of this shard; None unless mapped:
+        then they are what `acquire` returns, for ever, and nobody need ask it."""
+        return self._offsets[layer] if self.mapped else None
+
     def batches(
         self, layer: int, indices: Sequence[int] | npt.NDArray[np.integer]
     ) -> Iterator[tuple[int, int, I64]]:

@@ -26,12 +26,12 @@ class GateProbe(Protocol):
     def gate(self, layer: int, batch: Batch, ids: np.ndarray, weights: np.ndarray) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Send:
     call: ExpertCall
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Receive:
     layer: int
 

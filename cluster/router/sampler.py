@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from cluster.compute.scratch import Scratch
@@ -9,6 +11,17 @@ from cluster.compute.threads import Workers
 from cluster.router.sequence import Sequence
 from cluster.types import SamplingParams
 from kernels import layout, sampling
+
+_NO_TOKENS = np.zeros(0, np.int32)
+
+
+class Chosen(NamedTuple):
+    """Sampling parameters of B sequences. options: temperature, top_k, top_p, min_p, repetition penalty, [B]
+    each; seed: [B] uint64; penalised: whether the penalty changes anything."""
+
+    options: tuple[np.ndarray, ...]
+    seed: np.ndarray
+    penalised: list[bool]
 
 
 class Sampler:
@@ -26,8 +39,10 @@ class Sampler:
         self._scratch = [np.zeros((2, padded), np.float32) for _ in range(workers.threads)]
         self._ids = [np.zeros(padded, np.int32) for _ in range(workers.threads)]
         self._work = Scratch()
+        self._chosen: tuple[list[int], Chosen] | None = None
 
     def assign(self, slot: int, params: SamplingParams) -> None:
+        self._chosen = None
         self._temperature[slot] = params.temperature
         self._top_k[slot] = params.top_k
         self._top_p[slot] = params.top_p
@@ -41,15 +56,12 @@ class Sampler:
         The draw is keyed by the seed and by the new token's index in its sequence.
         """
         count = len(sequences)
-        slots = np.array([sequence.slot for sequence in sequences], np.intp)
+        chosen = self._choose([sequence.slot for sequence in sequences])
         position = np.array([sequence.length for sequence in sequences], np.int64)
-        start, history = self._history(slots, sequences)
+        start, history = self._history(chosen, sequences)
         token = self._work.vector("token", count, np.int32)
         logprob = self._work.vector("logprob", count, np.float32)
-        rows = (
-            *(self._temperature[slots], self._top_k[slots], self._top_p[slots], self._min_p[slots]),
-            *(self._penalty[slots], start, history, self._seed[slots], position),
-        )
+        rows = (*chosen.options, start, history, chosen.seed, position)
         self._workers.run_each(
             sampling.sample_rows,
             count,
@@ -66,11 +78,23 @@ class Sampler:
         self._workers.run(sampling.score_rows, len(targets), logits, self._vocab, targets, logprob)
         return logprob
 
-    def _history(self, slots: np.ndarray, sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray]:
+    def _choose(self, slots: list[int]) -> Chosen:
+        """The parameters of these slots; a step of decode has the same ones as the step before."""
+        if self._chosen is None or self._chosen[0] != slots:
+            options = (self._temperature, self._top_k, self._top_p, self._min_p, self._penalty)
+            penalised = (self._penalty[slots] != 1).tolist()
+            chosen = Chosen(tuple(option[slots] for option in options), self._seed[slots], penalised)
+            self._chosen = slots, chosen
+        return self._chosen[1]
+
+    @staticmethod
+    def _history(chosen: Chosen, sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray]:
         """([B + 1] int64, int32): tokens of the sequences that have a repetition penalty, end to end."""
+        start = np.zeros(len(sequences) + 1, np.int64)
+        if not any(chosen.penalised):
+            return start, _NO_TOKENS
         seen = [
-            s.tokens if self._penalty[slot] != 1 else [] for s, slot in zip(sequences, slots, strict=True)
+            s.tokens if penalised else [] for s, penalised in zip(sequences, chosen.penalised, strict=True)
         ]
-        start = np.zeros(len(seen) + 1, np.int64)
         np.cumsum([len(tokens) for tokens in seen], out=start[1:])
         return start, np.array([token for tokens in seen for token in tokens], np.int32)

@@ -80,6 +80,18 @@ class Batch:
 
 def build_batch(pieces: tuple[Piece, ...], page_table: np.ndarray, page_tokens: int) -> Batch:
     """page_table: [slots, pages] int32."""
+    if all(piece.count == 1 for piece in pieces):  # a step of decode
+        tokens = np.array([piece.sequence.tokens[piece.begin] for piece in pieces], np.int32)
+        positions = np.array([piece.begin for piece in pieces], np.int64)
+        sequence = np.array([piece.sequence.slot for piece in pieces], np.int64)
+    else:
+        tokens, positions, sequence = _rows_of(pieces)
+    pages = page_table[sequence, positions // page_tokens].astype(np.int64)
+    return Batch(pieces, tokens, positions, pages * page_tokens + positions % page_tokens, sequence)
+
+
+def _rows_of(pieces: tuple[Piece, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens, positions, sequence) of pieces of any length."""
     counts = [piece.count for piece in pieces]
     tokens = np.fromiter(
         (t for p in pieces for t in p.sequence.tokens[p.begin : p.begin + p.count]), np.int32, sum(counts)
@@ -88,5 +100,4 @@ def build_batch(pieces: tuple[Piece, ...], page_table: np.ndarray, page_tokens: 
     starts = np.cumsum([0, *counts[:-1]], dtype=np.int64)
     positions = np.arange(len(tokens), dtype=np.int64) + np.repeat(begins - starts, counts)
     sequence = np.repeat(np.array([piece.sequence.slot for piece in pieces], np.int64), counts)
-    pages = page_table[sequence, positions // page_tokens].astype(np.int64)
-    return Batch(pieces, tokens, positions, pages * page_tokens + positions % page_tokens, sequence)
+    return tokens, positions, sequence

@@ -108,6 +108,7 @@ def add_rows(draws: Draws) -> Arrays:
     yield x
 
 
+NOT_ROUNDED = np.zeros((0, 0), np.uint16)
 GROUPS = np.array([0, 1, 6, 9], np.int64)
 ROW_OF = np.array([2, 0, 1, 2, 3, 4, 0, 1, 3], np.int64)
 ORDER = np.array([8, 1, 0, 3, 2, 5, 7, 4, 6], np.int64)
@@ -141,7 +142,7 @@ def ffn_int(draws: Draws) -> Arrays:
         blobs, acts = (weights.data, weights.base, weights.down_offset), (q, sums, scale)
         hi, lo, inner_scale, sums_hi, sums_lo = planes(np.zeros((9, 128), F))
         inner = (np.zeros((9, 128), F), hi, lo, sums_hi, sums_lo, inner_scale)
-        experts.ffn_int(*blobs, GROUPS, ROW_OF, *acts, *inner, out, ORDER, 0, 3)
+        experts.ffn_int(*blobs, GROUPS, ROW_OF, *acts, *inner, out, ORDER, NOT_ROUNDED, 0, 3)
         yield out
 
 
@@ -350,6 +351,18 @@ def gather_f32(draws: Draws) -> Arrays:
     out = np.zeros(21 * 512, np.uint8)
     permute.gather_f32(draws.floats(7, 128), rows, row_start, out)
     yield out
+
+
+@case
+def arrange_int8(draws: Draws) -> Arrays:
+    counts, chosen = np.full(7, 4, np.uint8), drawn_ids(draws).reshape(-1)
+    q, sums = draws.integers(-127, 128, (7, 192), np.int8), np.zeros((7, 3), np.int32)
+    order, row_of, base = np.zeros((3, 28), np.int64)
+    group_start, offsets = np.zeros(29, np.int64), np.arange(12, dtype=np.int64) * 4096
+    for _ in range(2):
+        found = permute.arrange_int8(counts, chosen, offsets, q, order, row_of, base, group_start, sums)
+        yield from (order, row_of, base, group_start, sums, np.array([found]))
+        offsets[chosen[0]] = -1
 
 
 @case

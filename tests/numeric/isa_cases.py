@@ -65,6 +65,9 @@ class Resident:
     def down_offset(self) -> int:
         return self.weights.down_offset
 
+    def offsets(self, layer: int) -> np.ndarray:
+        return self.weights.base
+
     def batches(self, layer: int, indices: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
         yield 0, len(indices), self.weights.base[indices]
 

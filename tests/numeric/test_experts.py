@@ -139,12 +139,16 @@ def test_whole_groups_in_one_call_give_the_same_rows(rng, same_bits, kinds, widt
     q, scale, sums = oracle.quantise_rows(x)
     planes = (np.zeros((count, width), np.int8), np.zeros((count, width), np.int8))
     sums_of = (np.zeros((count, width // 64), np.int32), np.zeros((count, width // 64), np.int32))
+    rounded = np.zeros((count, 256), np.uint16)
     scratch = (np.full((count, width), np.nan, F), *planes, *sums_of, np.zeros(count, F))
     blobs = (weights.blob, weights.base[pairs.experts], weights.down_offset)
     for begin, end in in_parts(len(pairs.experts), [1, 2]):
         where = (pairs.group_start, pairs.row_of, q, sums, scale)
-        experts.ffn_int(*blobs, *where, *scratch, out, pairs.order, begin, end)
+        experts.ffn_int(*blobs, *where, *scratch, out, pairs.order, rounded, begin, end)
     same_bits(out, run(weights, x, pairs, 256, width))
+    expected_bits = np.zeros((count, 256), np.uint16)
+    quantise.round_bf16(out, expected_bits, 0, count)
+    assert (rounded == expected_bits).all()
 
 
 @pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS.keys())

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numeric import oracle_trunk as oracle
 
-from kernels.permute import combine, gather_f32, gather_int8, group_pairs, plan_dispatch
+from kernels.permute import ABSENT, arrange_int8, combine, gather_f32, gather_int8, group_pairs, plan_dispatch
 
 F = np.float32
 EXAMPLES = settings(max_examples=150, deadline=None)
@@ -192,3 +192,31 @@ def test_combine_keeps_denormals_and_the_residual(rng, same_bits):
     tiny = np.zeros_like(x)
     rows[:] = 1e-40
     assert (combined(tiny, rows, index, np.ones_like(weights)) == F(1e-40)).all()
+
+
+@EXAMPLES
+@given(st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=9), max_size=30), st.integers(0, 12))
+def test_arranging_is_grouping_with_blobs_and_sums(rows, absent):
+    """absent: an expert whose blob is not there; 12 is nobody."""
+    counts, experts = [len(row) for row in rows], [e for row in rows for e in row]
+    groups, order, row_of, group_expert, group_start = group(counts, experts, 12)
+    offsets = np.where(np.arange(12) == absent, -1, 1000 + 64 * np.arange(12))
+    q, sums = np.arange(128 * len(rows)).astype(np.int8).reshape(-1, 128), np.zeros((len(rows), 2), np.int32)
+    filled = [np.zeros_like(order), np.zeros_like(order), np.zeros_like(order), np.zeros_like(group_start)]
+    found = arrange_int8(np.array(counts, np.uint8), np.array(experts, np.int32), offsets, q, *filled, sums)
+    if absent in experts:
+        assert found == ABSENT
+        return
+    assert found == groups
+    assert (filled[0] == order).all()
+    assert (filled[1] == row_of).all()
+    assert (filled[2][:groups] == offsets[group_expert[:groups]]).all()
+    assert (filled[3][: groups + 1] == group_start[: groups + 1]).all()
+    assert (sums == q.reshape(-1, 2, 64).sum(axis=2, dtype=np.int32)).all()
+
+
+def test_arranging_refuses_what_does_not_add_up():
+    arrays = [np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros(3, np.int64)]
+    arguments = (np.array([1], np.uint8), np.array([0, 1], np.int32), np.zeros(4, np.int64))
+    q, sums = np.zeros((1, 64), np.int8), np.zeros((1, 1), np.int32)
+    assert arrange_int8(*arguments, q, *arrays, sums) == -1

@@ -10,7 +10,7 @@ import numpy as np
 from cluster.cli.kernelbench.limits import Machine, seconds
 from cluster.cli.kernelbench.shapes import Blobs, Shape
 from cluster.cli.report import NO_TARGET, Result, Target, result
-from cluster.compute.ffn import Groups, received, run_ffn
+from cluster.compute.ffn import FfnScratch, Groups, received, run_ffn
 from cluster.compute.scratch import Scratch
 from cluster.compute.threads import Workers
 from cluster.compute.weights import Matrix
@@ -112,10 +112,11 @@ def experts_case(
     inputs = rng.integers(-127, 128, (rows, shape.hidden)).astype(np.int8)
     acts = received(workers, scratch, inputs, np.full(rows, 1e-2, np.float32))
     out = np.zeros((rows * shape.top_k, shape.hidden), np.float32)
+    inner = FfnScratch(scratch, shape.width)
 
     def run() -> None:
         for groups in calls:
-            run_ffn(workers, scratch, blobs.data, blobs.down_offset, shape.width, groups, acts, out)
+            run_ffn(workers, inner, blobs.data, blobs.down_offset, groups, acts, out)
 
     executed = 2 * rows * len(order) * (2 + 2) * shape.hidden * shape.width
     total, series = len(order) * blobs.size, f"{blobs.kind} experts, {shape.name}"
