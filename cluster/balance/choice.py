@@ -40,9 +40,7 @@ class Batch:
         experts, devices = self.rows.size, self.speed.size
         shapes = (self.rows.shape, self.hosts.shape, self.speed.shape, self.backlog.shape)
         if shapes != ((experts,), (experts, devices), (devices,), (devices,)):
-            raise ConfigError(
-                f"rows, hosts, speed, backlog of a batch have shapes {shapes}, which do not agree"
-            )
+            raise ConfigError(f"rows, hosts, speed and backlog do not agree: their shapes are {shapes}")
         if (self.rows < 0).any():
             raise ConfigError("a batch has a negative number of rows")
         if not (np.isfinite(self.speed).all() and (self.speed > 0).all()):

@@ -26,12 +26,12 @@ class Placement:
     hosts: Booleans
 
     def __post_init__(self) -> None:
-        hosts = read_only(self.hosts, np.bool_)
+        hosts: Booleans = read_only(self.hosts, np.bool_)
         if hosts.ndim != 3:
             raise ConfigError(f"a placement is [layers, experts, devices], not of shape {hosts.shape}")
         object.__setattr__(self, "hosts", hosts)
-        held = hosts.any(axis=2)
-        for layer, expert in np.argwhere(~held & held.any(axis=1, keepdims=True)):
+        copies = hosts.sum(axis=2)
+        for layer, expert in np.argwhere((copies == 0) & (copies.sum(axis=1, keepdims=True) > 0)):
             raise ConfigError(f"expert {expert} of layer {layer} has no copy on any device")
 
     def __repr__(self) -> str:
@@ -50,8 +50,10 @@ class Placement:
 
     @classmethod
     def from_table(cls, table: PlacementTable, names: Sequence[NodeId], experts: int) -> Placement:
-        """The inverse of `to_table`, with devices in the order of `names`. Raises ConfigError for a node of the
-        table that is not among them and for a layer with another number of experts."""
+        """The inverse of `to_table`, with devices in the order of `names`.
+
+        Raises ConfigError for a node that is not among them and for a layer with another number of experts.
+        """
         unknown = set(table.nodes) - set(names)
         if unknown:
             raise ConfigError(f"the table has nodes that the fleet lacks: {', '.join(sorted(unknown))}")
@@ -167,11 +169,15 @@ class Problem:
     @property
     def sparse(self) -> Booleans:
         """[layers] bool: layers that have experts."""
-        return self.expert_bytes.any(axis=1)
+        sparse: Booleans = self.expert_bytes.sum(axis=1) > 0
+        return sparse
 
     def check(self, placement: Placement) -> None:
-        """That `placement` answers this problem. Raises ConfigError where a shape, a missing or a needless
-        expert is wrong, and OutOfMemoryBudget, saying by how many bytes, where a device's memory is exceeded."""
+        """That `placement` answers this problem.
+
+        Raises ConfigError for another shape and for experts of a dense layer, and OutOfMemoryBudget, saying
+        by how many bytes, where a device's memory is exceeded.
+        """
         hosts = placement.hosts
         if hosts.shape != (*self.load.shape, len(self.devices)):
             raise ConfigError(
