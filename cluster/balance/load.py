@@ -147,7 +147,7 @@ class LoadStats:
                 squares,
                 _floats(values["rows"]).reshape(layers, experts),
                 _floats(values["distinct"]),
-                {NodeId(str(name)): NodeLoad(*map(float, sums)) for name, sums in values["nodes"].items()},
+                {NodeId(str(name)): _node(sums) for name, sums in values["nodes"].items()},
             )
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise ProtocolError(
