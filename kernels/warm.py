@@ -12,8 +12,10 @@ from collections.abc import Callable
 
 from kernels import (
     attention,
+    choice,
     experts,
     express,
+    flow,
     fused,
     gate,
     jit,
@@ -25,7 +27,21 @@ from kernels import (
     sampling,
 )
 
-MODULES = (attention, experts, express, fused, gate, matmul, norm, permute, quantise, rope, sampling)
+MODULES = (
+    attention,
+    choice,
+    experts,
+    express,
+    flow,
+    fused,
+    gate,
+    matmul,
+    norm,
+    permute,
+    quantise,
+    rope,
+    sampling,
+)
 
 
 def compile_all(progress: Callable[[int, int, str], None] | None = None) -> jit.Warmth:
