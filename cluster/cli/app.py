@@ -29,6 +29,7 @@ VERBS = {
     "score": "score",
     "pack": "pack",
     "library": "library",
+    "trace": "trace",
     "bench": "bench",
 }
 """Verb: module in cluster.cli, in the order of --help."""
