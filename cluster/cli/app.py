@@ -30,6 +30,7 @@ VERBS = {
     "pack": "pack",
     "library": "library",
     "trace": "trace",
+    "experiment": "experiment",
     "bench": "bench",
 }
 """Verb: module in cluster.cli, in the order of --help."""

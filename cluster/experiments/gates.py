@@ -19,9 +19,7 @@ from cluster.experiments.traces import Trace
 
 @dataclass(frozen=True, eq=False)
 class Gated:
-    """ids: [tokens, layers, top_k] as the gate would have it; kept: the same shape, False for what is left
-    out.
-    """
+    """ids: [tokens, layers, top_k] as the gate would have it; kept: the same shape, False for left out."""
 
     ids: npt.NDArray[np.uint16]
     kept: npt.NDArray[np.bool_]
@@ -39,7 +37,8 @@ def exact(trace: Trace, rng: np.random.Generator) -> Gated:
 def capacity(trace: Trace, rng: np.random.Generator, factor: float = 1.25) -> Gated:
     """An expert takes at most ⌈factor · tokens · top_k / experts⌉ rows of a step; later tokens overflow and
     do without it (Lepikhin et al. 2020, GShard, section 2.2). Raises ConfigError for a factor of 0 or
-    less.""" if not factor > 0:
+    less."""
+    if not factor > 0:
         raise ConfigError(f"a capacity factor of {factor}; it must be above 0")
     header = trace.header
     kept = np.ones(trace.ids.shape, np.bool_)

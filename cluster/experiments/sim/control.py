@@ -110,8 +110,7 @@ class Controller:
         target = self._policy(Problem(load, self._bytes, seen, current))
         whole = Devices(names, speed, self._devices.memory, self._devices.bandwidth, self._devices.site)
         problem = Problem(load, self._bytes, whole, current)
-        horizon = self._control.horizon or np.inf
-        decision = decide(problem, target, horizon, self._budget, gone)
+        decision = decide(problem, target, self._control.horizon, self._budget, gone)
         if self._control.horizon and not decision.worth:
             return None
         return decision.migration if decision.migration.stages else None

@@ -190,7 +190,8 @@ class Dispatcher:
         done, hits, misses = _serve(
             sent, tokens, layer, copies.starts, copies.device, chosen, self._sizes, self._clock,
             nodes.ops, nodes.read, nodes.message_s, nodes.latency_s, nodes.bandwidth, nodes.storage,
-            nodes.free, nodes.slow, nodes.links, nodes.due_s, nodes.work_s, nodes.stamp, nodes.used, nodes.budget,
+            nodes.free, nodes.slow, nodes.links, nodes.due_s, nodes.work_s,
+            nodes.stamp, nodes.used, nodes.budget,
             float(self._model.ops_per_row), float(self._model.request_bytes),
             float(self._model.reply_bytes), self._router.bandwidth, self._reply_at, self._rows,
         )  # fmt: skip

@@ -95,7 +95,7 @@ def _solve_service(
     ]
     matrix = np.array(columns, np.float64)
     message_s, per_expert, per_row = nonnegative(matrix / times[:, None], np.ones(len(times)))
-    seen = matrix.any(axis=0)
+    seen = matrix.sum(axis=0) > 0
     return replace(
         device,
         message_s=message_s,

@@ -1,0 +1,170 @@
+"""Pictures of a sweep. Every picture has one policy in one colour, the same in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import polars as pl
+from matplotlib.ticker import MaxNLocator
+
+from cluster.experiments.statistics import Estimate, pareto
+
+PALETTE = ("#2a78d6", "#eb6834", "#1baf7a", "#eda100", "#e87ba4", "#008300", "#4a3aa7", "#e34948")
+INK, MUTED, GRID = "#0b0b0b", "#52514e", "#e4e3df"
+MARKERS = "osD^vPX*"
+SMOOTH = 9
+"""Steps over which a time series is averaged."""
+
+Cells = dict[tuple[str, str, str], dict[str, Estimate]]
+
+STYLE = {
+    "font.size": 9,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.titlesize": 10,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+    "savefig.dpi": 130,
+}
+
+
+def colours(policies: list[str]) -> dict[str, str]:
+    """The first eight policies have colours of their own; later ones repeat them with other markers."""
+    return {policy: PALETTE[index % len(PALETTE)] for index, policy in enumerate(policies)}
+
+
+def draw_all(cells: Cells, steps: dict[tuple[str, str, str], pl.DataFrame], out: Path) -> dict[str, Path]:
+    """Write every picture that the results have something for; title to file."""
+    policies = list(dict.fromkeys(key[2] for key in cells))
+    made: dict[str, tuple[str, Callable[[], Any]]] = {
+        "Balancedness and throughput": ("throughput.png", lambda: _dots(cells, policies, RATES)),
+        "Step time": ("latency.png", lambda: _dots(cells, policies, TIMES)),
+        "Throughput against bytes moved": ("pareto.png", lambda: _fronts(cells, policies)),
+        "Balancedness over the run": ("timeline.png", lambda: _timeline(steps, policies)),
+    }
+    with plt.rc_context(STYLE):
+        for name, draw in made.values():
+            figure = draw()
+            figure.savefig(out / name, bbox_inches="tight", facecolor="white")
+            plt.close(figure)
+    return {title: out / name for title, (name, _) in made.items()}
+
+
+RATES = (("balancedness", "balancedness (1 is perfect)"), ("tokens_per_s", "tokens a second"))
+TIMES = (("p50_ms", "median step, ms"), ("p99_ms", "99th percentile of steps, ms"))
+
+
+def _dots(cells: Cells, policies: list[str], figures: tuple[tuple[str, str], ...]) -> Any:
+    """A panel for each (trace, fleet) and figure; a dot with its interval for each policy, so that the axis
+    need not begin at 0."""
+    places = _places(cells)
+    colour = colours(policies)
+    figure, axes = plt.subplots(
+        len(places),
+        len(figures),
+        figsize=(9, 0.9 + len(places) * (0.55 + 0.24 * len(policies))),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, place in enumerate(places):
+        for column, (name, label) in enumerate(figures):
+            axis = axes[row, column]
+            shown = [policy for policy in policies if (*place, policy) in cells]
+            for height, policy in enumerate(shown):
+                found = cells[*place, policy][name]
+                error = [[found.mean - found.low], [found.high - found.mean]]
+                axis.errorbar(
+                    found.mean, -height, xerr=error, fmt="o", color=colour[policy], markersize=6, capsize=3
+                )
+                axis.annotate(
+                    f"{found.mean:.4g}", (found.high, -height), (7, 0), textcoords="offset points",
+                    va="center", fontsize=8, color=MUTED,
+                )  # fmt: skip
+            axis.set_yticks(
+                [-height for height in range(len(shown))], shown if column == 0 else [""] * len(shown)
+            )
+            axis.set_ylim(-len(shown) + 0.4, 0.6)
+            axis.margins(x=0.18)
+            axis.grid(axis="y", visible=False)
+            axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.set_xlabel(label)
+            if column == 0:
+                axis.set_title(" · ".join(place))
+    return figure
+
+
+def _fronts(cells: Cells, policies: list[str]) -> Any:
+    """Bytes moved against throughput; the front is what no other policy beats in both."""
+    places = _places(cells)
+    colour = colours(policies)
+    columns = min(2, len(places))
+    rows = -(-len(places) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(5.2 * columns, 3.4 * rows), squeeze=False, layout="constrained"
+    )
+    for place, axis in zip(places, axes.flat, strict=False):
+        shown = [policy for policy in policies if (*place, policy) in cells]
+        moved = np.array([cells[*place, policy]["moved_bytes"].mean / 1e9 for policy in shown])
+        rate = np.array([cells[*place, policy]["tokens_per_s"].mean for policy in shown])
+        front = np.flatnonzero(pareto(moved, rate))
+        line = front[np.argsort(moved[front])]
+        axis.plot(moved[line], rate[line], color=MUTED, linewidth=1, linestyle="--", zorder=1)
+        for index, policy in enumerate(shown):
+            axis.scatter(
+                moved[index], rate[index], color=colour[policy], marker=MARKERS[index % len(MARKERS)], s=45,
+                label=policy, zorder=2, edgecolors="white", linewidths=0.8,
+            )  # fmt: skip
+        axis.set_title(" · ".join(place))
+        axis.set_xlabel("GB moved")
+        axis.set_ylabel("tokens a second")
+        axis.margins(0.12)
+    for axis in list(axes.flat)[len(places) :]:
+        axis.set_visible(False)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return figure
+
+
+def _timeline(steps: dict[tuple[str, str, str], pl.DataFrame], policies: list[str]) -> Any:
+    """Mean over seeds of the balancedness of each step, averaged over a few steps."""
+    places = _places(steps)
+    colour = colours(policies)
+    figure, axes = plt.subplots(
+        len(places), 1, figsize=(9, 2.3 * len(places) + 0.5), squeeze=False, layout="constrained"
+    )
+    for place, axis in zip(places, axes[:, 0], strict=True):
+        for policy in policies:
+            rows = steps.get((*place, policy))
+            if rows is None:
+                continue
+            mean = rows.group_by("step").agg(pl.col("balancedness").mean()).sort("step")
+            smooth = mean["balancedness"].rolling_mean(SMOOTH, min_samples=1, center=True)
+            axis.plot(mean["step"], smooth, color=colour[policy], linewidth=1.6, label=policy)
+        axis.set_title(" · ".join(place))
+        axis.set_ylabel("balancedness")
+    axes[-1, 0].set_xlabel("step")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return figure
+
+
+def _places(cells: dict[tuple[str, str, str], Any]) -> list[tuple[str, str]]:
+    """(trace, fleet) in order of appearance."""
+    return list(dict.fromkeys((trace, fleet) for trace, fleet, _ in cells))
