@@ -19,7 +19,7 @@ from cluster.experiments.statistics import Estimate, pareto
 
 PALETTE = ("#2a78d6", "#eb6834", "#1baf7a", "#eda100", "#e87ba4", "#008300", "#4a3aa7", "#e34948")
 INK, MUTED, GRID = "#0b0b0b", "#52514e", "#e4e3df"
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPXp"
 SMOOTH = 9
 """Steps over which a time series is averaged."""
 
@@ -56,7 +56,7 @@ def draw_all(cells: Cells, steps: dict[tuple[str, str, str], pl.DataFrame], out:
     made: dict[str, tuple[str, Callable[[], Any]]] = {
         "Balancedness and throughput": ("throughput.png", lambda: _dots(cells, policies, RATES)),
         "Step time": ("latency.png", lambda: _dots(cells, policies, TIMES)),
-        "Throughput against bytes moved": ("pareto.png", lambda: _fronts(cells, policies)),
+        "What it costs and what it buys": ("pareto.png", lambda: _fronts(cells, policies)),
         "Balancedness over the run": ("timeline.png", lambda: _timeline(steps, policies)),
     }
     with plt.rc_context(STYLE):
@@ -110,36 +110,56 @@ def _dots(cells: Cells, policies: list[str], figures: tuple[tuple[str, str], ...
     return figure
 
 
+FRONTS = (
+    ("moved_bytes", 1e-9, "GB moved", "balancedness", "balancedness"),
+    ("p99_ms", 1.0, "99th percentile of steps, ms", "tokens_per_s", "tokens a second"),
+)
+"""(cost, its unit, its label, value, its label)."""
+
+
 def _fronts(cells: Cells, policies: list[str]) -> Any:
-    """Bytes moved against throughput; the front is what no other policy beats in both."""
+    """Two costs against what they buy. The dashed front is what no other exact policy beats in both; hollow
+    marks leave out or replace choices of the gate, so they compute something else."""
     places = _places(cells)
-    colour = colours(policies)
-    columns = min(2, len(places))
-    rows = -(-len(places) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(5.2 * columns, 3.4 * rows), squeeze=False, layout="constrained"
+        len(places), len(FRONTS), figsize=(10, 3.1 * len(places) + 0.6), squeeze=False, layout="constrained"
     )
-    for place, axis in zip(places, axes.flat, strict=False):
-        shown = [policy for policy in policies if (*place, policy) in cells]
-        moved = np.array([cells[*place, policy]["moved_bytes"].mean / 1e9 for policy in shown])
-        rate = np.array([cells[*place, policy]["tokens_per_s"].mean for policy in shown])
-        front = np.flatnonzero(pareto(moved, rate))
-        line = front[np.argsort(moved[front])]
-        axis.plot(moved[line], rate[line], color=MUTED, linewidth=1, linestyle="--", zorder=1)
-        for index, policy in enumerate(shown):
-            axis.scatter(
-                moved[index], rate[index], color=colour[policy], marker=MARKERS[index % len(MARKERS)], s=45,
-                label=policy, zorder=2, edgecolors="white", linewidths=0.8,
-            )  # fmt: skip
-        axis.set_title(" · ".join(place))
-        axis.set_xlabel("GB moved")
-        axis.set_ylabel("tokens a second")
-        axis.margins(0.12)
-    for axis in list(axes.flat)[len(places) :]:
-        axis.set_visible(False)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    for place, row in zip(places, axes, strict=True):
+        for axis, front in zip(row, FRONTS, strict=True):
+            _front(axis, {p: cells[*place, p] for p in policies if (*place, p) in cells}, policies, front)
+        row[0].set_title(" · ".join(place))
+    _legend(figure, axes[0, 0])
     return figure
+
+
+def _front(
+    axis: Any,
+    found: dict[str, dict[str, Estimate]],
+    policies: list[str],
+    labels: tuple[str, float, str, str, str],
+) -> None:
+    cost_name, unit, cost_label, value_name, value_label = labels
+    colour = colours(policies)
+    cost = {policy: each[cost_name].mean * unit for policy, each in found.items()}
+    value = {policy: each[value_name].mean for policy, each in found.items()}
+    exact = [p for p, each in found.items() if not each["overflow"].mean and not each["changed"].mean]
+    best = pareto(np.array([cost[p] for p in exact]), np.array([value[p] for p in exact]))
+    line = sorted((cost[p], value[p]) for p, wins in zip(exact, best, strict=True) if wins)
+    axis.plot(*zip(*line, strict=True), color=MUTED, linewidth=1, linestyle="--", zorder=1)
+    for policy in found:
+        axis.scatter(
+            cost[policy], value[policy], s=50, label=policy, zorder=2, linewidths=1.5,
+            marker=MARKERS[policies.index(policy) % len(MARKERS)], edgecolors=colour[policy],
+            facecolors=colour[policy] if policy in exact else "white",
+        )  # fmt: skip
+    axis.set_xlabel(cost_label)
+    axis.set_ylabel(value_label)
+    axis.margins(0.12)
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
 
 
 def _timeline(steps: dict[tuple[str, str, str], pl.DataFrame], policies: list[str]) -> Any:
@@ -160,8 +180,7 @@ def _timeline(steps: dict[tuple[str, str, str], pl.DataFrame], policies: list[st
         axis.set_title(" · ".join(place))
         axis.set_ylabel("balancedness")
     axes[-1, 0].set_xlabel("step")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    _legend(figure, axes[0, 0])
     return figure
 
 

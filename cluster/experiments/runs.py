@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -58,25 +58,46 @@ def sweep(
     runs = spec.runs()
     todo = [run for run in runs if not (folder / f"{run_id(run)}.parquet").exists()]
     failed: dict[str, str] = {}
-    done = len(runs) - len(todo)
-    if todo:
-        # spawned: a fork would copy the threads' locks of polars and numba in whatever state they are
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context) as pool:
-            futures = {pool.submit(carry_out, run, folder, provenance): run for run in todo}
-            for future in as_completed(futures):
-                run = futures[future]
-                done += 1
-                try:
-                    future.result()
-                except MoemeshError as error:
-                    failed[label(run)] = str(error)
-                if progress:
-                    progress(done, len(runs), label(run))
+    ended = _one_by_one if min(jobs, len(todo)) <= 1 else _side_by_side
+    for number, (run, error) in enumerate(ended(todo, folder, provenance, jobs), len(runs) - len(todo) + 1):
+        if error is not None:
+            failed[label(run)] = str(error)
+        if progress:
+            progress(number, len(runs), label(run))
     if len(failed) == len(runs):
         raise ConfigError(f"every run failed; the first: {next(iter(failed.values()))}")
     gather(spec, out)
     return Swept(len(todo) - len(failed), len(runs) - len(todo), failed)
+
+
+Ended = Iterator[tuple[Run, MoemeshError | None]]
+
+
+def _one_by_one(todo: list[Run], folder: Path, provenance: dict[str, Any], jobs: int) -> Ended:
+    for run in todo:
+        try:
+            carry_out(run, folder, provenance)
+        except MoemeshError as error:
+            yield run, error
+        else:
+            yield run, None
+
+
+def _side_by_side(todo: list[Run], folder: Path, provenance: dict[str, Any], jobs: int) -> Ended:
+    """Processes are spawned: a fork would copy the locks of polars' and numba's threads as they happen to
+    be.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context) as pool:
+        futures = {pool.submit(carry_out, run, folder, provenance): run for run in todo}
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                if error is not None and not isinstance(error, MoemeshError):
+                    raise error
+                yield futures[future], error
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C: what has not begun is left for the next time
 
 
 def label(run: Run) -> str:

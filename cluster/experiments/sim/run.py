@@ -109,6 +109,7 @@ class Outcome:
     balance: Floats
     moved: npt.NDArray[np.int64]
     seconds: float
+    rows: int
     hits: int
     misses: int
     alarms: tuple[int, ...]
@@ -198,7 +199,7 @@ class _Simulation:
         self.order = itertools.count()
         self.down: set[int] = set()
         self.now = 0.0
-        self.dispatches = self.hits = self.misses = self.retries = 0
+        self.dispatches = self.rows = self.hits = self.misses = self.retries = 0
         self.running = fleet.routers
 
     def at(self, time: float, do: Callable[..., None], *arguments: Any) -> None:
@@ -220,6 +221,7 @@ class _Simulation:
             self.balance,
             self.moved,
             max(router.ended for router in self.routers),
+            self.rows,
             self.hits,
             self.misses,
             tuple(self.controller.alarms),
@@ -272,6 +274,7 @@ class _Simulation:
         if attempt != router.attempt:
             return
         self._loads(router.step)[router.layer] += router.sent
+        self.rows += int(router.sent.sum())
         router.awaited[:] = 0
         router.layer += 1
         if router.layer < self.layers:
