@@ -198,6 +198,37 @@ def _later(source, time, speed, backlog, room, load, via, back, left):  # type: 
     return _next_time(need, members, time, speed, backlog, room)
 
 
+@part
+def flow_between(rows, starts, hosts, speed, backlog, earliest, latest, out):  # type: ignore[no-untyped-def]
+    """flow_rows where any makespan ≤ earliest is as good as another and one > latest is of no use.
+
+    Returns the makespan, or infinity as soon as it is proved to be > latest; out is then of no use.
+    """
+    experts, devices = rows.size, speed.size
+    load, room, left = np.zeros(devices, np.int64), np.zeros(devices, np.int64), np.zeros(experts, np.int64)
+    order = _place_alone(rows, starts, hosts, load, out)
+    total = rows.sum()
+    if total == 0:
+        return 0.0
+    time = max(earliest, _end(load, speed, backlog))
+    time = _next_time(total, np.ones(devices, np.bool_), time, speed, backlog, room)
+    _fill(order, rows, starts, hosts, room, load, out, left)
+    if left.any():
+        index = _copies_by_device(starts, hosts, devices)
+        via, back = np.empty(devices, np.int64), np.empty(experts, np.int64)
+        queue = np.empty(experts, np.int64)
+        for e in order:
+            while left[e] > 0:
+                device = _search(e, starts, hosts, index, room, load, out, via, back, queue)
+                if device < 0:
+                    time = _later(e, time, speed, backlog, room, load, via, back, left)
+                    if time > latest:
+                        return np.inf
+                else:
+                    _push(e, device, hosts, index, room, load, out, via, back, left)
+    return _end(load, speed, backlog)
+
+
 @kernel(F64(I64_1R, I64_1R, I32_1R, F64_1R, F64_1R, I64_1))
 def flow_rows(rows, starts, hosts, speed, backlog, out):  # type: ignore[no-untyped-def]
     """Whole rows to copies so that the last device with rows ends as early as can be: backlog + rows / speed.
@@ -211,24 +242,4 @@ def flow_rows(rows, starts, hosts, speed, backlog, out):  # type: ignore[no-unty
     path is left raise the time to what that cut needs. The time is a lower bound throughout, so the end is
     optimal among whole rows.
     """
-    experts, devices = rows.size, speed.size
-    load, room, left = np.zeros(devices, np.int64), np.zeros(devices, np.int64), np.zeros(experts, np.int64)
-    order = _place_alone(rows, starts, hosts, load, out)
-    total = rows.sum()
-    if total == 0:
-        return 0.0
-    time = _end(load, speed, backlog)
-    time = _next_time(total, np.ones(devices, np.bool_), time, speed, backlog, room)
-    _fill(order, rows, starts, hosts, room, load, out, left)
-    if left.any():
-        index = _copies_by_device(starts, hosts, devices)
-        via, back = np.empty(devices, np.int64), np.empty(experts, np.int64)
-        queue = np.empty(experts, np.int64)
-        for e in order:
-            while left[e] > 0:
-                device = _search(e, starts, hosts, index, room, load, out, via, back, queue)
-                if device < 0:
-                    time = _later(e, time, speed, backlog, room, load, via, back, left)
-                else:
-                    _push(e, device, hosts, index, room, load, out, via, back, left)
-    return _end(load, speed, backlog)
+    return flow_between(rows, starts, hosts, speed, backlog, 0.0, np.inf, out)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.balance.fleet import Floats, Integers, read_only
-from cluster.balance.problem import Booleans
+from cluster.balance.fleet import Booleans, Floats, Integers, read_only
 from cluster.errors import ConfigError
 from kernels import choice
 from kernels.flow import flow_rows

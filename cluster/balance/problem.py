@@ -6,14 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from cluster.balance.fleet import Devices, Floats, Integers, read_only
+from cluster.balance.fleet import Booleans, Devices, Floats, Integers, read_only
 from cluster.balance.placement import PlacementTable
 from cluster.errors import ConfigError, OutOfMemoryBudget
 from cluster.types import NodeId
-
-Booleans = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
