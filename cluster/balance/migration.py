@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.balance.fleet import Devices, Floats, Integers
-from cluster.balance.problem import Booleans, Placement
+from cluster.balance.fleet import Booleans, Devices, Floats, Integers
+from cluster.balance.problem import Placement
 from cluster.errors import ConfigError, OutOfMemoryBudget
 from cluster.types import ExpertId, NodeId
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.balance.choice import Batch, flow, makespan
+from cluster.balance.fleet import Booleans
 from cluster.balance.migration import Budget, Migration, payback, plan
-from cluster.balance.problem import Booleans, Placement, Problem
+from cluster.balance.problem import Placement, Problem
 from cluster.errors import ConfigError
 from cluster.types import NodeId
 

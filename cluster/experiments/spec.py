@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.balance.policies import resolve
 from cluster.errors import ConfigError
 from cluster.experiments.generators import Workload
 from cluster.experiments.sim.control import Control
@@ -100,7 +100,7 @@ class Spec:
 
 
 def read_spec(path: Path) -> Spec:
-    """Raises ConfigError, naming key and place, for a file that is no spec; every policy is looked up."""
+    """Raises ConfigError, naming key and place, for a file that is no spec, and UnknownPolicy."""
     values = load_yaml(path)
     check_keys(values, {field.name for field in fields(Spec)}, str(path))
     spec = Spec(
@@ -117,22 +117,6 @@ def read_spec(path: Path) -> Spec:
         for function in (policy.placement, policy.choice, policy.gate):
             resolve(function)
     return spec
-
-
-def resolve(path: str) -> Callable[..., Any]:
-    """The function that "package.module:name" names. Raises ConfigError."""
-    module, colon, name = path.partition(":")
-    if not colon:
-        raise ConfigError(f"{path!r} is not an import path; write package.module:function")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise ConfigError(f"policy {path!r} cannot be imported: {error}") from None
-    except AttributeError:
-        raise ConfigError(f"policy {path!r} is unknown: module {module} has no {name}") from None
-    if not callable(found):
-        raise ConfigError(f"policy {path!r} is not a function")
-    return found  # type: ignore[no-any-return]
 
 
 def _named(values: dict[str, Any], key: str, make: Callable[[dict[str, Any], str], T]) -> tuple[T, ...]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from cluster.balance.fleet import Floats
-from cluster.balance.problem import Booleans
+from cluster.balance.fleet import Booleans, Floats
 
 RESAMPLES = 2000
 LEVEL = 0.95

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -50,8 +50,11 @@ def build(cls: type[T], values: object, where: str) -> T:
     """A dataclass from a mapping. Raises ConfigError for unknown keys and wrong types, naming key and place,
     and what the class raises."""
     given = mapping(values, where)
-    hints = get_type_hints(cls)
-    check_keys(given, {field.name for field in fields(cls)}, where)  # type: ignore[arg-type]
+    hints, known = get_type_hints(cls), fields(cls)  # type: ignore[arg-type]
+    check_keys(given, {field.name for field in known}, where)
+    for field in known:
+        if field.name not in given and field.default is MISSING:
+            raise ConfigError(f"{where} needs a {field.name}")
     return cls(**{key: _typed(hints[key], value, f"{key} of {where}") for key, value in given.items()})
 
 

@@ -15,7 +15,7 @@ from cluster.experiments import gates, plots
 from cluster.experiments.generators import Workload, whole
 from cluster.experiments.report import write_report
 from cluster.experiments.runs import carry_out, fleet_of, sweep, work_of
-from cluster.experiments.spec import read_spec, resolve
+from cluster.experiments.spec import read_spec
 from cluster.experiments.statistics import bootstrap, pareto
 from cluster.experiments.traces import TraceWriter
 
@@ -40,7 +40,7 @@ def values():
             },
         ],
         "traces": [{"name": "t", "generate": {"layers": 2, "experts": 8, "top_k": 2, "steps": 12}}],
-        "fleets": [{"name": "f", "devices": [{"profile": "n100", "count": 3}], "spare": 0.25}],
+        "fleets": [{"name": "f", "devices": [{"profile": "n100", "count": 3}], "spare": 0.5}],
     }
 
 
@@ -126,10 +126,10 @@ POLICY = values()["policies"][0]
         ({"nix": 1}, "no key 'nix'"),
         ({"policies": []}, "at least one"),
         ({"policies": [POLICY, POLICY]}, "'dealt' twice"),
-        ({"policies": [POLICY | {"choice": "nowhere:f"}]}, "cannot be imported"),
-        ({"policies": [POLICY | {"choice": "cluster.balance.choice:best"}]}, "unknown"),
-        ({"policies": [POLICY | {"choice": "flow"}]}, "not an import path"),
-        ({"policies": [POLICY | {"choice": "support.policies:NOT_A_FUNCTION"}]}, "not a function"),
+        ({"policies": [POLICY | {"choice": "nowhere:f"}]}, "No module named"),
+        ({"policies": [POLICY | {"choice": "cluster.balance.choice:best"}]}, "no function best"),
+        ({"policies": [POLICY | {"choice": "flow"}]}, "is not"),
+        ({"policies": [POLICY | {"choice": "support.policies:NOT_A_FUNCTION"}]}, "no function"),
         ({"policies": [POLICY | {"control": {"every": "often"}}]}, "every of control"),
         ({"policies": [POLICY | {"control": {"half_life": 0}}]}, "half_life"),
         ({"traces": [{"name": "t"}]}, "either generate or file"),
@@ -193,7 +193,7 @@ def test_memories_hold_the_model_and_its_spares_to_the_byte(tmp_path, memory, sp
     slots = fleet_of(run.fleet, run, work).memory / run.model.expert_bytes
     assert slots.sum() == round(16 * (1 + spare))
     assert (slots == slots.astype(int)).all()
-    assert (slots[0] > slots[1]) == (memory == "speed")
+    assert (slots[0] - slots[1] > 1) == (memory == "speed")
 
 
 def test_capacity_keeps_the_first_tokens_of_an_expert():
@@ -242,7 +242,3 @@ def test_the_front_is_what_nobody_beats():
 
 def test_colours_do_not_depend_on_what_is_shown():
     assert plots.colours(["a", "b"])["a"] == plots.colours(["a"])["a"]
-
-
-def test_functions_are_found_by_path():
-    assert resolve("cluster.experiments.gates:capacity") is gates.capacity

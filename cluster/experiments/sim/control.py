@@ -75,7 +75,13 @@ class Controller:
         self._steps = 0
         self._alarm: int | None = None
         self.alarms: list[int] = []
-        self.placement = policy(Problem(first, expert_bytes, devices))
+        self.placement = self._place(Problem(first, expert_bytes, devices))
+
+    def _place(self, problem: Problem) -> Placement:
+        """The policy's answer, checked: an experiment may name anything."""
+        placement = self._policy(problem)
+        problem.check(placement)
+        return placement
 
     def observe(self, rows: npt.NDArray[np.int64], tokens: int) -> bool:
         """One more step, rows [layers, experts]; whether it is time for a new placement."""
@@ -107,7 +113,7 @@ class Controller:
         memory = np.where([name in gone for name in names], 0, self._devices.memory)
         seen = Devices(names, speed, memory, self._devices.bandwidth, self._devices.site)
         load = self._recent.load if self._recent.steps else np.ones_like(self._recent.rows)
-        target = self._policy(Problem(load, self._bytes, seen, current))
+        target = self._place(Problem(load, self._bytes, seen, current))
         whole = Devices(names, speed, self._devices.memory, self._devices.bandwidth, self._devices.site)
         problem = Problem(load, self._bytes, whole, current)
         decision = decide(problem, target, self._control.horizon, self._budget, gone)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from cluster.balance.choice import Copies
-from cluster.balance.problem import Booleans, Placement
+from cluster.balance.fleet import Booleans
+from cluster.balance.problem import Placement
 
 
 class Table:
