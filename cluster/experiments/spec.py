@@ -36,7 +36,8 @@ class TraceSpec:
 class FleetSpec:
     """memory: how the bytes for experts are shared out: "equal", in proportion to "speed", or what each
     "profile" has. spare: bytes for replicas as a part of the model's experts (not for "profile"). resident:
-    part of its placed bytes that a device's expert cache holds; 1: all, no cache."""
+    part of its placed bytes that a device's expert cache holds; 1: all, no cache. library: whether every
+    device has all experts on its disk."""
 
     name: str
     devices: tuple[Device, ...]
@@ -46,6 +47,7 @@ class FleetSpec:
     routers: int = 1
     router: Router = Router()  # noqa: RUF009  frozen
     faults: tuple[Fault, ...] = ()
+    library: bool = True
 
     def __post_init__(self) -> None:
         if not self.devices:

@@ -75,6 +75,7 @@ class Fleet:
     router: Router = ROUTER
     resident: Integers | None = None
     faults: tuple[Fault, ...] = ()
+    library: bool = True
 
     def __post_init__(self) -> None:
         if self.routers < 1:
@@ -182,7 +183,7 @@ class _Simulation:
         rows = float(work.rows[work.rows > 0].mean()) / fleet.routers
         self.devices = fleet.for_balance(model, rows)
         first = work.rows[: control.history].mean(axis=0) if control.history else np.ones(sizes.shape)
-        library = min(device.storage for device in fleet.devices)
+        library = min(device.storage for device in fleet.devices) if fleet.library else 0.0
         self.controller = Controller(placement, control, sizes, self.devices, library, first)
         self.table = Table(self.controller.placement)
         resident = np.full(count, -1, np.int64) if fleet.resident is None else fleet.resident
