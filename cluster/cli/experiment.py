@@ -10,11 +10,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+import cluster.experiments
 from cluster.cli.options import AsJson
 from cluster.cli.output import Progress, print_json, table_console
 from cluster.cli.progress import progress_bar
 from cluster.errors import MoemeshError
 from cluster.experiments.extras import require_extras
+
+SPECS = Path(cluster.experiments.__file__).parent / "specs"
+READY = tuple(sorted(path.stem for path in SPECS.glob("*.yaml")))
+"""Specs that come with the package; docs/experiments.md shows what they give."""
 
 
 def register(app: typer.Typer) -> None:
@@ -26,9 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run_command(
-    spec: Annotated[
-        Path, typer.Argument(metavar="SPEC", help="YAML file.", exists=True, dir_okay=False, readable=True)
-    ],
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help=f"YAML file, or one of {', '.join(READY)}.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; experiments/NAME if absent.")
     ] = None,
@@ -43,7 +46,7 @@ def run_command(
     from cluster.experiments.runs import sweep
     from cluster.experiments.spec import read_spec
 
-    asked = read_spec(spec)
+    asked = read_spec(_file(spec))
     folder = out or Path("experiments") / asked.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "experiment.json").write_text(json.dumps({"name": asked.name, "title": asked.title}))
@@ -58,6 +61,14 @@ def run_command(
     if swept.failed:
         run, words = next(iter(swept.failed.items()))
         raise MoemeshError(f"{len(swept.failed)} runs failed; {run}: {words}")
+
+
+def _file(spec: str) -> Path:
+    """Raises typer.BadParameter for what is neither a file nor the name of a ready spec."""
+    path = SPECS / f"{spec}.yaml" if spec in READY else Path(spec)
+    if not path.is_file():
+        raise typer.BadParameter(f"there is no file {spec!r}", param_hint="SPEC")
+    return path
 
 
 def report_command(
