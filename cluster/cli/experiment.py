@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -82,9 +83,23 @@ def report_command(
         progress.phase("drawing")
         written = write_report(folder)
     if as_json:
-        print_json({"written": [str(path) for path in written]})
+        print_json({"written": [str(path) for path in written], "figures": _figures(folder)})
         return
     _show(folder)
+
+
+def _figures(folder: Path) -> list[dict[str, object]]:
+    """Per trace, fleet and policy every figure's mean, interval and number of samples; null where it has
+    none.
+    """
+    from cluster.experiments.report import read_results
+    from cluster.experiments.statistics import summarise
+
+    return [
+        {"trace": trace, "fleet": fleet, "policy": policy}
+        | {name: asdict(each) if each.samples else None for name, each in found.items()}
+        for (trace, fleet, policy), found in summarise(read_results(folder)).items()
+    ]
 
 
 def _show(folder: Path) -> None:
