@@ -60,11 +60,15 @@ def test_polars_reads_it_without_us(tmp_path):
 
 
 def test_an_error_or_an_empty_trace_leaves_no_file(tmp_path):
-    with pytest.raises(TypeError), traces.TraceWriter(tmp_path / "t", SMALL.header) as writer:
-        for part in (whole(SMALL, 1), None):
-            writer.write(part)
-    with pytest.raises(InvalidRequest, match="empty"), traces.TraceWriter(tmp_path / "t", SMALL.header):
-        pass
+    def write(*parts):
+        with traces.TraceWriter(tmp_path / "t", SMALL.header) as writer:
+            for part in parts:
+                writer.write(part)
+
+    with pytest.raises(TypeError):
+        write(whole(SMALL, 1), None)
+    with pytest.raises(InvalidRequest, match="empty"):
+        write()
     assert not list(tmp_path.iterdir())
 
 
