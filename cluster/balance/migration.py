@@ -140,7 +140,7 @@ def plan(
 def payback(gain: float, horizon: float, cost: float) -> bool:
     """Whether a migration is worth it: gain, seconds saved per step, over a horizon of so many steps, exceeds
     its cost in seconds of lost work."""
-    return gain * horizon > cost
+    return bool(gain * horizon > cost)
 
 
 def _check_memory(name: str, placement: Placement, expert_bytes: Integers, devices: Devices) -> None:

@@ -50,7 +50,7 @@ def decide(
     migration = plan(current, target, problem.expert_bytes, problem.devices, problem.load, budget, gone)
     lost = np.array([name in gone for name in problem.devices.names])
     needed = bool((problem.sparse[:, None] & ~(current.hosts & ~lost).any(axis=2)).any())
-    gain = np.inf
+    gain = float("inf")
     if not needed:
         gain = step_seconds(problem, current, lost) - step_seconds(problem, migration.reached, lost)
     cost = budget.share * migration.seconds

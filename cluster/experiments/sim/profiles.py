@@ -27,7 +27,7 @@ PROFILES = {
     # 16 cores at 2.6 GHz, AVX-512 VNNI, one pipe: 128 ops a cycle; DDR5-4800, eight channels: 307 GB/s; 128
     # GB; 10 GbE
     "server-16": Device(0.5 * 16 * 2.6e9 * 128, 0.8 * 307e9, 112 * GiB, 30e-6, 30e-6, TEN_GIGABIT, 3e9),
-    # a DIMM-side accelerator: 1 TOPS beside 8 GiB at 100 GB/s, reached through its host's 10 GbE
+    # a DIMM-side accelerator: 2 TOPS beside 8 GiB at 100 GB/s, reached through its host's 10 GbE
     "near-memory": Device(0.5 * 2e12, 0.8 * 100e9, 8 * GiB, 30e-6, 50e-6, TEN_GIGABIT, 3e9),
 }
 
