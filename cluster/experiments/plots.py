@@ -67,6 +67,14 @@ def draw_all(cells: Cells, steps: dict[tuple[str, str, str], pl.DataFrame], out:
     return {title: out / name for title, (name, _) in made.items()}
 
 
+CAPTIONS = {
+    "Balancedness and throughput": "Mean over seeds and its interval. Axes do not begin at 0.",
+    "Step time": "Mean over seeds and its interval. Axes do not begin at 0.",
+    "What it costs and what it buys": "On the dashed front is what no other exact policy beats in both. "
+    "Hollow: the gate's choices are changed, so that something else is computed.",
+    "Balancedness over the run": f"Mean over seeds, averaged over {SMOOTH} steps.",
+}
+
 RATES = (("balancedness", "balancedness (1 is perfect)"), ("tokens_per_s", "tokens a second"))
 TIMES = (("p50_ms", "median step, ms"), ("p99_ms", "99th percentile of steps, ms"))
 

@@ -59,7 +59,7 @@ def write_report(folder: Path) -> list[Path]:
     cells = summarise(results)
     pictures = plots.draw_all(cells, _steps(results, folder), folder)
     tables = "\n".join(_tables(cells))
-    images = "\n".join(_figure(title, path) for title, path in pictures.items())
+    images = "\n".join(_figure(title, path, plots.CAPTIONS[title]) for title, path in pictures.items())
     page = PAGE.format(
         title=html.escape(_title(folder)),
         runs=len(results),
@@ -133,10 +133,11 @@ def _cell(found: Estimate, unit: float) -> str:
     return mean if found.samples == 1 else f"{mean} <small>[{low}, {high}]</small>"
 
 
-def _figure(title: str, path: Path) -> str:
+def _figure(title: str, path: Path, caption: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     name = html.escape(title)
-    return f'<figure><h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
+    image = f'<img alt="{name}" src="data:image/png;base64,{data}">'
+    return f"<figure><h2>{name}</h2>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def _provenance(results: pl.DataFrame) -> str:

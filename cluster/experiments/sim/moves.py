@@ -55,23 +55,23 @@ class Moves:
         self._nodes.links[:] = 1.0
 
     def _stage(self) -> None:
-        """Begin the first of the remaining stages: each link carries its loads one after another."""
+        """Begin the first of the remaining stages: each link and each disk carries its loads one after
+        another.
+        """
         stage, count, now = self._stages[0], len(self._devices), self._clock.now
-        into, out = np.full(count, now), np.full(count, now)
+        into, out, disk = np.full(count, now), np.full(count, now), np.full(count, now)
         for load in stage.loads:
             to = self._index[load.to]
             if load.source is None:
-                into[to] += load.bytes / self._library
-                end = into[to]
+                end = disk[to] = disk[to] + load.bytes / self._library
             else:
                 source = self._index[load.source]
                 bandwidth = self._devices.bandwidth
                 rate = self._share * min(bandwidth[source], bandwidth[to])
-                end = max(into[to], out[source]) + load.bytes / rate
-                into[to] = out[source] = end
+                end = into[to] = out[source] = max(into[to], out[source]) + load.bytes / rate
             self._clock.at(float(end), self._loaded, self._number, load)
         self._nodes.links[:] = np.where((into > now) | (out > now), 1 - self._share, 1.0)
-        self._clock.at(float(max(into.max(), out.max())), self._ended, self._number)
+        self._clock.at(float(np.max([into, out, disk])), self._ended, self._number)
 
     def _loaded(self, number: int, load: Load) -> None:
         if number == self._number:
