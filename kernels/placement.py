@@ -8,7 +8,24 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.flow import flow_between
-from kernels.jit import BOOL_2R, F64, F64_1R, F64_2R, I32_2, I64_1, I64_1R, INT, U64, inline, kernel, part
+from kernels.jit import (
+    BOOL_2R,
+    BOOL_3,
+    F64,
+    F64_1R,
+    F64_2R,
+    I32_2,
+    I32_3R,
+    I64_1,
+    I64_1R,
+    I64_2R,
+    INT,
+    U64,
+    VOID,
+    inline,
+    kernel,
+    part,
+)
 
 _UNITS = 2.0**44
 _LINK = 0.05
@@ -94,13 +111,25 @@ def _pull(e, skipped, site, fixed, pairs, where, count, pull):  # type: ignore[n
 
 
 @inline
-def _best_device(e, share, pace, size, site, keep, move_cost, where, count, room, done, linked, pull):  # type: ignore[no-untyped-def]
-    """The device for a further copy of e: room for it, soonest done, few links repeated; -1 if none has."""
+def _soonest(share, size, pace, room, done):  # type: ignore[no-untyped-def]
+    """_best_device where only load and room count."""
     best, lowest = np.int64(-1), np.inf
-    plain = pull.size + keep.size == 0
     for d in range(pace.size):
         cost = (done[d] + share) * pace[d]
-        if room[d] < size[e] or (plain and cost >= lowest):
+        if cost < lowest and room[d] >= size:
+            best, lowest = np.int64(d), cost
+    return best
+
+
+@inline
+def _best_device(e, share, pace, size, site, keep, move_cost, where, count, room, done, linked, pull):  # type: ignore[no-untyped-def]
+    """The device for a further copy of e: room for it, soonest done, few links repeated; -1 if none has."""
+    best, lowest, plain = np.int64(-1), np.inf, pull.size + keep.size == 0
+    for d in range(pace.size):
+        if room[d] < size[e]:
+            continue
+        cost = (done[d] + share) * pace[d]
+        if plain and cost >= lowest:
             continue
         if pull.size:
             # up to its fair share a device's load costs nothing: closeness decides
@@ -140,8 +169,9 @@ def fill_layer(load, size, speed, site, fixed, pairs, keep, move_cost, quota, sp
     wanted = _wanted(load, size, devices, count, spare)
     share, done = load / wanted, np.zeros(devices)
     pace = speed.sum() / max(load.sum(), 1e-300) / speed
-    linked = np.zeros((devices, devices), np.int64)
+    linked = np.zeros((devices, devices), np.uint8)
     pull = np.zeros(site.max() + 1 if fixed.size + pairs.size else 0)
+    plain = pull.size + keep.size == 0
     for e in range(experts):
         for i in range(count[e]):
             done[where[e, i]] += share[e]
@@ -151,16 +181,20 @@ def fill_layer(load, size, speed, site, fixed, pairs, keep, move_cost, quota, sp
             while count[e] < (1 if first else wanted[e]):
                 if pull.size:
                     _pull(e, e, site, fixed, pairs, where, count, pull)
-                rest = (done, linked, pull)
-                d = _best_device(e, share[e], pace, size, site, keep, move_cost, where, count, room, *rest)
+                if plain and first:
+                    d = _soonest(share[e], size[e], pace, room, done)
+                else:
+                    rest = (done, linked, pull)
+                    d = _best_device(
+                        e, share[e], pace, size, site, keep, move_cost, where, count, room, *rest
+                    )
                 if d < 0 and first:
                     d = _roomiest(size[e], free)
                 if d < 0:
                     homeless += first
                     break
                 for i in range(count[e]):
-                    linked[where[e, i], d] += 1
-                    linked[d, where[e, i]] += 1
+                    linked[where[e, i], d] = linked[d, where[e, i]] = min(linked[d, where[e, i]] + 1, 255)
                 _add(e, d, size, where, count, free)
                 room[d] -= size[e]
                 done[d] += share[e]
@@ -325,12 +359,15 @@ def improve_layer(  # type: ignore[no-untyped-def]
     experts, devices = where.shape
     state, close = np.full(1, seed), fixed.size + pairs.size > 0
     pull = np.zeros(site.max() + 1 if close else 0)
-    starts, hosts = np.zeros(experts + 1, np.int64), np.zeros(experts * devices, np.int32)
-    out = np.zeros(experts * devices, np.int64)
+    most_copies = min(count.sum() + tries, experts * devices)
+    starts, hosts = np.empty(experts + 1, np.int64), np.empty(most_copies, np.int32)
+    out = np.empty(most_copies, np.int64)
     slow, tied = np.zeros(devices, np.bool_), np.zeros(experts, np.bool_)
     enough = goal / scale
     others = 0.0
     time = _makespan(rows, speed, where, count, enough, np.inf, starts, hosts, out) * scale
+    if time <= goal and not close:
+        return time
     found = _bottleneck(speed, starts, hosts, out, slow, tied)
     for _ in range(tries):
         if time <= goal and not close:
@@ -352,3 +389,16 @@ def improve_layer(  # type: ignore[no-untyped-def]
         else:
             _change_back(e, to, f, away, size, where, count, free)
     return time + others
+
+
+@kernel(VOID(I32_3R, I64_2R, I64_2R, I64_1R, BOOL_3))
+def spread_hosts(where, count, expert, device, hosts):  # type: ignore[no-untyped-def]
+    """hosts[l, expert[l, e], device[where[l, e, i]]] = True for i < count[l, e].
+
+    where: [L, E, D]; count, expert: [L, E]; device: [D]; hosts: [L, E, D] bool.
+    """
+    layers, experts = count.shape
+    for layer in range(layers):
+        for e in range(experts):
+            for i in range(count[layer, e]):
+                hosts[layer, expert[layer, e], device[where[layer, e, i]]] = True

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.balance.choice import Copies
-from cluster.balance.fleet import Booleans, Floats
+from cluster.balance.fleet import Booleans, Floats, Integers
 from cluster.balance.problem import Placement, Problem
 from kernels.flow import flow_rows
 
@@ -29,6 +29,15 @@ def fluid_bound(load: Floats, speed: Floats) -> float:
     return float(load.sum() / speed.sum())
 
 
+def fluid_is_possible(load: Floats, speed: Floats, copies: Integers) -> Booleans:
+    """[layers] bool: so many copies of a layer do not rule the fluid bound out; load: [layers, experts]."""
+    fastest = np.cumsum(np.sort(speed)[::-1])
+    time = np.maximum(load.sum(axis=1, keepdims=True) / fastest[-1], _LEAST)
+    needed = np.searchsorted(fastest, load / time * _TIGHT) + 1
+    possible: Booleans = needed.sum(axis=1) <= copies
+    return possible
+
+
 def replica_bound(load: Floats, speed: Floats, copies: int) -> float:
     """The least time that any placement of so many copies allows, at least the fluid bound.
 
@@ -36,10 +45,9 @@ def replica_bound(load: Floats, speed: Floats, copies: int) -> float:
     needed to do the rows of expert e alone within T.
     """
     fluid = fluid_bound(load, speed)
-    fastest = np.cumsum(np.sort(speed)[::-1])
-    # the usual case: with the fluid bound's time there are copies enough
-    if (np.searchsorted(fastest, load / max(fluid, _LEAST) * _TIGHT) + 1).sum() <= copies:
+    if fluid_is_possible(load[None], speed, np.array([copies]))[0]:
         return fluid
+    fastest = np.cumsum(np.sort(speed)[::-1])
     alone = load[:, None] / fastest  # [experts, devices] seconds of an expert on so many devices
     times = np.unique(alone[alone >= fluid])
     low, high = 0, times.size - 1

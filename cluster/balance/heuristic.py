@@ -13,17 +13,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from cluster.balance.bounds import replica_bound
+from cluster.balance.bounds import fluid_bound, fluid_is_possible, replica_bound
+from cluster.balance.fleet import Floats
 from cluster.balance.objective import Objective, cost
 from cluster.balance.ordered import Ordered, State, packed, trimmed
 from cluster.balance.problem import Placement, Problem
 from kernels.placement import fill_layer, improve_layer
 
-ENOUGH = 1.005
+ENOUGH = 1.01
 """A makespan so close to the least that any placement allows is not improved further."""
 
-WORK = 400_000
+WORK = 100_000
 """Changes tried times copies, over all layers: what bounds the time where nothing is good enough sooner."""
+
+CHANGE_WORK = 4
+"""A search that begins with the current placement has nothing but its changes: it may do so much more."""
 
 MOST_TRIES = 6000
 """Changes tried in one layer."""
@@ -49,7 +53,7 @@ def place(
         assert fresh is not None, "what is packed has room"
     if problem.current is None:
         return fresh
-    changed = _solve(ordered, trimmed(ordered), seed, work)
+    changed = _solve(ordered, trimmed(ordered), seed, CHANGE_WORK * work)
     if changed is None:
         return fresh
     return min((changed, fresh), key=lambda placement: cost(problem, placement, goals))
@@ -61,10 +65,13 @@ def _solve(ordered: Ordered, state: State, seed: int, work: int) -> Placement | 
     for layer in ordered.layers:
         if not _fill(ordered, state, layer, spare):
             return None
-    copies = int(state.count.sum())
-    tries = min(MOST_TRIES, work // max(copies, 1))
+    tries = min(MOST_TRIES, work // int(state.count.sum()))
+    goals = _good_enough(ordered, state)
     for layer in ordered.layers:
-        _improve(ordered, state, layer, seed, tries)
+        if tries < 2 * TRIES_A_START:
+            _search(ordered, state, layer, goals[layer], tries, seed)
+        else:
+            _search_again(ordered, state, layer, goals[layer], tries // TRIES_A_START, seed)
     return state.placement(ordered)
 
 
@@ -77,31 +84,50 @@ def _fill(ordered: Ordered, state: State, layer: int, spare: bool) -> bool:
         *ordered.staying(layer),
         quota,
         quota.sum() if spare else 0,
-        state.where[layer],
-        state.count[layer],
-        state.free,
+        *state.layer(layer),
     )
     return not homeless
 
 
-def _improve(ordered: Ordered, state: State, layer: int, seed: int, tries: int) -> None:
-    """Search from the greedy start, again and again with other draws, and keep the best."""
-    load, *_ = ordered.rule(layer)
-    least = replica_bound(load, ordered.speed, int(state.count[layer].sum()))
-    goal = ENOUGH * least * ordered.speed.sum() / max(load.sum(), _LEAST)
-    rules = ordered.rule(layer), ordered.nearness(layer, state, later=True), ordered.staying(layer)
-    arguments = [value for rule in rules for value in rule]
-    begin, best = state.layer(layer), np.inf
-    for start in range(max(1, tries // TRIES_A_START)):
-        where, count, free = begin[0].copy(), begin[1].copy(), begin[2].copy()
-        draws = np.uint64(((seed * _STARTS + start) * _LAYERS + layer) % 2**64)
-        reached = improve_layer(*arguments, goal, min(tries, TRIES_A_START), draws, where, count, free)
+def _good_enough(ordered: Ordered, state: State) -> Floats:
+    """[layers] makespans, as multiples of the ideal, at which a search of the layer may end."""
+    load, speed, copies = ordered.load, ordered.speed, state.count.sum(axis=1)
+    goals = np.full(len(load), ENOUGH)
+    for layer in np.flatnonzero(~fluid_is_possible(load, speed, copies)):
+        goals[layer] *= replica_bound(load[layer], speed, int(copies[layer])) / fluid_bound(
+            load[layer], speed
+        )
+    return goals
+
+
+def _search(ordered: Ordered, state: State, layer: int, goal: float, tries: int, seed: int) -> float:
+    """Improve one layer of `state` and return its cost (improve_layer)."""
+    return float(
+        improve_layer(
+            *ordered.rule(layer),
+            *ordered.nearness(layer, state, later=True),
+            *ordered.staying(layer),
+            goal,
+            tries,
+            np.uint64((seed * _LAYERS + layer) % 2**64),
+            *state.layer(layer),
+        )
+    )
+
+
+def _search_again(ordered: Ordered, state: State, layer: int, goal: float, starts: int, seed: int) -> None:
+    """Improve one layer from the same start with other draws until it is good enough; keep the best."""
+    begin = state.copy_of(layer)
+    found, best = begin, np.inf
+    for start in range(starts):
+        state.restore(layer, begin)
+        reached = _search(ordered, state, layer, goal, TRIES_A_START, seed * starts + start)
         if reached < best:
-            best = reached
-            state.set_layer(layer, where, count, free)
+            found, best = state.copy_of(layer), reached
         if best <= goal:
-            return
+            break
+    state.restore(layer, found)
 
 
-_LEAST = 1e-300
-_STARTS, _LAYERS = 1 << 16, 1 << 16
+_LAYERS = 1 << 16
+"""More than any model has: draws of one layer are not those of another."""

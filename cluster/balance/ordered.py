@@ -16,6 +16,7 @@ from cluster.balance.fleet import Booleans, Floats, Integers
 from cluster.balance.objective import Objective, blended_load, linked_pairs
 from cluster.balance.problem import Placement, Problem
 from cluster.errors import OutOfMemoryBudget
+from kernels.placement import spread_hosts
 
 _NO_FLOATS: Floats = np.zeros((0, 0))
 _NO_HOSTS: Booleans = np.zeros((0, 0), np.bool_)
@@ -27,14 +28,15 @@ class Ordered:
 
     device: [devices] the problem's index of the device at each place; speed, memory, site in that order,
     sites counted from 0. keep: [layers, experts, devices] the current hosts in these orders, None for none.
-    layers: those that have experts. move_cost, link_cost: of a byte moved and of a linked pair apart, as
-    shares of a layer's ideal time.
+    part: [layers] the share of all bytes that layers up to each have. layers: those that have experts.
+    move_cost, link_cost: of a byte moved and of a linked pair apart, as shares of a layer's ideal time.
     """
 
     problem: Problem
     layers: tuple[int, ...]
     load: Floats
     size: Integers
+    part: Floats
     expert: Integers
     device: Integers
     speed: Floats
@@ -46,6 +48,7 @@ class Ordered:
 
     @classmethod
     def of(cls, problem: Problem, objective: Objective) -> Ordered:
+        layer_bytes = problem.expert_bytes.sum(axis=1)
         load = blended_load(problem, objective)
         device, devices = _device_order(problem, load), problem.devices
         expert = _expert_order(problem, load, device)
@@ -56,6 +59,7 @@ class Ordered:
             layers=layers,
             load=np.take_along_axis(load, expert, axis=1),
             size=np.take_along_axis(problem.expert_bytes, expert, axis=1),
+            part=np.cumsum(layer_bytes) / layer_bytes.sum(),
             expert=expert,
             device=device,
             speed=devices.speed[device],
@@ -93,9 +97,7 @@ class Ordered:
 
     def quota(self, layer: int, free: Integers) -> Integers:
         """[devices] bytes still free of what layers up to this one may fill, in proportion to their bytes."""
-        layer_bytes = self.size.sum(axis=1)
-        part = layer_bytes[: layer + 1].sum() / layer_bytes.sum()
-        quota: Integers = np.rint(self.memory * part).astype(np.int64) - (self.memory - free)
+        quota: Integers = np.rint(self.memory * self.part[layer]).astype(np.int64) - (self.memory - free)
         return quota
 
 
@@ -108,7 +110,8 @@ def _device_order(problem: Problem, load: Floats) -> Integers:
 
 
 def _expert_order(problem: Problem, load: Floats, device: Integers) -> Integers:
-    keys = [-problem.expert_bytes, -load]
+    sizes = problem.expert_bytes
+    keys = [-load] if (sizes == sizes[:, :1]).all() else [-sizes, -load]
     if problem.coactivation is not None:
         keys = [problem.coactivation.sum(axis=2), *keys]
     if problem.affinity is not None:
@@ -118,13 +121,16 @@ def _expert_order(problem: Problem, load: Floats, device: Integers) -> Integers:
         place = np.empty(device.size)
         place[device] = np.arange(1, device.size + 1)
         keys = [problem.current.hosts @ place, *keys]
-    return np.lexsort(keys, axis=-1)
+    return np.lexsort(keys, axis=-1) if len(keys) > 1 else np.argsort(keys[0], axis=-1, kind="stable")
 
 
 def _ordered_hosts(current: Placement | None, expert: Integers, device: Integers) -> Booleans | None:
     if current is None:
         return None
     return np.take_along_axis(current.hosts[:, :, device], expert[:, :, None], axis=1)
+
+
+LayerState = tuple[npt.NDArray[np.int32], Integers, Integers]
 
 
 @dataclass(eq=False, repr=False)
@@ -141,7 +147,7 @@ class State:
 
     @classmethod
     def empty(cls, ordered: Ordered) -> State:
-        where = np.zeros((*ordered.load.shape, ordered.speed.size), np.int32)
+        where = np.empty((*ordered.load.shape, ordered.speed.size), np.int32)  # read up to count only
         return cls(where, np.zeros(ordered.load.shape, np.int64), ordered.memory.copy())
 
     @classmethod
@@ -151,18 +157,22 @@ class State:
         held = np.einsum("led,le->d", hosts, ordered.size, dtype=np.int64)
         return cls(where, hosts.sum(axis=2), ordered.memory - held)
 
-    def layer(self, layer: int) -> tuple[npt.NDArray[np.int32], Integers, Integers]:
+    def layer(self, layer: int) -> LayerState:
+        """(where, count, free) of a layer, for kernels to change."""
         return self.where[layer], self.count[layer], self.free
 
-    def set_layer(self, layer: int, where: npt.NDArray[np.int32], count: Integers, free: Integers) -> None:
-        self.where[layer], self.count[layer], self.free = where, count, free
+    def copy_of(self, layer: int) -> LayerState:
+        return self.where[layer].copy(), self.count[layer].copy(), self.free.copy()
+
+    def restore(self, layer: int, copied: LayerState) -> None:
+        self.where[layer], self.count[layer], self.free[:] = copied
 
     def hosts(self, layer: int) -> Booleans:
         """[experts, devices] in the order of `Ordered`."""
-        experts, devices = self.where[layer].shape
-        hosts = np.zeros((experts, devices), np.bool_)
-        held = np.arange(devices) < self.count[layer][:, None]
-        hosts[np.repeat(np.arange(experts), self.count[layer]), self.where[layer][held]] = True
+        count = self.count[layer]
+        hosts = np.zeros(self.where[layer].shape, np.bool_)
+        held = np.arange(hosts.shape[1]) < count[:, None]
+        hosts[np.repeat(np.arange(count.size), count), self.where[layer][held]] = True
         return hosts
 
     def site_shares(self, ordered: Ordered, layer: int) -> Floats:
@@ -176,10 +186,7 @@ class State:
     def placement(self, ordered: Ordered) -> Placement:
         """In the problem's own order."""
         hosts = np.zeros(self.where.shape, np.bool_)
-        for layer in ordered.layers:
-            held = np.arange(ordered.speed.size) < self.count[layer][:, None]
-            experts = np.repeat(ordered.expert[layer], self.count[layer])
-            hosts[layer, experts, ordered.device[self.where[layer][held]]] = True
+        spread_hosts(self.where, self.count, ordered.expert, ordered.device, hosts)
         return Placement(hosts)
 
 

@@ -27,8 +27,9 @@ class Placement:
         if hosts.ndim != 3:
             raise ConfigError(f"a placement is [layers, experts, devices], not of shape {hosts.shape}")
         object.__setattr__(self, "hosts", hosts)
-        copies = hosts.sum(axis=2)
-        for layer, expert in np.argwhere((copies == 0) & (copies.sum(axis=1, keepdims=True) > 0)):
+        held: Booleans = np.logical_or.reduce(hosts, axis=2)
+        sparse = np.logical_or.reduce(held, axis=1, keepdims=True)
+        for layer, expert in np.argwhere(sparse & ~held):
             raise ConfigError(f"expert {expert} of layer {layer} has no copy on any device")
 
     def __repr__(self) -> str:

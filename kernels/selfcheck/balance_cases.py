@@ -1,10 +1,10 @@
-"""Cases of the kernels that decide where rows go (kernels/flow.py, kernels/choice.py)."""
+"""Cases of the kernels that decide where rows go and who holds experts (kernels/flow.py, choice.py, placement.py)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from kernels import choice, flow
+from kernels import choice, flow, placement
 from kernels.selfcheck.cases import Arrays, case
 from kernels.selfcheck.draws import Draws
 
@@ -66,3 +66,50 @@ def fewest_distinct_rows(draws: Draws) -> Arrays:
     out = _no_rows(hosts)
     yield np.array([choice.fewest_distinct_rows(rows // 30, starts, hosts, _DEVICES, out)])
     yield out
+
+
+def _layer(draws: Draws, near: bool) -> tuple[np.ndarray, ...]:
+    """The first eight arguments of the placement kernels; all numbers are exact in binary."""
+    load = np.sort(draws.integers(0, 400, _EXPERTS) / 4)[::-1].copy()
+    size, speed = draws.integers(1, 3, _EXPERTS), draws.integers(1, 5, _DEVICES) / 2
+    site = np.arange(_DEVICES) % 2
+    if not near:
+        none = np.zeros((0, 0))
+        return load, size, speed, site, none, none, np.zeros((0, 0), np.bool_), np.zeros(0)
+    pairs = draws.integers(0, 16, (_EXPERTS, _EXPERTS)) / 4096
+    pairs = pairs + pairs.T
+    np.fill_diagonal(pairs, 0)
+    keep = draws.integers(0, 4, (_EXPERTS, _DEVICES)) == 0
+    return load, size, speed, site, draws.integers(0, 8, (_EXPERTS, 2)) / 256, pairs, keep, size / 1024
+
+
+def _filled(layer: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    where, count = np.zeros((_EXPERTS, _DEVICES), np.int32), np.zeros(_EXPERTS, np.int64)
+    free = np.full(_DEVICES, 12)
+    homeless = placement.fill_layer(*layer, free.copy(), 70, where, count, free)
+    return where, count, free, np.array([homeless])
+
+
+@case
+def fill_layer(draws: Draws) -> Arrays:
+    for near in (False, True):
+        yield from _filled(_layer(draws, near))
+
+
+@case
+def improve_layer(draws: Draws) -> Arrays:
+    for near in (False, True):
+        layer = _layer(draws, near)
+        *state, _ = _filled(layer)
+        yield np.array([placement.improve_layer(*layer, 1.0, 200, np.uint64(3), *state)])
+        yield from state
+
+
+@case
+def spread_hosts(draws: Draws) -> Arrays:
+    where = np.stack([draws.permutation(_DEVICES) for _ in range(2 * 5)]).astype(np.int32)
+    expert = np.stack([draws.permutation(5) for _ in range(2)])
+    hosts = np.zeros((2, 5, _DEVICES), np.bool_)
+    count = draws.integers(0, _DEVICES, (2, 5))
+    placement.spread_hosts(where.reshape(2, 5, -1), count, expert, draws.permutation(_DEVICES), hosts)
+    yield hosts
