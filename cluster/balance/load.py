@@ -47,6 +47,12 @@ class NodeLoad:
         return self.rows / self.service_s if self.service_s > 0 else np.nan
 
     @property
+    def rate(self) -> float:
+        """Rows per second, computed and carried: the speed to balance by. NaN before the first reply."""
+        seconds = self.service_s + self.link_s
+        return self.rows / seconds if seconds > 0 else np.nan
+
+    @property
     def bandwidth(self) -> float:
         """Bytes per second of travelling; NaN before the first reply."""
         return self.bytes / self.link_s if self.link_s > 0 else np.nan

@@ -90,7 +90,7 @@ class Budget:
     Raises ConfigError on nonsense.
     """
 
-    share: float = 0.5
+    share: float = 0.25
     bytes: int | None = None
     library: float = 0.0
 

@@ -42,7 +42,7 @@ about.
 
 @dataclass(frozen=True)
 class DriftTrial:
-    """steps: from the switch until balancedness is at least LEVEL and stays there. moved, reference_moved:
+    """steps: from the switch until balancedness is back, see `recovery`. moved, reference_moved:
     bytes over the whole trace. before, after: balancedness ahead of the switch, and at the end of the
     trace."""
 
@@ -85,11 +85,16 @@ def drift_trial(
 
 
 def recovery(balance: Floats, switch: int, level: float = LEVEL) -> int:
-    """Steps after `switch` from which the mean of SMOOTH steps stays at `level` or above; all that are left
-    if it never does."""
-    means = np.convolve(balance[switch:], np.ones(SMOOTH) / SMOOTH, "valid")
-    low = np.flatnonzero(means < level)
-    return int(low[-1]) + SMOOTH if len(low) else 0
+    """Steps after `switch` until the mean of SMOOTH steps has reached `level` and all later steps hold it on
+    average; all that are left if that never happens. The SMOOTH steps are counted, unless it was never
+    lost."""
+    after = balance[switch:]
+    means = np.convolve(after, np.ones(SMOOTH) / SMOOTH, "valid")
+    rest = np.cumsum(after[::-1])[::-1] / np.arange(len(after), 0, -1)
+    back = np.flatnonzero((means >= level) & (rest[: len(means)] >= level))
+    if not len(back):
+        return len(after)
+    return int(back[0]) + SMOOTH if back[0] else 0
 
 
 def _end(outcome: Outcome) -> float:

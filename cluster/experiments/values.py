@@ -89,12 +89,22 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise ConfigError(f"{where} is {value!r}; it must be a list")
         return tuple(_typed(get_args(hint)[0], each, where) for each in value)
+    if hint in (int, float) and isinstance(value, str):
+        value = _number(value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and number:
         return float(value)
     if hint is int and number and float(value).is_integer():
-        return int(value)  # YAML reads 8e9 and 1_000.0 as floats
+        return int(value)
     if hint not in (int, float) and isinstance(value, hint):
         return value
     kinds = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     raise ConfigError(f"{where} is {value!r}; it must be {kinds.get(hint, 'something else')}")
+
+
+def _number(text: str) -> float | str:
+    """YAML 1.1 takes 8e9 for text; people take it for a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

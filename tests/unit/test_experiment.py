@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from cluster.cli import app
+from cluster.cli.experiment import READY, SPECS
 from cluster.errors import ConfigError, InvalidRequest
 from cluster.experiments import gates, plots
 from cluster.experiments.generators import Workload, whole
@@ -176,6 +177,13 @@ def test_a_folder_without_results_has_no_report(tmp_path):
         write_report(tmp_path)
 
 
+@pytest.mark.parametrize("name", READY)
+def test_the_ready_specs_can_be_read(name):
+    spec = read_spec(SPECS / f"{name}.yaml")
+    assert spec.name == name
+    assert len(spec.runs()) <= 36
+
+
 def test_a_warm_up_longer_than_the_trace_is_refused(tmp_path):
     run = read_spec(spec_of(tmp_path, warmup=12)).runs()[0]
     with pytest.raises(ConfigError, match="leaves nothing"):
@@ -185,7 +193,8 @@ def test_a_warm_up_longer_than_the_trace_is_refused(tmp_path):
 @pytest.mark.parametrize("memory", ["equal", "speed"])
 @pytest.mark.parametrize("spare", [0.0, 0.3])
 def test_memories_hold_the_model_and_its_spares_to_the_byte(tmp_path, memory, spare):
-    devices = [{"profile": "n100", "speed": 3}, {"profile": "n100", "count": 2}]
+    near = {"profile": "n100", "bandwidth": 1e13}
+    devices = [near | {"speed": 3}, near | {"count": 2}]
     fleets = [{"name": "f", "devices": devices, "memory": memory, "spare": spare}]
     run = read_spec(spec_of(tmp_path, fleets=fleets)).runs()[0]
     trace = whole(run.trace.generate, 0)

@@ -55,6 +55,7 @@ def test_a_constant_load_is_its_own_mean():
     np.testing.assert_allclose(stats.distinct_per_step, [2])
     assert stats.nodes[A].speed == pytest.approx(2000)
     assert stats.nodes[A].bandwidth == pytest.approx(1e6)
+    assert stats.nodes[A].rate == pytest.approx(1600)
 
 
 def test_the_effective_sample_of_equal_weights_is_the_sample():

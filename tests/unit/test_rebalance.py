@@ -57,9 +57,10 @@ def test_there_must_be_something_to_move_from():
         decide(problem(None), APART, 1, Budget())
 
 
-def test_recovery_is_the_last_time_that_the_mean_is_low():
+def test_recovery_ends_with_the_first_good_mean_that_lasts():
     balance = np.concatenate([np.ones(20), np.full(15, 0.5), np.ones(100)])
     assert recovery(balance, 20) == 24  # a mean of ten with one low step is 0.95
+    assert recovery(np.concatenate([balance, np.full(50, 0.5), np.ones(600)]), 20) == 85
     assert recovery(np.ones(50), 10) == 0
     assert recovery(np.full(50, 0.9), 10) == 40
 

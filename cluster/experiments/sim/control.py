@@ -39,7 +39,7 @@ class Control:
     half_life: float = 16.0
     horizon: float = 1000.0
     history: int = 50
-    share: float = 0.5
+    share: float = 0.25
 
     def __post_init__(self) -> None:
         counts = (self.every, self.settle, self.horizon, self.history)

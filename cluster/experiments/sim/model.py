@@ -37,9 +37,17 @@ class Device:
         each = (max(model.expert_bytes / self.read, n * model.ops_per_row / self.ops) for n in rows if n)
         return self.message_s + sum(each)
 
+    def row_s(self, model: Model, rows: float) -> float:
+        """Seconds that a row of an expert with `rows` (above 0) at a time is computed for."""
+        return max(model.expert_bytes / self.read, rows * model.ops_per_row / self.ops) / rows
+
+    def carry_s(self, model: Model) -> float:
+        """Seconds that a row is on the link, there and back."""
+        return (model.request_bytes + model.reply_bytes) / self.bandwidth
+
     def row_rate(self, model: Model, rows: float) -> float:
-        """Rows per second of an expert that gets `rows` (above 0) at a time."""
-        return rows / max(model.expert_bytes / self.read, rows * model.ops_per_row / self.ops)
+        """Rows per second, computed and carried: the speed that counts for balance."""
+        return 1 / (self.row_s(model, rows) + self.carry_s(model))
 
 
 @dataclass(frozen=True)

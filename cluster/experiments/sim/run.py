@@ -84,7 +84,9 @@ class Fleet:
             raise ConfigError(f"a fault names a device beyond the fleet's {len(self.devices)}")
 
     def for_balance(self, model: Model, rows: float) -> Devices:
-        """As policies see it, with the speed that experts of `rows` at a time have by the roofline."""
+        """As policies see it. speed: rows per second, computed (by the roofline, experts having `rows` at a
+        time)
+        and carried: a fast device behind a slow link is a slow one."""
         names = tuple(NodeId(f"d{index}") for index in range(len(self.devices)))
         speed = np.array([device.row_rate(model, max(rows, 1e-9)) for device in self.devices])
         bandwidth = np.array([device.bandwidth for device in self.devices])
@@ -186,6 +188,8 @@ class _Simulation:
         library = min(device.storage for device in fleet.devices) if fleet.library else 0.0
         self.controller = Controller(placement, control, sizes, self.devices, library, first)
         self.table = Table(self.controller.placement)
+        self.compute_s = np.array([device.row_s(model, rows) for device in fleet.devices])
+        self.carry_s = np.array([device.carry_s(model) for device in fleet.devices])
         resident = np.full(count, -1, np.int64) if fleet.resident is None else fleet.resident
         self.nodes = Nodes.of(list(fleet.devices), self.layers * experts, resident)
         self.dispatcher = Dispatcher(self.nodes, model, fleet.router, sizes[0])
@@ -267,8 +271,10 @@ class _Simulation:
             self.at(served.done, self._replied, router, router.attempt)
 
     def _speed(self) -> Floats:
-        """[devices] rows per second: the roofline's, by how much longer than it says the work has taken."""
-        speed: Floats = self.devices.speed * (self.nodes.due_s / self.nodes.work_s)
+        """[devices] rows per second as measured: computing by how much longer than the roofline says it has
+        taken, and the link."""
+        slower = self.nodes.work_s / self.nodes.due_s
+        speed: Floats = 1 / (self.compute_s * slower + self.carry_s)
         return speed
 
     def _replied(self, router: _RouterState, attempt: int) -> None:
@@ -301,7 +307,7 @@ class _Simulation:
 
     def _step_over(self, step: int, loads: Floats) -> None:
         """All routers have done this step."""
-        actual = self.devices.speed / self.nodes.slow
+        actual = 1 / (self.compute_s * self.nodes.slow + self.carry_s)
         self.balance[step] = balancedness(loads, np.where(self.table.alive, actual, 0))
         self.nodes.age(0.5 ** (1 / SPEED_HALF_LIFE))
         if self.controller.observe(self.work.rows[step], int(self.work.tokens[step])):
