@@ -58,9 +58,9 @@ def test_there_must_be_something_to_move_from():
 
 
 def test_recovery_ends_with_the_first_good_mean_that_lasts():
-    balance = np.concatenate([np.ones(20), np.full(15, 0.5), np.ones(100)])
-    assert recovery(balance, 20) == 24  # a mean of ten with one low step is 0.95
-    assert recovery(np.concatenate([balance, np.full(50, 0.5), np.ones(600)]), 20) == 85
+    balance = np.concatenate([np.ones(20), np.full(15, 0.6), np.ones(100)])
+    assert recovery(balance, 20) == 24  # a mean of ten with one low step is 0.96
+    assert recovery(np.concatenate([balance, np.zeros(50), np.ones(200)]), 20) == 175
     assert recovery(np.ones(50), 10) == 0
     assert recovery(np.full(50, 0.9), 10) == 40
 
