@@ -163,6 +163,8 @@ def _front(
     axis.set_xlabel(cost_label)
     axis.set_ylabel(value_label)
     axis.margins(0.12)
+    if not any(cost.values()):
+        axis.set_xticks([0])
 
 
 def _legend(figure: Any, axis: Any) -> None:
