@@ -18,6 +18,19 @@ def _end(device, load, speed, backlog):  # type: ignore[no-untyped-def]
     return backlog[device] + (load[device] + 1) / speed[device]
 
 
+@inline
+def _least_free_first(starts):  # type: ignore[no-untyped-def]
+    """Experts of at most one copy, then the others, each in order."""
+    experts = starts.size - 1
+    order, place = np.empty(experts, np.int64), 0
+    for several in (False, True):
+        for e in range(experts):
+            if (starts[e + 1] - starts[e] > 1) == several:
+                order[place] = e
+                place += 1
+    return order
+
+
 @kernel(VOID(I64_1R, I64_1R, I64_1))
 def even_rows(rows, starts, out):  # type: ignore[no-untyped-def]
     """The same number of rows to every copy of an expert, the remainder from copy number e % copies on.
@@ -37,11 +50,12 @@ def even_rows(rows, starts, out):  # type: ignore[no-untyped-def]
 def least_loaded_rows(rows, starts, hosts, speed, backlog, out):  # type: ignore[no-untyped-def]
     """Row by row, experts in order, to the copy whose device would end first; ties to the first copy.
 
-    Types as in kernels.flow.flow_rows.
+    Experts of one copy come first: they have no choice, and the others can know. Types as in
+    kernels.flow.flow_rows.
     """
     load = np.zeros(speed.size, np.int64)
     out[:] = 0
-    for e in range(rows.size):
+    for e in _least_free_first(starts):
         for _ in range(rows[e]):
             best, earliest = starts[e], np.inf
             for c in range(starts[e], starts[e + 1]):
@@ -65,14 +79,15 @@ def _two_copies(e, row, first, copies, seed):  # type: ignore[no-untyped-def]
 
 @kernel(VOID(I64_1R, I64_1R, I32_1R, F64_1R, F64_1R, U64, I64_1))
 def power_of_two_rows(rows, starts, hosts, speed, backlog, seed, out):  # type: ignore[no-untyped-def]
-    """Row by row, experts in order, to the one of two random copies whose device would end first.
+    """Row by row to the one of two random copies whose device would end first.
 
-    The draws are Philox of (row, expert) under `seed`. Types as in kernels.flow.flow_rows.
+    Experts in the order of least_loaded_rows. The draws are Philox of (row, expert) under `seed`. Types as in
+    kernels.flow.flow_rows.
     (Mitzenmacher 2001, "The power of two choices in randomized load balancing".)
     """
     load = np.zeros(speed.size, np.int64)
     out[:] = 0
-    for e in range(rows.size):
+    for e in _least_free_first(starts):
         first, copies = starts[e], starts[e + 1] - starts[e]
         for row in range(rows[e]):
             one, two = _two_copies(e, row, first, copies, seed)

@@ -117,9 +117,10 @@ def eplb_global(load: Floats, copies: int, devices: int) -> Integers:
 
 
 def eplb_hierarchical(load: Floats, copies: int, groups: int, nodes: int, devices: int) -> Integers:
-    """The same for experts in `groups`, each of which stays on one node: groups are packed onto nodes,
-    replicas are made within a node and packed onto its devices. Raises ConfigError where counts do not
-    divide.
+    """The same for experts in `groups`, each of which stays on one node.
+
+    Groups are packed onto nodes, replicas made within a node and packed onto its devices. Raises ConfigError
+    where counts do not divide.
     """
     layers, experts = load.shape
     if experts % groups or groups % nodes or devices % nodes or copies % devices:

@@ -93,10 +93,10 @@ def _good_enough(ordered: Ordered, state: State) -> Floats:
     """[layers] makespans, as multiples of the ideal, at which a search of the layer may end."""
     load, speed, copies = ordered.load, ordered.speed, state.count.sum(axis=1)
     goals = np.full(len(load), ENOUGH)
-    for layer in np.flatnonzero(~fluid_is_possible(load, speed, copies)):
-        goals[layer] *= replica_bound(load[layer], speed, int(copies[layer])) / fluid_bound(
-            load[layer], speed
-        )
+    scarce = ~fluid_is_possible(load, speed, copies) & (load.sum(axis=1) > 0)
+    for layer in np.flatnonzero(scarce):
+        ideal = fluid_bound(load[layer], speed)
+        goals[layer] *= replica_bound(load[layer], speed, int(copies[layer])) / ideal
     return goals
 
 

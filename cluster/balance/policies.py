@@ -26,11 +26,8 @@ def resolve(path: str) -> Callable[..., Any]:
         raise UnknownPolicy(f"policy {path!r}: {error}; is its folder on PYTHONPATH?") from error
     found = getattr(module, name, None)
     if not callable(found):
-        public = sorted(
-            n for n, value in vars(module).items() if callable(value) and n.islower() and n[0] != "_"
-        )
-        raise UnknownPolicy(
-            f"policy {path!r}: {module_name} has no function {name}; it has {', '.join(public)}"
-        )
+        own = [n for n, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+        public = ", ".join(n for n in own if not n.startswith("_")) or "nothing"
+        raise UnknownPolicy(f"policy {path!r}: {module_name} has no function {name}; it defines {public}")
     policy: Callable[..., Any] = found
     return policy

@@ -1,4 +1,4 @@
-"""Cases of the kernels that decide where rows go and who holds experts (kernels/flow.py, choice.py, placement.py)."""
+"""Cases of the kernels that decide where rows go and who holds experts: flow.py, choice.py, placement.py."""
 
 from __future__ import annotations
 
