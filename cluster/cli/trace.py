@@ -17,7 +17,7 @@ from cluster.cli.progress import progress_bar
 from cluster.experiments.extras import require_extras
 
 if TYPE_CHECKING:
-    from cluster.experiments.traces import Header, Trace
+    from cluster.experiments.routing import Header, Trace
     from cluster.library.reader import Library
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Trace to write, e.g. routing.parquet.")]
@@ -62,7 +62,7 @@ def record_command(
 ) -> None:
     """Run a text through a model in this process and record what its gates choose."""
     from cluster.cli.score import read_text
-    from cluster.experiments.traces import Header
+    from cluster.experiments.routing import Header
     from cluster.library.bundled import open_model
 
     library = open_model(model)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.errors import ConfigError
-from cluster.experiments.traces import Trace
+from cluster.experiments.routing import Trace
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cluster.balance.fleet import Floats
 from cluster.errors import ConfigError
-from cluster.experiments.traces import Header, Trace
+from cluster.experiments.routing import Header, Trace
 
 BURST_STEPS = 10.0
 """Mean length of a burst."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.errors import InvalidRequest
-from cluster.experiments.traces import MOST_EXPERTS, Header, Trace
+from cluster.experiments.routing import MOST_EXPERTS, Header, Trace
 
 IDS = ("ids", "expert_ids", "experts", "selected_experts", "topk_ids", "topk_idx")
 WEIGHTS = ("weights", "expert_weights", "gate_weights", "topk_weights", "routing_weights")

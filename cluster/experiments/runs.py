@@ -24,9 +24,9 @@ import polars as pl
 from cluster.balance.policies import resolve
 from cluster.errors import ConfigError, MoemeshError
 from cluster.experiments import generators, traces
+from cluster.experiments.routing import Trace
 from cluster.experiments.sim.run import Fleet, Outcome, Work, simulate
 from cluster.experiments.spec import FleetSpec, Run, Spec, TraceSpec
-from cluster.experiments.traces import Trace
 
 RUN_KEY = "moemesh.run"
 RUN_VERSION = 1

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cluster.experiments.generators import gini
-from cluster.experiments.traces import Trace
+from cluster.experiments.routing import Trace
 
 
 def summarise(trace: Trace) -> dict[str, Any]:
