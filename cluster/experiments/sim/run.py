@@ -103,10 +103,12 @@ class Work:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Per step, [steps]: seconds it took (mean over routers), balance: fluid bound over makespan of its
-    rows, mean over layers (1 is perfect); moved: bytes moved while it ran. seconds: of the whole run; hits,
-    misses: of the expert caches; alarms: steps at which drift was found; retries: dispatches sent again
-        after a failure."""
+    """What a run gave.
+
+    step_s: [steps] seconds a step took, mean over routers. balance: [steps] balancedness of its rows. moved:
+    [steps] bytes that arrived while it ran. seconds: of the whole run. rows: computed in all. hits, misses:
+    of the expert caches. alarms: steps at which drift was found. retries: dispatches sent again.
+    """
 
     step_s: Floats
     balance: Floats
