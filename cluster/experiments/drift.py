@@ -16,9 +16,10 @@ from cluster.balance.problem import PlacementPolicy
 from cluster.errors import ConfigError
 from cluster.experiments.generators import Workload, step_rows
 from cluster.experiments.sim.control import Control
+from cluster.experiments.sim.inputs import Fleet, Work
 from cluster.experiments.sim.model import Model
 from cluster.experiments.sim.profiles import profile
-from cluster.experiments.sim.run import Fleet, Outcome, Work, simulate
+from cluster.experiments.sim.run import Outcome, simulate
 
 LEVEL = 0.95
 SMOOTH = 10

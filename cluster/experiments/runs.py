@@ -25,7 +25,8 @@ from cluster.balance.policies import resolve
 from cluster.errors import ConfigError, MoemeshError
 from cluster.experiments import generators, traces
 from cluster.experiments.routing import Trace
-from cluster.experiments.sim.run import Fleet, Outcome, Work, simulate
+from cluster.experiments.sim.inputs import Fleet, Work
+from cluster.experiments.sim.run import Outcome, simulate
 from cluster.experiments.spec import FleetSpec, Run, Spec, TraceSpec
 
 RUN_KEY = "moemesh.run"

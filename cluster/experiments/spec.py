@@ -12,9 +12,9 @@ from cluster.balance.policies import resolve
 from cluster.errors import ConfigError
 from cluster.experiments.generators import Workload
 from cluster.experiments.sim.control import Control
+from cluster.experiments.sim.inputs import Fault
 from cluster.experiments.sim.model import Device, Model, Router
 from cluster.experiments.sim.profiles import profile
-from cluster.experiments.sim.run import Fault
 from cluster.experiments.values import build, check_keys, load_yaml, mapping
 
 T = TypeVar("T")

@@ -10,9 +10,10 @@ from cluster.balance.choice import ChoicePolicy
 from cluster.balance.problem import Placement, Problem
 from cluster.experiments.generators import Workload, step_rows
 from cluster.experiments.sim.control import Control
+from cluster.experiments.sim.inputs import Fleet, Work
 from cluster.experiments.sim.model import Model
 from cluster.experiments.sim.profiles import profile
-from cluster.experiments.sim.run import Fleet, Work, simulate
+from cluster.experiments.sim.run import simulate
 
 NODES, TOKENS, SPARE = 256, 256, 4
 """Every SPARE-th expert has a second copy."""
