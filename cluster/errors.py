@@ -3,6 +3,9 @@
     MoemeshError                     INTERNAL
     ├── InvalidRequest               INVALID_ARGUMENT     the request itself is wrong
     ├── UnknownModel                 NOT_FOUND
+    ├── ConfigError                  INVALID_ARGUMENT     a fleet, a load or a spec that makes no sense
+    │   └── UnknownPolicy            NOT_FOUND            a policy's name leads to nothing that can be called
+    ├── MissingExtra                 FAILED_PRECONDITION  an optional dependency is not installed
     ├── Overloaded                   RESOURCE_EXHAUSTED   try again after `retry_after_s`
     ├── Unavailable                  UNAVAILABLE          not ready, draining, or a peer is gone
     │   └── NodeLost                 UNAVAILABLE          an expert node died and did not come back in time
@@ -39,6 +42,18 @@ class InvalidRequest(MoemeshError):
 
 class UnknownModel(MoemeshError):
     code = "NOT_FOUND"
+
+
+class ConfigError(MoemeshError):
+    code = "INVALID_ARGUMENT"
+
+
+class UnknownPolicy(ConfigError):
+    code = "NOT_FOUND"
+
+
+class MissingExtra(MoemeshError):
+    code = "FAILED_PRECONDITION"
 
 
 class Overloaded(MoemeshError):

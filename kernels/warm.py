@@ -13,21 +13,39 @@ from collections.abc import Callable
 
 from kernels import (
     attention,
+    choice,
     experts,
     express,
+    flow,
     fused,
     gate,
     jit,
     matmul,
     norm,
     permute,
+    placement,
     quantise,
     rope,
     sampling,
 )
 from kernels.apart import compile_apart
 
-MODULES = (attention, experts, express, fused, gate, matmul, norm, permute, quantise, rope, sampling)
+MODULES = (
+    attention,
+    choice,
+    experts,
+    express,
+    flow,
+    fused,
+    gate,
+    matmul,
+    norm,
+    permute,
+    placement,
+    quantise,
+    rope,
+    sampling,
+)
 
 
 def compile_all(progress: Callable[[int, int, str], None] | None = None, apart: bool = False) -> jit.Warmth:

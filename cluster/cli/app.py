@@ -29,6 +29,8 @@ VERBS = {
     "score": "score",
     "pack": "pack",
     "library": "library",
+    "trace": "trace",
+    "experiment": "experiment",
     "bench": "bench",
 }
 """Verb: module in cluster.cli, in the order of --help."""

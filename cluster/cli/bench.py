@@ -42,10 +42,11 @@ PresetOption = Annotated[Preset, typer.Option("--preset", help="How many repetit
 
 
 def register(app: typer.Typer) -> None:
-    verbs = typer.Typer(help="Measure the engine and the cluster.", no_args_is_help=True)
+    verbs = typer.Typer(help="Measure the engine, the cluster and the policies.", no_args_is_help=True)
     verbs.command("kernels")(bench_kernels)
     verbs.command("engine")(bench_engine)
     verbs.command("cluster")(bench_cluster)
+    verbs.command("balance")(bench_balance)
     app.add_typer(verbs, name="bench")
 
 
@@ -115,6 +116,17 @@ def bench_cluster(
         report.results += measure_wire(WIRE_PRESETS[preset.value], progress.phase)
         with _gateway(address, progress.phase) as gateway:
             report.results += gateway_results(gateway, GATEWAY_PRESETS[preset.value], progress.phase)
+    report.show(as_json)
+
+
+def bench_balance(preset: PresetOption = Preset.minimal, as_json: AsJson = False) -> None:
+    """Placement and replica choice beside their lower bounds, EPLB and simpler rules; no model is needed."""
+    from cluster.cli.bench_balance import BALANCE_PRESETS, measure_balance
+    from cluster.cli.report import Report
+
+    report = Report(preset.value)
+    with Progress() as progress:
+        report.results += measure_balance(BALANCE_PRESETS[preset.value], progress.phase)
     report.show(as_json)
 
 

@@ -15,9 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels.selfcheck.cases import Case
+from kernels.selfcheck import balance_cases, wire_cases
+from kernels.selfcheck.cases import CASES, Case
 from kernels.selfcheck.draws import Draws
-from kernels.selfcheck.wire_cases import CASES
+
+REGISTERED = (wire_cases, balance_cases)
+"""Files beside cases.py that add to CASES when they are imported."""
 
 MANIFEST = Path(__file__).with_name("bits.json")
 SEED = 7

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from kernels import express, wire
-from kernels.selfcheck.cases import CASES, Arrays, case
+from kernels.selfcheck.cases import Arrays, case
 from kernels.selfcheck.draws import Draws, F
 
 _REQUEST, _RESULT = 7, 8
@@ -87,6 +87,3 @@ def gather_results(draws: Draws) -> Arrays:
         call = (fds, _RESULT, tag, peers, starts, 64, results, 5000, waiting)
         outcome = express.gather_results(*call, *scratch, loads, tally)
     yield from (np.array([outcome]), results, waiting, loads, tally)
-
-
-__all__ = ["CASES"]
