@@ -32,6 +32,9 @@ _LINK = 0.05
 """A replica avoids devices that its expert's other devices share experts with already, for this much of the
 layer's time each: rows can then flow further. Measured in docs/decisions/0015."""
 
+_SLIGHT = 1e-6
+"""Of a load below the fair share, where other things decide: the lighter of two equal devices is taken."""
+
 _GAMMA, _MIX1, _MIX2 = (
     np.uint64(0x9E3779B97F4A7C15),
     np.uint64(0xBF58476D1CE4E5B9),
@@ -131,9 +134,11 @@ def _best_device(e, share, pace, size, site, keep, move_cost, where, count, room
         cost = (done[d] + share) * pace[d]
         if plain and cost >= lowest:
             continue
+        if not plain:
+            # up to its fair share a device's load hardly counts: closeness and what is there decide
+            cost = max(cost, 1.0) + _SLIGHT * cost
         if pull.size:
-            # up to its fair share a device's load costs nothing: closeness decides
-            cost = max(cost, 1.0) - pull[site[d]]
+            cost -= pull[site[d]]
         if keep.size and keep[e, d]:
             cost -= move_cost[e]
         for i in range(count[e]):

@@ -92,6 +92,7 @@ def _fill(ordered: Ordered, state: State, layer: int, spare: bool) -> bool:
 def _good_enough(ordered: Ordered, state: State) -> Floats:
     """[layers] makespans, as multiples of the ideal, at which a search of the layer may end."""
     load, speed, copies = ordered.load, ordered.speed, state.count.sum(axis=1)
+    copies += state.free.sum() // np.maximum(ordered.size.min(axis=1), 1)
     goals = np.full(len(load), ENOUGH)
     scarce = ~fluid_is_possible(load, speed, copies) & (load.sum(axis=1) > 0)
     for layer in np.flatnonzero(scarce):

@@ -173,8 +173,10 @@ def test_experts_that_fire_together_share_a_site():
 
 def test_experts_of_the_next_layer_follow_those_before():
     follows = np.kron(np.eye(2), np.ones((4, 4)))[None]
-    problem = Problem(np.ones((2, 8)), np.ones((2, 8), np.int64), two_sites(4), affinity=follows)
-    assert apart(problem, place(problem)) <= 0.25
+    together = np.concatenate([follows, np.zeros_like(follows)])
+    sizes, fleet = np.ones((2, 8), np.int64), two_sites(4)
+    problem = Problem(np.ones((2, 8)), sizes, fleet, coactivation=together, affinity=follows)
+    assert apart(problem, place(problem)) == 0
     assert apart(problem, place(problem)) < apart(problem, place(problem, Objective(links=0)))
 
 
