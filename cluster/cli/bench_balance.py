@@ -33,6 +33,7 @@ from cluster.balance.choice import (
 from cluster.balance.fleet import Booleans, Devices, Floats, Integers, devices_with, equal_devices
 from cluster.balance.heuristic import place
 from cluster.balance.problem import Placement, Problem
+from cluster.cli.bench_laboratory import drift_results, simulator_results
 from cluster.cli.report import Result, Target, result
 from kernels.flow import flow_rows
 
@@ -52,6 +53,9 @@ BALANCE_PRESETS = {
     "minimal": BalancePreset(draws=3, batches=20, loads=10, timed=50),
     "full": BalancePreset(draws=20, batches=50, loads=100, timed=500),
 }
+
+MOST_DRIFTS = 5
+"""Seeds of the drift: each is a simulation of seconds."""
 
 Part = Callable[[BalancePreset], Iterator[Result]]
 Answer = TypeVar("Answer")
@@ -294,4 +298,6 @@ PARTS: dict[str, Part] = {
     "placing DeepSeek-V3": full_placement,
     "choosing replicas": choice_speed,
     "distinct experts": decode,
+    "a domain switches": lambda preset: drift_results(min(preset.draws, MOST_DRIFTS)),
+    "the simulator": lambda preset: simulator_results(preset.draws),
 }
