@@ -26,6 +26,7 @@ ROWS = {
     "cluster.decode.ratio_streams32_to_1": "32 streams over one stream",
     "cluster.dispatch.roundtrip_p50": "dispatch of a row to three nodes and back, a layer",
     "cluster.dispatch.raw_p50": "the same bytes over plain sockets",
+    "cluster.dispatch.ratio_to_raw": "dispatch over plain sockets",
     "engine.prefill.tokens_per_s.512": "one process: prompt of 512 tokens",
     "engine.decode.tokens_per_s.seqs1": "one process: generation, 1 sequence",
     "engine.decode.tokens_per_s.seqs32": "one process: generation, 32 sequences together",

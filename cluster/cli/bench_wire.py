@@ -15,6 +15,9 @@ BYTES_ROWS = 8
 BYTES_ROUNDS = 64
 
 ROUND_TRIP = Target(must=150, at_most=True, reference="plain sockets: cluster.dispatch.raw_p50")
+OVER_SOCKETS = Target(must=150 / 68, at_most=True, reference="150 µs where plain sockets take 68")
+"""The same bound for a machine that is slower, or busy with other things: in one run both suffer alike."""
+
 HEADER = Target(must=64 + 12 * BYTES_ROWS, at_most=True, reference="64 bytes + 12 a row")
 PAYLOAD_OUT = Target(
     must=BYTES_ROWS * (BUNDLED.hidden + 4), at_most=True, reference="rows * (hidden + 4) bytes"
@@ -58,7 +61,9 @@ def _round_trips(rows: int, preset: WirePreset, progress: Callable[[str], None])
         result(f"cluster.dispatch.roundtrip_p50{at}", p50, "µs", ROUND_TRIP if rows == 1 else Target()),
         result(f"cluster.dispatch.roundtrip_p99{at}", p99, "µs"),
         result(f"cluster.dispatch.raw_p50{at}", raw, "µs"),
-        result(f"cluster.dispatch.ratio_to_raw{at}", ratios, "ratio"),
+        result(
+            f"cluster.dispatch.ratio_to_raw{at}", ratios, "ratio", OVER_SOCKETS if rows == 1 else Target()
+        ),
     ]
 
 
