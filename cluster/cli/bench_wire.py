@@ -56,14 +56,13 @@ def _round_trips(rows: int, preset: WirePreset, progress: Callable[[str], None])
         progress(f"plain sockets with {rows} rows, run {run + 1} of {preset.repeats}")
         raw.append(measure_raw(rows, rounds=preset.rounds).percentile(50))
     at = "" if rows == 1 else f".rows{rows}"
+    bound, over = (ROUND_TRIP, OVER_SOCKETS) if rows == 1 else (Target(), Target())
     ratios = [ours / plain for ours, plain in zip(p50, raw, strict=True)]
     return [
-        result(f"cluster.dispatch.roundtrip_p50{at}", p50, "µs", ROUND_TRIP if rows == 1 else Target()),
+        result(f"cluster.dispatch.roundtrip_p50{at}", p50, "µs", bound),
         result(f"cluster.dispatch.roundtrip_p99{at}", p99, "µs"),
         result(f"cluster.dispatch.raw_p50{at}", raw, "µs"),
-        result(
-            f"cluster.dispatch.ratio_to_raw{at}", ratios, "ratio", OVER_SOCKETS if rows == 1 else Target()
-        ),
+        result(f"cluster.dispatch.ratio_to_raw{at}", ratios, "ratio", over),
     ]
 
 
