@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from kernels import jit
 
@@ -19,21 +20,14 @@ def compile_apart(names: Sequence[str], processes: int, done: Callable[[str], No
     """Compile the kernels `names` into the cache by `processes` workers. done(name) is called after each, by
     one thread at a time.
 
-    Returns also if a worker failed: what is missing then is compiled by whoever needs it, and fails there
-    with its reason.
+    Returns also if a worker failed, or cannot be started (in an emulator of another CPU): what is missing
+    then is compiled by whoever needs it, and fails there with its reason.
     """
     waiting, turn = deque(names), threading.Lock()
 
     def drive() -> None:
-        with subprocess.Popen(
-            [sys.executable, "-m", "kernels.apart"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        ) as worker:
+        with suppress(OSError), _worker() as worker:
             assert worker.stdin
-            assert worker.stdout
             while (name := _next(waiting)) and _ask(worker, name):
                 with turn:
                     done(name)
@@ -44,6 +38,16 @@ def compile_apart(names: Sequence[str], processes: int, done: Callable[[str], No
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def _worker() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "kernels.apart"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
 
 
 def _next(waiting: deque[str]) -> str | None:
