@@ -72,7 +72,7 @@ def bench_kernels(
     report = Report(preset.value)
     with Progress() as progress:
         progress.phase("compiling kernels")
-        warm.compile_all()
+        warm.compile_all(apart=True)
         found = measure_kernels(PRESETS[preset.value], progress.phase)
     report.results += found.results
     if plot is not None:
@@ -110,9 +110,12 @@ def bench_cluster(
     from cluster.cli.bench_gateway import GATEWAY_PRESETS
     from cluster.cli.bench_wire import WIRE_PRESETS, measure_wire
     from cluster.cli.report import Report
+    from kernels import warm
 
     report = Report(preset.value)
     with Progress() as progress:
+        progress.phase("compiling kernels")
+        warm.compile_all(apart=True)
         report.results += measure_wire(WIRE_PRESETS[preset.value], progress.phase)
         with _gateway(address, progress.phase) as gateway:
             report.results += gateway_results(gateway, GATEWAY_PRESETS[preset.value], progress.phase)

@@ -28,6 +28,7 @@ from cluster.dispatch.transport import Array, ExpertCall, WireShape
 from cluster.errors import StartFailed
 from cluster.expert.node import ExpertNode
 from cluster.types import NodeId
+from kernels import warm
 
 BUNDLED = WireShape(layers=6, experts=32, top_k=4, hidden=256)
 """Shape of the bundled model."""
@@ -155,6 +156,7 @@ def _settle() -> None:
 
 
 def _serve_echo(pipe: Pipe, shape: WireShape, name: NodeId, table: PlacementTable) -> None:
+    warm.compile_all()  # as every role does: a kernel compiled at its first call is a node that is silent
     node = ExpertNode(EchoCompute(shape), shape, node_id=name)
     node.hold(table.version, table.experts_of(name))
     _settle()
