@@ -14,7 +14,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
+from cluster.balance.choice import ChoicePolicy, flow
 from cluster.balance.placement import PlacementTable
+from cluster.dispatch.choice import Choice
 from cluster.dispatch.express import ALL_IN, QUIET, Express
 from cluster.dispatch.flight import Counters, Flight, Part
 from cluster.dispatch.frames import Frame, Limits
@@ -22,7 +26,7 @@ from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.link import Link
 from cluster.dispatch.messages import Call
-from cluster.dispatch.plan import Slots
+from cluster.dispatch.plan import Slot, Slots
 from cluster.dispatch.poller import Poller
 from cluster.dispatch.roster import Roster
 from cluster.dispatch.transport import ExpertCall, ExpertRows, WireShape
@@ -49,6 +53,7 @@ class Exchange:
     """An ExpertTransport over TCP. One thread calls send, wait, connect and close; any thread calls update.
 
     identity: this router's; its library must be the nodes'.
+    choice: which copy computes which rows, where an expert has several.
     deadline_s: a call fails with NodeLost when a node that owes rows has been silent for so long.
     """
 
@@ -59,6 +64,7 @@ class Exchange:
         table: PlacementTable,
         addresses: Mapping[NodeId, str],
         *,
+        choice: ChoicePolicy = flow,
         deadline_s: float = DEADLINE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -70,6 +76,8 @@ class Exchange:
         self._clock = clock
         self._flights: dict[Call, Flight] = {}
         self._slots = Slots(shape)
+        self._choice = Choice(shape.experts, choice)
+        self._rows = np.zeros((shape.layers, shape.experts), np.int64)
         self._first_attempt = 0
         self._unwell = False
         self._express = Express(shape, identity.incarnation)
@@ -113,9 +121,9 @@ class Exchange:
         if key in self._flights:
             raise ValueError(f"call {key} is in flight already")
         slot = self._slots.take(call.micro_batch)
-        slot.fill(call, roster.owners(call.layer), len(roster.links))
+        self._plan(slot, call)
         slot.busy = True
-        flight = Flight(slot, key, roster.table.version, self._first_attempt, self._clock())
+        flight = Flight(slot, roster.pace, key, roster.table.version, self._first_attempt, self._clock())
         alone = not self._flights
         self._flights[key] = flight
         if alone and self._express.fits(len(call.ids)) and self._settled():
@@ -137,17 +145,27 @@ class Exchange:
         if flight.error is not None:
             self._abandon(flight)
             raise flight.error
-        flight.slot.busy = False
-        return ExpertRows(flight.slot.results, flight.slot.index)
+        slot = flight.slot
+        slot.busy = False
+        flight.pace.observe(slot.experts, slot.plan[1], self._rows[layer])
+        return ExpertRows(slot.results, slot.index)
 
     def close(self) -> None:
         self._roster.close()
         self._flights.clear()
 
+    def _plan(self, slot: Slot, call: ExpertCall) -> None:
+        roster = self._roster
+        nodes, layer = len(roster.links), roster.replicas(call.layer)
+        if layer is None:
+            slot.fill(call, roster.owners(call.layer), nodes)
+        else:
+            slot.fill_copies(call, layer, self._choice.copies(call.ids, layer, roster.pace), nodes)
+
     def _settled(self) -> bool:
         express = self._express
         if not express.settled:
-            express.settle(self._roster.links)
+            express.settle(self._roster.links, self._roster.pace.loads)
         return express.settled
 
     def _go_express(self, flight: Flight) -> None:

@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from cluster.balance.placement import PlacementTable, newer
+from cluster.dispatch.choice import Replicas
 from cluster.dispatch.link import Link
+from cluster.dispatch.pace import Pace
 from cluster.dispatch.poller import Poller
 from cluster.dispatch.transport import Array
 from cluster.types import NodeId
@@ -15,7 +17,9 @@ Addresses = Mapping[NodeId, str]
 
 
 class Roster:
-    """links: in the order of the table's nodes. `post` may be called from any thread, all else from one."""
+    """links, pace: in the order of the table's nodes. `post` may be called from any thread, all else from
+    one.
+    """
 
     def __init__(
         self,
@@ -26,9 +30,11 @@ class Roster:
         self.table = table
         self.poller = Poller()
         self.links: list[Link] = []
+        self.pace = Pace(())
         self._new_link = new_link
         self._by_node: dict[NodeId, Link] = {}
         self._owners: dict[int, Array] = {}
+        self._replicas: dict[int, Replicas | None] = {}
         self._box: deque[tuple[PlacementTable, Addresses]] = deque(maxlen=1)
         self.post(table, addresses)
         self.apply_posted()
@@ -54,12 +60,17 @@ class Roster:
         if not newer(self.table, table):
             self.table = table
             self._owners.clear()
+            self._replicas.clear()
         for node in self.table.nodes:
             if node not in self._by_node:
                 self._by_node[node] = self._new_link(node, addresses.get(node), self.poller)
             elif node in addresses:
                 self._by_node[node].move(addresses[node])
         self.links = [self._by_node[node] for node in self.table.nodes]
+        if self.pace.nodes != self.table.nodes:
+            self.pace = self.pace.over(self.table.nodes)
+            for link, load in zip(self.links, self.pace.loads, strict=True):
+                link.load = load
         for node in set(self._by_node) - set(self.table.nodes):
             if not self._by_node[node].parts:
                 self._by_node.pop(node).lose("it left the table")
@@ -70,6 +81,12 @@ class Roster:
         if owner is None:
             owner = self._owners[layer] = self.table.owners(layer)
         return owner
+
+    def replicas(self, layer: int) -> Replicas | None:
+        """The copies to choose from in `layer`; None where every expert has only one."""
+        if layer not in self._replicas:
+            self._replicas[layer] = Replicas.of(self.table, layer)
+        return self._replicas[layer]
 
     def missing(self) -> Link | None:
         """The first node of the table that is not connected."""

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from cluster.balance.placement import PlacementTable
+from cluster.balance.policies import resolve
 from cluster.compute.threads import Workers
 from cluster.config import EngineConfig
 from cluster.controller.state import NO_TABLE, Role
@@ -57,7 +58,9 @@ class RouterRole(ControlledRole):
 
     def _open(self, table: PlacementTable, addresses: dict[NodeId, str]) -> None:
         identity = Identity(self.role.value, self.name, self.incarnation, self._library.digest)
-        self._exchange = Exchange(identity, wire_shape(self._library, self._place.variant), table, addresses)
+        shape = wire_shape(self._library, self._place.variant)
+        choice = resolve(self._config.choice)
+        self._exchange = Exchange(identity, shape, table, addresses, choice=choice)
         self._exchange.connect(CONNECT_S)
         self._service = RouterService(Engine(self._trunk, self._exchange, self._config), identity)
         self.address = self._service.start()
