@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, cast
 
+from cluster.balance.load import LoadStats, merge
 from cluster.balance.placement import PlacementTable, newer, round_robin
 from cluster.errors import ProtocolError
 from cluster.types import NodeId
@@ -48,6 +49,7 @@ class Member:
     table: (epoch, version) of the table that it has loaded, NO_TABLE before the first.
     error: (class name, message) of what keeps it from getting ready, None while nothing does.
     last_seen: controller's monotonic clock, seconds.
+    load: what a router has seen of the experts' load.
     """
 
     role: Role
@@ -60,12 +62,13 @@ class Member:
     last_seen: float
     stats: Mapping[str, Any] = field(default_factory=dict)
     leaving: bool = False
+    load: LoadStats | None = None
 
     @staticmethod
     def from_wire(header: Mapping[str, Any], now: float) -> Member:
         """A SYNC header as a member seen at `now`. Raises ProtocolError if it is not one."""
         try:
-            error = header["error"]
+            error, load = header["error"], header.get("load")
             return Member(
                 role=Role(header["role"]),
                 id=str(header["id"]),
@@ -77,6 +80,7 @@ class Member:
                 last_seen=now,
                 stats=dict(header["stats"]),
                 leaving=bool(header.get("leaving", False)),
+                load=None if load is None else LoadStats.from_wire(load),
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ProtocolError(
@@ -138,6 +142,14 @@ def offer(state: ControllerState, table: PlacementTable) -> ControllerState:
 def stop(state: ControllerState) -> ControllerState:
     """From now on every answer tells its member to stop."""
     return dataclasses.replace(state, stopping=True)
+
+
+def load_of(state: ControllerState) -> LoadStats | None:
+    """What all routers together see; None before the first step of the first of them."""
+    shape = (state.shape.layers, state.shape.experts)
+    parts = [router.load for router in state.of(Role.ROUTER) if router.load is not None]
+    parts = [part for part in parts if part.steps and part.rows.shape == shape]
+    return merge(parts) if parts else None
 
 
 def active_version(state: ControllerState) -> int:

@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from cluster.balance.choice import ChoicePolicy, flow
 from cluster.balance.placement import PlacementTable
 from cluster.dispatch.choice import Choice
@@ -26,6 +24,7 @@ from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.link import Link
 from cluster.dispatch.messages import Call
+from cluster.dispatch.meter import LoadMeter
 from cluster.dispatch.plan import Slot, Slots
 from cluster.dispatch.poller import Poller
 from cluster.dispatch.roster import Roster
@@ -69,6 +68,10 @@ class Exchange:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = Counters()
+        self.load = LoadMeter(shape)
+        """Of the steps so far."""
+        self.acknowledged = (table.epoch, table.version)
+        """Epoch and version of the newest table beside which no older one is in use."""
         self._identity = identity
         self._incarnation = identity.incarnation
         self._shape = shape
@@ -77,7 +80,7 @@ class Exchange:
         self._flights: dict[Call, Flight] = {}
         self._slots = Slots(shape)
         self._choice = Choice(shape.experts, choice)
-        self._rows = np.zeros((shape.layers, shape.experts), np.int64)
+        self._step = -1
         self._first_attempt = 0
         self._unwell = False
         self._express = Express(shape, identity.incarnation)
@@ -85,9 +88,18 @@ class Exchange:
         self._look_after()
 
     def update(self, table: PlacementTable, addresses: Mapping[NodeId, str]) -> None:
-        """Use this table and these addresses from the next call on; calls in flight keep their nodes but
-        follow them to new addresses. An older table changes only addresses. Callable from any thread."""
+        """Use these addresses from now on and this table from the next step on, or from `switch`; calls in
+        flight keep their nodes but follow them to new addresses. An older table changes only addresses.
+        Callable from any thread."""
         self._roster.post(table, addresses)
+
+    def switch(self) -> None:
+        """Between two steps: use the newest table."""
+        if self._roster.posted:
+            self._update()
+            self._roster.switch()
+        if not self._flights:
+            self.acknowledged = (self.table.epoch, self.table.version)
 
     @property
     def table(self) -> PlacementTable:
@@ -114,8 +126,8 @@ class Exchange:
 
     def send(self, call: ExpertCall) -> None:
         """Send every node its rows; nothing is awaited. Raises ValueError if the same call is in flight."""
-        if self._roster.posted:
-            self._update()
+        if call.step != self._step:
+            self._begin_step(call.step)
         roster = self._roster
         key = (call.step, call.layer, call.micro_batch)
         if key in self._flights:
@@ -147,12 +159,18 @@ class Exchange:
             raise flight.error
         slot = flight.slot
         slot.busy = False
-        flight.pace.observe(slot.experts, slot.plan[1], self._rows[layer])
+        flight.pace.observe(slot.experts, slot.plan[1], self.load.rows[layer])
         return ExpertRows(slot.results, slot.index)
 
     def close(self) -> None:
         self._roster.close()
         self._flights.clear()
+
+    def _begin_step(self, step: int) -> None:
+        """All of a step uses one table."""
+        self._step = step
+        self.load.end_step(self._roster.pace)
+        self.switch()
 
     def _plan(self, slot: Slot, call: ExpertCall) -> None:
         roster = self._roster
@@ -321,7 +339,10 @@ class Exchange:
 
     def _look_after(self) -> None:
         """Everything that is not the fast path: updates, lost links, retries, deadlines."""
-        self._update()
+        if self._roster.posted:
+            self._update()
+            if not self._flights:
+                self._roster.switch()
         self._unwell = False
         now = self._clock()
         for link in self._roster.all:

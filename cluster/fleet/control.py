@@ -103,6 +103,15 @@ class ControlledRole(abc.ABC):
     def stats(self) -> dict[str, Any]:
         """Counts for status displays, msgpack-able; called every sync, also before `build` has returned."""
 
+    @property
+    def table_in_use(self) -> tuple[int, int]:
+        """(epoch, version) of the table that the controller may count on."""
+        return self._loaded
+
+    def load(self) -> dict[str, Any] | None:
+        """What it has seen of the experts' load, as LoadStats.to_wire; None for a role that sees none."""
+        return None
+
     @abc.abstractmethod
     def close(self) -> None:
         """Stop the service, if there is one; called once."""
@@ -178,7 +187,7 @@ class ControlledRole(abc.ABC):
         self._client.close()
 
     def _report(self) -> dict[str, Any]:
-        epoch, version = self._loaded
+        epoch, version = self.table_in_use
         return {
             "role": self.role.value,
             "id": self.name,
@@ -189,6 +198,7 @@ class ControlledRole(abc.ABC):
             "ready": self.ready and self._error is None,
             "error": None if self._error is None else list(self._error),
             "stats": self.stats(),
+            "load": self.load(),
         }
 
 

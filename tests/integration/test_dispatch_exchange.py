@@ -152,9 +152,7 @@ def test_a_slow_node_holds_up_only_its_own_micro_batch() -> None:
         slow = make_call(4, layer=0, micro_batch=0)
         quick = make_call(4, layer=1, micro_batch=1)
         only_second = nodes.table.owners(1)
-        quick = dataclasses.replace(
-            quick, ids=np.tile(np.flatnonzero(only_second == 1)[:4], (4, 1)).astype(np.int32)
-        )
+        quick = quick._replace(ids=np.tile(np.flatnonzero(only_second == 1)[:4], (4, 1)).astype(np.int32))
         exchange.send(slow)
         exchange.send(quick)
         check(SHAPE, quick, exchange.wait(0, 1, 1))

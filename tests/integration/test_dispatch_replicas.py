@@ -134,3 +134,42 @@ def test_choices_depend_on_rows_speeds_and_backlogs_alone() -> None:
     assert on_b == call.ids.size / 4
     pace.backlog[0] = 1.0
     assert layer.copies.device[Choice(8).copies(call.ids, layer, pace)].sum() > on_b
+
+
+def test_a_step_that_has_begun_keeps_its_table() -> None:
+    with running(3) as nodes, connected(nodes) as exchange:
+        plain, table = nodes.table, replicated(nodes)
+        for layer in range(3):
+            call = make_call(5, layer=layer)
+            exchange.send(call)
+            if layer == 0:
+                switch(nodes, exchange, table)
+            check(SHAPE, call, exchange.wait(0, layer, 0))
+            assert exchange.table is plain
+            assert exchange.acknowledged == (1, 1)
+        exchange.send(make_call(5, step=1))
+        exchange.wait(1, 0, 0)
+        assert exchange.table is table
+        assert exchange.acknowledged == (1, 2)
+
+
+def test_without_steps_a_table_is_switched_to_when_asked() -> None:
+    with running(3) as nodes, connected(nodes) as exchange:
+        switch(nodes, exchange, replicated(nodes))
+        exchange.switch()
+        assert exchange.acknowledged == (1, 2)
+
+
+def test_every_row_is_in_the_load_once() -> None:
+    with over_replicas() as (nodes, exchange):
+        for step in range(4):
+            for layer in range(3):
+                call = make_call(10 + step, step=step, layer=layer)
+                exchange.send(call)
+                exchange.wait(step, layer, 0)
+        stats = exchange.load.stats()  # of the steps that have ended
+        assert stats.load.sum() == pytest.approx(3 * 4 * 11, rel=0.01)
+        assert stats.tokens / stats.steps == pytest.approx(11, rel=0.01)
+        assert stats.nodes.keys() == set(nodes.names)
+        assert sum(node.rows for node in stats.nodes.values()) == pytest.approx(stats.rows.sum())
+        assert all(node.service_s > 0 for node in stats.nodes.values())

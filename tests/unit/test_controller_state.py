@@ -3,8 +3,10 @@
 import dataclasses
 
 import msgpack
+import numpy as np
 import pytest
 
+from cluster.balance.load import LoadStats
 from cluster.balance.placement import PlacementTable, round_robin
 from cluster.controller import state as controller
 from cluster.controller.state import ControllerState, Health, Member, Role, Shape
@@ -192,3 +194,28 @@ def test_status_lists_everybody_by_role_and_name(full):
     assert [m["experts"] for m in answer["members"]] == [8, 8, 8, 0, 0]
     assert answer["active"] == 0
     assert answer["version"] == 1
+
+
+def stats_of(rows, steps=2.0, half_life=256.0):
+    return LoadStats(
+        half_life, steps, 4.0 * steps, 4.0, np.full((4, 8), rows * steps), np.full(4, 8.0 * steps)
+    )
+
+
+def test_loads_of_all_routers_are_one(full):
+    assert controller.load_of(full) is None
+    state = synced(full, member("router-0", Role.ROUTER))
+    assert controller.load_of(state) is None
+    state = synced(state, member("router-1", Role.ROUTER, load=stats_of(3.0)))
+    assert (controller.load_of(state).load == 3.0).all()
+    state = synced(state, member("router-0", Role.ROUTER, load=stats_of(6.0, steps=1.0)))
+    assert (controller.load_of(state).load == 4.0).all()
+
+
+def test_a_load_survives_the_wire():
+    who = {"role": "router", "id": "router-0", "incarnation": 7, "address": "", "epoch": 0, "table": 0}
+    header = who | {"ready": True, "error": None, "stats": {}, "load": stats_of(3.0).to_wire()}
+    found = Member.from_wire(msgpack.unpackb(msgpack.packb(header)), 1.0)
+    assert (found.load.load == 3.0).all()
+    with pytest.raises(ProtocolError):
+        Member.from_wire(header | {"load": {"steps": 1}}, 1.0)

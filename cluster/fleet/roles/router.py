@@ -53,8 +53,15 @@ class RouterRole(ControlledRole):
         if self._exchange is None:
             self._open(view.table, addresses)
         else:
+            assert self._service is not None, "it comes with the exchange"
             self._exchange.update(view.table, addresses)
+            self._service.between_steps(self._exchange.switch)
         return view.table.epoch, view.table.version
+
+    @property
+    def table_in_use(self) -> tuple[int, int]:
+        """The newest table beside which no step uses an older one."""
+        return NO_TABLE if self._exchange is None else self._exchange.acknowledged
 
     def _open(self, table: PlacementTable, addresses: dict[NodeId, str]) -> None:
         identity = Identity(self.role.value, self.name, self.incarnation, self._library.digest)
@@ -73,6 +80,9 @@ class RouterRole(ControlledRole):
     def stats(self) -> dict[str, Any]:
         engine = {} if self._service is None else dataclasses.asdict(self._service.stats)
         return engine | {"restarts": self._restarts}
+
+    def load(self) -> dict[str, Any] | None:
+        return None if self._exchange is None else self._exchange.load.stats().to_wire()
 
     def close(self) -> None:
         if self._service is not None:
