@@ -119,9 +119,11 @@ def _plan(config: ClusterConfig) -> Plan:
     """Everything that can be wrong without starting anything. Raises ClusterError, LibraryError."""
     from cluster.balance.policies import resolve
     from cluster.controller.state import Shape
+    from cluster.expert.mapping import PAGE
     from cluster.fleet.launch import Plan
     from cluster.gateway.service import check_host
     from cluster.library.bundled import open_model
+    from kernels.layout import pad
 
     check_host(config.gateway)
     resolve(config.engine.choice)
@@ -129,7 +131,8 @@ def _plan(config: ClusterConfig) -> Plan:
     variant = config.variant or library.manifest.default_variant
     _check_budgets(library, variant, config)
     spec = library.spec
-    shape = Shape(config.nodes, spec.layers, spec.experts, spec.sparse_layers)
+    largest = max(ref.bytes for layer in library.variant(variant).blobs for ref in layer)
+    shape = Shape(config.nodes, spec.layers, spec.experts, spec.sparse_layers, pad(largest, PAGE))
     return Plan(config, str(library.path.resolve()), library.name, variant, shape)
 
 

@@ -4,6 +4,8 @@ A role calls SYNC again and again; each call is folded into the state with `sync
 Members are never asked for anything: they pull, so a dead one costs nothing and a new one needs no list.
 
     expected nodes have registered ──► round-robin table ──► every node has loaded it ──► table is active
+    moves: every node has loaded the next table beside this one ──► it is the table ──► no router uses the
+        old one ──► nodes drop what the table does not give them, and load the one after
     node comes back as a new incarnation: same name, same place, nothing loaded ──► not active until it has
 """
 
@@ -50,6 +52,7 @@ class Member:
     error: (class name, message) of what keeps it from getting ready, None while nothing does.
     last_seen: controller's monotonic clock, seconds.
     load: what a router has seen of the experts' load.
+    prepared: (epoch, version) of the table that a node has loaded in advance.
     """
 
     role: Role
@@ -63,12 +66,14 @@ class Member:
     stats: Mapping[str, Any] = field(default_factory=dict)
     leaving: bool = False
     load: LoadStats | None = None
+    prepared: tuple[int, int] = NO_TABLE
 
     @staticmethod
     def from_wire(header: Mapping[str, Any], now: float) -> Member:
         """A SYNC header as a member seen at `now`. Raises ProtocolError if it is not one."""
         try:
             error, load = header["error"], header.get("load")
+            epoch, version = header.get("prepared", NO_TABLE)
             return Member(
                 role=Role(header["role"]),
                 id=str(header["id"]),
@@ -81,6 +86,7 @@ class Member:
                 stats=dict(header["stats"]),
                 leaving=bool(header.get("leaving", False)),
                 load=None if load is None else LoadStats.from_wire(load),
+                prepared=(int(epoch), int(version)),
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ProtocolError(
@@ -90,22 +96,27 @@ class Member:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a table must place: `experts` in each of the `sparse` layers, over `nodes` expert nodes."""
+    """What a table must place: `experts` in each of the `sparse` layers, over `nodes` expert nodes.
+
+    expert_bytes: memory that the largest expert takes.
+    """
 
     nodes: int
     layers: int
     experts: int
     sparse: tuple[int, ...]
+    expert_bytes: int = 1
 
 
 @dataclass(frozen=True)
 class ControllerState:
-    """Immutable. members: by id, in order of registration."""
+    """Immutable. members: by id, in order of registration. pending: the tables after this one."""
 
     epoch: int
     shape: Shape
     members: Mapping[str, Member] = field(default_factory=dict)
     table: PlacementTable | None = None
+    pending: tuple[PlacementTable, ...] = ()
     stopping: bool = False
 
     def of(self, role: Role) -> list[Member]:
@@ -131,7 +142,7 @@ def sync(state: ControllerState, member: Member) -> ControllerState:
         members.pop(member.id, None)
     else:
         members[member.id] = member
-    return _with_first_table(dataclasses.replace(state, members=members))
+    return _advance(_with_first_table(dataclasses.replace(state, members=members)))
 
 
 def offer(state: ControllerState, table: PlacementTable) -> ControllerState:
@@ -161,6 +172,29 @@ def active_version(state: ControllerState) -> int:
     return state.table.version if all(node is not None and node.table == wanted for node in nodes) else 0
 
 
+def settled(state: ControllerState, now: float) -> bool:
+    """Whether no router uses an older table than the present one, so that old copies can go.
+
+    A router that has been silent for DEAD_AFTER_S has lost its lease.
+    """
+    if state.table is None:
+        return False
+    fine = (NO_TABLE, (state.table.epoch, state.table.version))
+    return all(router.table in fine or health(router, now) is Health.DEAD for router in state.of(Role.ROUTER))
+
+
+def _advance(state: ControllerState) -> ControllerState:
+    """Publish the next table once every node has loaded it beside the present one."""
+    if not state.pending:
+        return state
+    following = state.pending[0]
+    wanted = (following.epoch, following.version)
+    nodes = (state.members.get(node) for node in following.nodes)
+    if not all(node is not None and node.prepared == wanted for node in nodes):
+        return state
+    return dataclasses.replace(state, table=following, pending=state.pending[1:])
+
+
 def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
     """The answer to a SYNC of `member_id` (header of STATE). The table is left out if the member has it."""
     member = state.members.get(member_id)
@@ -169,10 +203,13 @@ def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
         and member is not None
         and member.table == (state.table.epoch, state.table.version)
     )
+    is_node = member is not None and member.role is Role.NODE
     return {
         "epoch": state.epoch,
         "table": None if state.table is None or current else state.table.to_wire(),
         "active": active_version(state),
+        "settled": (calm := settled(state, now)),
+        "next": state.pending[0].to_wire() if calm and state.pending and is_node else None,
         "nodes": {
             node.id: {
                 "address": node.address,
@@ -200,6 +237,8 @@ def status(state: ControllerState, now: float) -> dict[str, Any]:
         "epoch": state.epoch,
         "version": table.version if table else 0,
         "active": active_version(state),
+        "pending": len(state.pending),
+        "settled": settled(state, now),
         "expected_nodes": state.shape.nodes,
         "members": [
             {

@@ -41,13 +41,16 @@ def new_incarnation(now: float) -> int:
 class View:
     """What the controller last said. nodes and routers: as in `cluster.controller.state.view`.
 
-    active: version of the table that all nodes have loaded, 0 while one is missing.
+    active: version of the table that all nodes have loaded, 0 while one is missing. settled: no router uses
+    an older one. next: a table to load beside this one, for nodes.
     """
 
     table: PlacementTable | None = None
     active: int = 0
     nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     routers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    settled: bool = False
+    next: PlacementTable | None = None
 
     def merged(self, answer: Mapping[str, Any]) -> View:
         """With a STATE header folded in; a table that is left out or not newer changes nothing."""
@@ -55,7 +58,15 @@ class View:
         table = None if sent is None else PlacementTable.from_wire(sent)
         if table is None or not newer(table, self.table):
             table = self.table
-        return View(table, int(answer["active"]), dict(answer["nodes"]), dict(answer["routers"]))
+        following = answer["next"]
+        return View(
+            table,
+            int(answer["active"]),
+            dict(answer["nodes"]),
+            dict(answer["routers"]),
+            bool(answer["settled"]),
+            None if following is None else PlacementTable.from_wire(following),
+        )
 
 
 class ControlledRole(abc.ABC):
@@ -65,10 +76,12 @@ class ControlledRole(abc.ABC):
     one at a time; an error that they raise is reported to the controller and ends the work, not the syncs.
 
     address: host:port where the service listens, set by build or apply, "" before.
+    prepared: (epoch, version) of the table that it has loaded in advance, set by apply.
     """
 
     role: Role
     address: str = ""
+    prepared: tuple[int, int] = NO_TABLE
 
     def __init__(self, name: str, controller: str) -> None:
         self.name = name
@@ -195,6 +208,7 @@ class ControlledRole(abc.ABC):
             "address": self.address,
             "epoch": epoch,
             "table": version,
+            "prepared": list(self.prepared),
             "ready": self.ready and self._error is None,
             "error": None if self._error is None else list(self._error),
             "stats": self.stats(),
