@@ -233,12 +233,14 @@ def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
 def status(state: ControllerState, now: float) -> dict[str, Any]:
     """Everything an operator may ask (header of the answer to STATUS)."""
     table = state.table
+    shares = _shares(load_of(state))
     return {
         "epoch": state.epoch,
         "version": table.version if table else 0,
         "active": active_version(state),
         "pending": len(state.pending),
         "settled": settled(state, now),
+        "replicated": _replicated(table),
         "expected_nodes": state.shape.nodes,
         "members": [
             {
@@ -251,11 +253,24 @@ def status(state: ControllerState, now: float) -> dict[str, Any]:
                 "health": health(member, now).value,
                 "error": None if member.error is None else list(member.error),
                 "experts": len(table.experts_of(NodeId(member.id))) if table else 0,
+                "share": shares.get(member.id),
                 "stats": dict(member.stats),
             }
             for member in sorted(state.members.values(), key=lambda m: (list(Role).index(m.role), m.id))
         ],
     }
+
+
+def _replicated(table: PlacementTable | None) -> int:
+    """Experts that have more than one copy."""
+    return sum(len(holders) > 1 for layer in table.replicas for holders in layer) if table else 0
+
+
+def _shares(load: LoadStats | None) -> dict[str, float]:
+    """Each node's part of the rows that were computed of late."""
+    rows = {} if load is None else {str(name): node.rows for name, node in load.nodes.items()}
+    total = sum(rows.values())
+    return {name: count / total for name, count in rows.items()} if total else {}
 
 
 def _with_first_table(state: ControllerState) -> ControllerState:

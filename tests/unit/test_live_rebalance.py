@@ -84,6 +84,18 @@ def test_what_is_missing_is_said() -> None:
         rebalance.begin(changed, proposal)
 
 
+def test_status_tells_copies_and_shares() -> None:
+    state = ready(skewed(speeds=(5.0, 3.0, 2.0)))
+    told = controller.status(state, 0.0)
+    assert told["replicated"] == 0
+    shares = {one["id"]: one["share"] for one in told["members"]}
+    assert shares == {"node-0": 0.5, "node-1": 0.3, "node-2": 0.2, "router-0": None}
+    proposal = rebalance.propose(state)
+    told = controller.status(controller.offer(state, proposal.tables[-1]), 0.0)
+    hosts = proposal.decision.migration.reached.hosts
+    assert told["replicated"] == np.count_nonzero(hosts.sum(axis=2) > 1)
+
+
 class Node:
     """Does what cluster/fleet/roles/node.py does with a view, one table at a time."""
 
