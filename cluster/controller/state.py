@@ -53,6 +53,7 @@ class Member:
     last_seen: controller's monotonic clock, seconds.
     load: what a router has seen of the experts' load.
     prepared: (epoch, version) of the table that a node has loaded in advance.
+    known: the table that it has from an earlier controller.
     """
 
     role: Role
@@ -67,6 +68,7 @@ class Member:
     leaving: bool = False
     load: LoadStats | None = None
     prepared: tuple[int, int] = NO_TABLE
+    known: PlacementTable | None = None
 
     @staticmethod
     def from_wire(header: Mapping[str, Any], now: float) -> Member:
@@ -74,6 +76,7 @@ class Member:
         try:
             error, load = header["error"], header.get("load")
             epoch, version = header.get("prepared", NO_TABLE)
+            known = header.get("known")
             return Member(
                 role=Role(header["role"]),
                 id=str(header["id"]),
@@ -87,6 +90,7 @@ class Member:
                 leaving=bool(header.get("leaving", False)),
                 load=None if load is None else LoadStats.from_wire(load),
                 prepared=(int(epoch), int(version)),
+                known=None if known is None else PlacementTable.from_wire(known),
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ProtocolError(
@@ -276,17 +280,29 @@ def _shares(load: LoadStats | None) -> dict[str, float]:
 def _with_first_table(state: ControllerState) -> ControllerState:
     """The first table of this epoch, made when the last expected node has registered.
 
-    After a restart of the controller the nodes still hold what an earlier epoch gave them. Sorting by name
-    deals the same experts to the same nodes, and the version goes on from the highest one seen.
+    After a restart of the controller the nodes still hold what an earlier one gave them, and tell it with
+    their second sync: that placement stays, and the version goes on from the highest one seen.
     """
     nodes = state.of(Role.NODE)
     if state.table is not None or len(nodes) < state.shape.nodes:
+        return state
+    if any(node.table != NO_TABLE and node.known is None for node in nodes):
         return state
     seen = max(node.table[1] for node in nodes)
     names = sorted((cast(NodeId, node.id) for node in nodes), key=_natural)
     shape = state.shape
     table = round_robin(shape.layers, shape.experts, names, state.epoch, seen + 1, shape.sparse)
+    known = [node.known for node in nodes if node.known is not None and _alike(node.known, table)]
+    if known:
+        newest = max(known, key=lambda each: (each.epoch, each.version))
+        table = dataclasses.replace(newest, epoch=state.epoch, version=seen + 1)
     return offer(state, table)
+
+
+def _alike(one: PlacementTable, other: PlacementTable) -> bool:
+    """Whether both place the same experts over the same nodes."""
+    experts = [[len(layer) for layer in table.replicas] for table in (one, other)]
+    return set(one.nodes) == set(other.nodes) and experts[0] == experts[1]
 
 
 def _natural(name: str) -> tuple[str, int]:

@@ -89,6 +89,7 @@ class ControlledRole(abc.ABC):
         self._client = ControlClient(controller, identity=Identity(self.role.value, name, self.incarnation))
         self._loaded = NO_TABLE
         self._error: tuple[str, str] | None = None
+        self._epoch = 0
         self._view = View()
         self._changed = threading.Condition()
         self._fresh = False
@@ -185,6 +186,7 @@ class ControlledRole(abc.ABC):
         if answer["stop"]:
             self._stop()
             return
+        self._epoch = int(answer["epoch"])
         view = self._view.merged(answer)
         if view != self._view:
             with self._changed:
@@ -201,6 +203,8 @@ class ControlledRole(abc.ABC):
 
     def _report(self) -> dict[str, Any]:
         epoch, version = self.table_in_use
+        table = self._view.table
+        unknown = table is not None and table.epoch != self._epoch  # the controller has restarted
         return {
             "role": self.role.value,
             "id": self.name,
@@ -209,6 +213,7 @@ class ControlledRole(abc.ABC):
             "epoch": epoch,
             "table": version,
             "prepared": list(self.prepared),
+            "known": table.to_wire() if table is not None and unknown else None,
             "ready": self.ready and self._error is None,
             "error": None if self._error is None else list(self._error),
             "stats": self.stats(),

@@ -138,10 +138,34 @@ def test_a_silent_router_is_not_ready(empty):
 def test_a_new_controller_deals_the_same_experts_at_a_higher_epoch_and_version(full):
     loaded = (full.table.epoch, full.table.version)
     again = ControllerState(epoch=6, shape=SHAPE)
-    again = synced(again, *reversed(three_nodes(table=loaded)))
+    assert synced(again, *three_nodes(table=loaded)).table is None  # they tell more with their next sync
+    again = synced(again, *reversed(three_nodes(table=loaded, known=full.table)))
     assert (again.table.epoch, again.table.version) == (6, full.table.version + 1)
     assert again.table.replicas == full.table.replicas
     assert again.table.nodes == full.table.nodes
+
+
+def test_a_new_controller_leaves_moved_experts_where_they_are(full):
+    moved = dataclasses.replace(full.table, version=5, replicas=with_a_copy(full.table.replicas))
+    nodes = [
+        member("node-0", table=(5, 5), known=moved),
+        member("node-1", table=(5, 4), known=full.table),
+        member("node-2"),  # it has restarted, too
+    ]
+    again = synced(ControllerState(epoch=6, shape=SHAPE), *nodes)
+    assert again.table == dataclasses.replace(moved, epoch=6, version=6)
+
+
+@pytest.mark.parametrize("changes", [{"nodes": ("node-0", "node-1", "node-9")}, {"replicas": ()}])
+def test_a_table_that_does_not_fit_is_not_taken_over(full, changes):
+    other = dataclasses.replace(full.table, **changes)
+    again = synced(ControllerState(epoch=6, shape=SHAPE), *three_nodes(table=(5, 1), known=other))
+    assert again.table.replicas == full.table.replicas
+
+
+def with_a_copy(replicas):
+    """Expert 0 of layer 0 on one node more."""
+    return (((0, 1), *replicas[0][1:]), *replicas[1:])
 
 
 def test_two_roles_cannot_share_a_name(full):
