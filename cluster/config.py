@@ -28,6 +28,8 @@ class EngineConfig:
     micro_batches: 1, or 2 to compute one half of the batch while the other is at the experts.
     context: longest sequence in tokens; 0 takes the model's own limit.
     threads: compute threads of this process.
+    choice: import path of the policy that shares rows among the copies of an expert
+        (cluster/balance/choice.py).
     """
 
     page_tokens: int = 64
@@ -39,6 +41,7 @@ class EngineConfig:
     micro_batches: int = 1
     context: int = 0
     threads: int = 1
+    choice: str = "cluster.balance.choice:flow"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from kernels import (
     permute,
     placement,
     quantise,
+    replicas,
     rope,
     sampling,
 )
@@ -43,6 +44,7 @@ MODULES = (
     permute,
     placement,
     quantise,
+    replicas,
     rope,
     sampling,
 )

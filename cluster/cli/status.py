@@ -41,6 +41,8 @@ def _as_json(record: Record, found: dict[str, Any]) -> dict[str, Any]:
         "model": record.model,
         "variant": record.variant,
         "table": {"epoch": found["epoch"], "version": found["version"], "active": found["active"]},
+        "replicated": found["replicated"],
+        "pending": found["pending"],
         "nodes": _of(found, "node"),
         "routers": _of(found, "router"),
         "gateways": _of(found, "gateway"),
@@ -52,10 +54,15 @@ def _print(record: Record, found: dict[str, Any]) -> None:
     active = "active" if found["active"] == found["version"] else "being loaded"
     console.print(
         f"{record.model} ({record.variant}) at {record.grpc}, "
-        f"placement table {found['epoch']}.{found['version']} {active}"
+        f"placement table {found['epoch']}.{found['version']} {active}{_copies(found)}"
     )
     for kind, columns in (("node", _NODE), ("router", _ROUTER), ("gateway", _GATEWAY)):
         console.print(_table(kind, columns, _of(found, kind)))
+
+
+def _copies(found: dict[str, Any]) -> str:
+    copies = f", {found['replicated']} experts have several copies" if found["replicated"] else ""
+    return copies + (f", {found['pending']} changes to come" if found["pending"] else "")
 
 
 def _of(found: dict[str, Any], role: str) -> list[Member]:
@@ -95,8 +102,13 @@ def _kv(member: Member) -> str:
     )
 
 
+def _share(member: Member) -> str:
+    return "–" if member["share"] is None else f"{100 * member['share']:.0f} %"
+
+
 _NODE: dict[str, Callable[[Member], object]] = {
     "experts": lambda member: member["experts"],
+    "of all rows": _share,
     "resident": _megabytes,
     "queued rows": _count("waiting_rows"),
     "rows done": _count("rows"),

@@ -61,6 +61,12 @@ def up(
     threads: Annotated[
         int, typer.Option(min=1, help="Compute threads of each process.")
     ] = DEFAULTS.node.threads,
+    choice: Annotated[
+        str,
+        typer.Option(
+            metavar="MODULE:FUNCTION", help="Policy that shares rows among the copies of an expert."
+        ),
+    ] = DEFAULTS.engine.choice,
     sample: Annotated[bool, typer.Option("--sample/--no-sample", help="Stream a sample completion.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; no sample.")] = False,
 ) -> None:
@@ -72,7 +78,11 @@ def up(
         nodes=nodes,
         routers=routers,
         engine=replace(
-            DEFAULTS.engine, kv=kv, kv_bytes=parse_bytes(kv_memory, "--kv-memory"), threads=threads
+            DEFAULTS.engine,
+            kv=kv,
+            kv_bytes=parse_bytes(kv_memory, "--kv-memory"),
+            threads=threads,
+            choice=choice,
         ),
         node=replace(DEFAULTS.node, memory_bytes=memory_bytes, threads=threads),
         gateway=replace(DEFAULTS.gateway, host=host, port=port, insecure=insecure),
@@ -107,17 +117,22 @@ def _start(config: ClusterConfig) -> tuple[Folder, Record]:
 
 def _plan(config: ClusterConfig) -> Plan:
     """Everything that can be wrong without starting anything. Raises ClusterError, LibraryError."""
+    from cluster.balance.policies import resolve
     from cluster.controller.state import Shape
+    from cluster.expert.mapping import PAGE
     from cluster.fleet.launch import Plan
     from cluster.gateway.service import check_host
     from cluster.library.bundled import open_model
+    from kernels.layout import pad
 
     check_host(config.gateway)
+    resolve(config.engine.choice)
     library = open_model(config.model)
     variant = config.variant or library.manifest.default_variant
     _check_budgets(library, variant, config)
     spec = library.spec
-    shape = Shape(config.nodes, spec.layers, spec.experts, spec.sparse_layers)
+    largest = max(ref.bytes for layer in library.variant(variant).blobs for ref in layer)
+    shape = Shape(config.nodes, spec.layers, spec.experts, spec.sparse_layers, pad(largest, PAGE))
     return Plan(config, str(library.path.resolve()), library.name, variant, shape)
 
 

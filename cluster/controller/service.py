@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
+from cluster.controller import rebalance
 from cluster.controller import state as decisions
 from cluster.controller.state import ControllerState, Member, Shape
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.frames import Frame
-from cluster.dispatch.handshake import Identity
+from cluster.dispatch.handshake import Identity, error_header
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.server import FrameServer
-from cluster.errors import ProtocolError
+from cluster.errors import MoemeshError, ProtocolError
+
+log = logging.getLogger(__name__)
 
 
 class ControllerService:
-    """Answers SYNC, STATUS and SHUTDOWN. All state changes happen on the server's one IO thread.
+    """Answers SYNC, STATUS, SHUTDOWN and REBALANCE.
+
+    State is changed on the server's one IO thread, and by the thread that places experts anew, since that
+    takes longer than members wait for an answer.
 
     epoch: higher than that of every controller before this one.
     clock: monotonic seconds.
@@ -34,6 +42,8 @@ class ControllerService:
     ) -> None:
         self._state = ControllerState(epoch=epoch, shape=shape)
         self._clock = clock
+        self._lock = threading.Lock()
+        self._placing = threading.Lock()
         self._stopped = threading.Event()
         self._server = FrameServer(
             host,
@@ -56,8 +66,35 @@ class ControllerService:
         self._server.shutdown()
 
     def _on_frame(self, connection: Connection, frame: Frame) -> None:
-        kind, header = self._answer(frame)  # the server answers with the error that this raises
+        if frame.kind is Kind.REBALANCE:
+            threading.Thread(
+                target=self._rebalance, args=(connection, frame.header), name="rebalance", daemon=True
+            ).start()
+            return
+        with self._lock:
+            kind, header = self._answer(frame)  # the server answers with the error that this raises
         connection.send(kind, header)
+
+    def _rebalance(self, connection: Connection, header: Mapping[str, Any]) -> None:
+        """header: `dry_run`, only say what would be done; `force`, do it even if it does not pay."""
+        try:
+            with self._placing:
+                answer = self._propose(bool(header.get("dry_run")), bool(header.get("force")))
+            kind = Kind.REPLY
+        except Exception as error:
+            if not isinstance(error, MoemeshError):
+                log.exception("no placement could be made")
+            kind, answer = Kind.ERROR, error_header(error)
+        with suppress(MoemeshError):  # whoever asked has gone
+            connection.send(kind, answer)
+
+    def _propose(self, dry_run: bool, force: bool) -> dict[str, Any]:
+        proposal = rebalance.propose(self._state)
+        started = bool(proposal.tables) and not dry_run and (force or proposal.decision.worth)
+        if started:
+            with self._lock:
+                self._state = rebalance.begin(self._state, proposal)
+        return rebalance.describe(proposal) | {"started": started}
 
     def _answer(self, frame: Frame) -> tuple[Kind, dict[str, Any]]:
         now = self._clock()

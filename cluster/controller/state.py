@@ -4,6 +4,8 @@ A role calls SYNC again and again; each call is folded into the state with `sync
 Members are never asked for anything: they pull, so a dead one costs nothing and a new one needs no list.
 
     expected nodes have registered ──► round-robin table ──► every node has loaded it ──► table is active
+    moves: every node has loaded the next table beside this one ──► it is the table ──► no router uses the
+        old one ──► nodes drop what the table does not give them, and load the one after
     node comes back as a new incarnation: same name, same place, nothing loaded ──► not active until it has
 """
 
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, cast
 
+from cluster.balance.load import LoadStats, merge
 from cluster.balance.placement import PlacementTable, newer, round_robin
 from cluster.errors import ProtocolError
 from cluster.types import NodeId
@@ -48,6 +51,9 @@ class Member:
     table: (epoch, version) of the table that it has loaded, NO_TABLE before the first.
     error: (class name, message) of what keeps it from getting ready, None while nothing does.
     last_seen: controller's monotonic clock, seconds.
+    load: what a router has seen of the experts' load.
+    prepared: (epoch, version) of the table that a node has loaded in advance.
+    known: the table that it has from an earlier controller.
     """
 
     role: Role
@@ -60,12 +66,17 @@ class Member:
     last_seen: float
     stats: Mapping[str, Any] = field(default_factory=dict)
     leaving: bool = False
+    load: LoadStats | None = None
+    prepared: tuple[int, int] = NO_TABLE
+    known: PlacementTable | None = None
 
     @staticmethod
     def from_wire(header: Mapping[str, Any], now: float) -> Member:
         """A SYNC header as a member seen at `now`. Raises ProtocolError if it is not one."""
         try:
-            error = header["error"]
+            error, load = header["error"], header.get("load")
+            epoch, version = header.get("prepared", NO_TABLE)
+            known = header.get("known")
             return Member(
                 role=Role(header["role"]),
                 id=str(header["id"]),
@@ -77,6 +88,9 @@ class Member:
                 last_seen=now,
                 stats=dict(header["stats"]),
                 leaving=bool(header.get("leaving", False)),
+                load=None if load is None else LoadStats.from_wire(load),
+                prepared=(int(epoch), int(version)),
+                known=None if known is None else PlacementTable.from_wire(known),
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ProtocolError(
@@ -86,22 +100,27 @@ class Member:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a table must place: `experts` in each of the `sparse` layers, over `nodes` expert nodes."""
+    """What a table must place: `experts` in each of the `sparse` layers, over `nodes` expert nodes.
+
+    expert_bytes: memory that the largest expert takes.
+    """
 
     nodes: int
     layers: int
     experts: int
     sparse: tuple[int, ...]
+    expert_bytes: int = 1
 
 
 @dataclass(frozen=True)
 class ControllerState:
-    """Immutable. members: by id, in order of registration."""
+    """Immutable. members: by id, in order of registration. pending: the tables after this one."""
 
     epoch: int
     shape: Shape
     members: Mapping[str, Member] = field(default_factory=dict)
     table: PlacementTable | None = None
+    pending: tuple[PlacementTable, ...] = ()
     stopping: bool = False
 
     def of(self, role: Role) -> list[Member]:
@@ -127,7 +146,7 @@ def sync(state: ControllerState, member: Member) -> ControllerState:
         members.pop(member.id, None)
     else:
         members[member.id] = member
-    return _with_first_table(dataclasses.replace(state, members=members))
+    return _advance(_with_first_table(dataclasses.replace(state, members=members)))
 
 
 def offer(state: ControllerState, table: PlacementTable) -> ControllerState:
@@ -140,6 +159,14 @@ def stop(state: ControllerState) -> ControllerState:
     return dataclasses.replace(state, stopping=True)
 
 
+def load_of(state: ControllerState) -> LoadStats | None:
+    """What all routers together see; None before the first step of the first of them."""
+    shape = (state.shape.layers, state.shape.experts)
+    parts = [router.load for router in state.of(Role.ROUTER) if router.load is not None]
+    parts = [part for part in parts if part.steps and part.rows.shape == shape]
+    return merge(parts) if parts else None
+
+
 def active_version(state: ControllerState) -> int:
     """Version of the table once every node in it reports having loaded it, else 0."""
     if state.table is None:
@@ -147,6 +174,29 @@ def active_version(state: ControllerState) -> int:
     wanted = (state.table.epoch, state.table.version)
     nodes = (state.members.get(node) for node in state.table.nodes)
     return state.table.version if all(node is not None and node.table == wanted for node in nodes) else 0
+
+
+def settled(state: ControllerState, now: float) -> bool:
+    """Whether no router uses an older table than the present one, so that old copies can go.
+
+    A router that has been silent for DEAD_AFTER_S has lost its lease.
+    """
+    if state.table is None:
+        return False
+    fine = (NO_TABLE, (state.table.epoch, state.table.version))
+    return all(router.table in fine or health(router, now) is Health.DEAD for router in state.of(Role.ROUTER))
+
+
+def _advance(state: ControllerState) -> ControllerState:
+    """Publish the next table once every node has loaded it beside the present one."""
+    if not state.pending:
+        return state
+    following = state.pending[0]
+    wanted = (following.epoch, following.version)
+    nodes = (state.members.get(node) for node in following.nodes)
+    if not all(node is not None and node.prepared == wanted for node in nodes):
+        return state
+    return dataclasses.replace(state, table=following, pending=state.pending[1:])
 
 
 def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
@@ -157,10 +207,13 @@ def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
         and member is not None
         and member.table == (state.table.epoch, state.table.version)
     )
+    is_node = member is not None and member.role is Role.NODE
     return {
         "epoch": state.epoch,
         "table": None if state.table is None or current else state.table.to_wire(),
         "active": active_version(state),
+        "settled": (calm := settled(state, now)),
+        "next": state.pending[0].to_wire() if calm and state.pending and is_node else None,
         "nodes": {
             node.id: {
                 "address": node.address,
@@ -184,10 +237,14 @@ def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
 def status(state: ControllerState, now: float) -> dict[str, Any]:
     """Everything an operator may ask (header of the answer to STATUS)."""
     table = state.table
+    shares = _shares(load_of(state))
     return {
         "epoch": state.epoch,
         "version": table.version if table else 0,
         "active": active_version(state),
+        "pending": len(state.pending),
+        "settled": settled(state, now),
+        "replicated": _replicated(table),
         "expected_nodes": state.shape.nodes,
         "members": [
             {
@@ -200,6 +257,7 @@ def status(state: ControllerState, now: float) -> dict[str, Any]:
                 "health": health(member, now).value,
                 "error": None if member.error is None else list(member.error),
                 "experts": len(table.experts_of(NodeId(member.id))) if table else 0,
+                "share": shares.get(member.id),
                 "stats": dict(member.stats),
             }
             for member in sorted(state.members.values(), key=lambda m: (list(Role).index(m.role), m.id))
@@ -207,20 +265,44 @@ def status(state: ControllerState, now: float) -> dict[str, Any]:
     }
 
 
+def _replicated(table: PlacementTable | None) -> int:
+    """Experts that have more than one copy."""
+    return sum(len(holders) > 1 for layer in table.replicas for holders in layer) if table else 0
+
+
+def _shares(load: LoadStats | None) -> dict[str, float]:
+    """Each node's part of the rows that were computed of late."""
+    rows = {} if load is None else {str(name): node.rows for name, node in load.nodes.items()}
+    total = sum(rows.values())
+    return {name: count / total for name, count in rows.items()} if total else {}
+
+
 def _with_first_table(state: ControllerState) -> ControllerState:
     """The first table of this epoch, made when the last expected node has registered.
 
-    After a restart of the controller the nodes still hold what an earlier epoch gave them. Sorting by name
-    deals the same experts to the same nodes, and the version goes on from the highest one seen.
+    After a restart of the controller the nodes still hold what an earlier one gave them, and tell it with
+    their second sync: that placement stays, and the version goes on from the highest one seen.
     """
     nodes = state.of(Role.NODE)
     if state.table is not None or len(nodes) < state.shape.nodes:
+        return state
+    if any(node.table != NO_TABLE and node.known is None for node in nodes):
         return state
     seen = max(node.table[1] for node in nodes)
     names = sorted((cast(NodeId, node.id) for node in nodes), key=_natural)
     shape = state.shape
     table = round_robin(shape.layers, shape.experts, names, state.epoch, seen + 1, shape.sparse)
+    known = [node.known for node in nodes if node.known is not None and _alike(node.known, table)]
+    if known:
+        newest = max(known, key=lambda each: (each.epoch, each.version))
+        table = dataclasses.replace(newest, epoch=state.epoch, version=seen + 1)
     return offer(state, table)
+
+
+def _alike(one: PlacementTable, other: PlacementTable) -> bool:
+    """Whether both place the same experts over the same nodes."""
+    experts = [[len(layer) for layer in table.replicas] for table in (one, other)]
+    return set(one.nodes) == set(other.nodes) and experts[0] == experts[1]
 
 
 def _natural(name: str) -> tuple[str, int]:

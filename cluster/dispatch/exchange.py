@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cluster.balance.choice import ChoicePolicy, flow
 from cluster.balance.placement import PlacementTable
+from cluster.dispatch.choice import Choice
 from cluster.dispatch.express import ALL_IN, QUIET, Express
 from cluster.dispatch.flight import Counters, Flight, Part
 from cluster.dispatch.frames import Frame, Limits
@@ -22,7 +24,8 @@ from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.link import Link
 from cluster.dispatch.messages import Call
-from cluster.dispatch.plan import Slots
+from cluster.dispatch.meter import LoadMeter
+from cluster.dispatch.plan import Slot, Slots
 from cluster.dispatch.poller import Poller
 from cluster.dispatch.roster import Roster
 from cluster.dispatch.transport import ExpertCall, ExpertRows, WireShape
@@ -49,6 +52,7 @@ class Exchange:
     """An ExpertTransport over TCP. One thread calls send, wait, connect and close; any thread calls update.
 
     identity: this router's; its library must be the nodes'.
+    choice: which copy computes which rows, where an expert has several.
     deadline_s: a call fails with NodeLost when a node that owes rows has been silent for so long.
     """
 
@@ -59,10 +63,15 @@ class Exchange:
         table: PlacementTable,
         addresses: Mapping[NodeId, str],
         *,
+        choice: ChoicePolicy = flow,
         deadline_s: float = DEADLINE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = Counters()
+        self.load = LoadMeter(shape)
+        """Of the steps so far."""
+        self.acknowledged = (table.epoch, table.version)
+        """Epoch and version of the newest table beside which no older one is in use."""
         self._identity = identity
         self._incarnation = identity.incarnation
         self._shape = shape
@@ -70,6 +79,8 @@ class Exchange:
         self._clock = clock
         self._flights: dict[Call, Flight] = {}
         self._slots = Slots(shape)
+        self._choice = Choice(shape.experts, choice)
+        self._step = -1
         self._first_attempt = 0
         self._unwell = False
         self._express = Express(shape, identity.incarnation)
@@ -77,9 +88,18 @@ class Exchange:
         self._look_after()
 
     def update(self, table: PlacementTable, addresses: Mapping[NodeId, str]) -> None:
-        """Use this table and these addresses from the next call on; calls in flight keep their nodes but
-        follow them to new addresses. An older table changes only addresses. Callable from any thread."""
+        """Use these addresses from now on and this table from the next step on, or from `switch`; calls in
+        flight keep their nodes but follow them to new addresses. An older table changes only addresses.
+        Callable from any thread."""
         self._roster.post(table, addresses)
+
+    def switch(self) -> None:
+        """Between two steps: use the newest table."""
+        if self._roster.posted:
+            self._update()
+            self._roster.switch()
+        if not self._flights:
+            self.acknowledged = (self.table.epoch, self.table.version)
 
     @property
     def table(self) -> PlacementTable:
@@ -106,16 +126,16 @@ class Exchange:
 
     def send(self, call: ExpertCall) -> None:
         """Send every node its rows; nothing is awaited. Raises ValueError if the same call is in flight."""
-        if self._roster.posted:
-            self._update()
+        if call.step != self._step:
+            self._begin_step(call.step)
         roster = self._roster
         key = (call.step, call.layer, call.micro_batch)
         if key in self._flights:
             raise ValueError(f"call {key} is in flight already")
         slot = self._slots.take(call.micro_batch)
-        slot.fill(call, roster.owners(call.layer), len(roster.links))
+        self._plan(slot, call)
         slot.busy = True
-        flight = Flight(slot, key, roster.table.version, self._first_attempt, self._clock())
+        flight = Flight(slot, roster.pace, key, roster.table.version, self._first_attempt, self._clock())
         alone = not self._flights
         self._flights[key] = flight
         if alone and self._express.fits(len(call.ids)) and self._settled():
@@ -137,17 +157,33 @@ class Exchange:
         if flight.error is not None:
             self._abandon(flight)
             raise flight.error
-        flight.slot.busy = False
-        return ExpertRows(flight.slot.results, flight.slot.index)
+        slot = flight.slot
+        slot.busy = False
+        flight.pace.observe(slot.experts, slot.plan[1], self.load.rows[layer])
+        return ExpertRows(slot.results, slot.index)
 
     def close(self) -> None:
         self._roster.close()
         self._flights.clear()
 
+    def _begin_step(self, step: int) -> None:
+        """All of a step uses one table."""
+        self._step = step
+        self.load.end_step(self._roster.pace)
+        self.switch()
+
+    def _plan(self, slot: Slot, call: ExpertCall) -> None:
+        roster = self._roster
+        nodes, layer = len(roster.links), roster.replicas(call.layer)
+        if layer is None:
+            slot.fill(call, roster.owners(call.layer), nodes)
+        else:
+            slot.fill_copies(call, layer, self._choice.copies(call.ids, layer, roster.pace), nodes)
+
     def _settled(self) -> bool:
         express = self._express
         if not express.settled:
-            express.settle(self._roster.links)
+            express.settle(self._roster.links, self._roster.pace.loads)
         return express.settled
 
     def _go_express(self, flight: Flight) -> None:
@@ -303,7 +339,10 @@ class Exchange:
 
     def _look_after(self) -> None:
         """Everything that is not the fast path: updates, lost links, retries, deadlines."""
-        self._update()
+        if self._roster.posted:
+            self._update()
+            if not self._flights:
+                self._roster.switch()
         self._unwell = False
         now = self._clock()
         for link in self._roster.all:

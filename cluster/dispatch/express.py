@@ -14,7 +14,7 @@ from cluster.dispatch.flight import Counters, Flight
 from cluster.dispatch.frames import FRAGMENT_BYTES, lead_of
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.link import Link
-from cluster.dispatch.transport import WireShape
+from cluster.dispatch.transport import Array, WireShape
 from kernels import express, wire
 
 STAGING_BYTES = 256 << 10
@@ -47,16 +47,13 @@ class Express:
         """Whether a call of so many rows may go the short way."""
         return tokens <= self._most_rows
 
-    def settle(self, links: Sequence[Link]) -> None:
-        """Look at the links anew."""
+    def settle(self, links: Sequence[Link], loads: Array) -> None:
+        """Look at the links anew. loads: [links, 2] int64, where to write what their answers tell."""
         count = len(links)
         self._fds = np.array([link.fileno() if link.at_rest else -1 for link in links], np.int32)
         self._peers = np.array([link.incarnation for link in links], np.int64)
         self._polled = np.zeros((count, 2), np.int32)
         self._sent = np.zeros(count, np.int64)
-        loads = np.array([link.load for link in links], np.int64).reshape(count, 2)
-        for link, load in zip(links, loads, strict=True):
-            link.load = load
         self._loads = loads
         self.settled = bool((self._fds >= 0).all())
 

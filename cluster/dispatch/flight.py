@@ -12,6 +12,7 @@ from cluster.errors import MoemeshError
 
 if TYPE_CHECKING:
     from cluster.dispatch.link import Link
+    from cluster.dispatch.pace import Pace
 
 
 class Counters:
@@ -60,12 +61,27 @@ class Counters:
 
 class Flight:
     """One call. express: it is still on the short way, and has no parts. left: parts whose reply is not in.
-    since: when it was asked for. error: why the call has failed, if it has."""
+    since: when it was asked for. pace: of the nodes that the slot's plan has. error: why the call has failed,
+    if it has."""
 
-    __slots__ = ("call", "error", "express", "first_attempt", "left", "parts", "since", "slot", "table")
+    __slots__ = (
+        "call",
+        "error",
+        "express",
+        "first_attempt",
+        "left",
+        "pace",
+        "parts",
+        "since",
+        "slot",
+        "table",
+    )
 
-    def __init__(self, slot: Slot, call: Call, table: int, first_attempt: int, since: float) -> None:
+    def __init__(
+        self, slot: Slot, pace: Pace, call: Call, table: int, first_attempt: int, since: float
+    ) -> None:
         self.slot = slot
+        self.pace = pace
         self.call = call
         self.table = table
         self.first_attempt = first_attempt

@@ -28,6 +28,7 @@ class Kind(IntEnum):
     STATE = 49
     STATUS = 50
     SHUTDOWN = 51
+    REBALANCE = 52
 
     REPLY = 64
     ERROR = 65

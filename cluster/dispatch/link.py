@@ -41,7 +41,8 @@ class Link:
     on_change: called when it has become READY and when it is lost.
     parts: what the node owes us; survives a lost connection.
     last_heard: when bytes of replies last arrived; a greeting is no sign that work gets done.
-    load: int64 [2], messages waiting and service time in µs, as the node's last reply told.
+    load: int64 [2], messages waiting and service time in µs, as the node's last reply told; a row of the
+        roster's.
     """
 
     def __init__(

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from cluster.dispatch.choice import Replicas
 from cluster.dispatch.transport import Array, ExpertCall, WireShape
-from kernels import permute
+from kernels import permute, replicas
 
 
 class Slot:
@@ -19,7 +20,7 @@ class Slot:
     pairs are numbered node by node, then by row, then by gate rank.
 
     plan: (row_start, pair_start, counts, experts); waiting: [nodes] uint8; payload, results_bytes:
-    uint8. All for kernels/express.py.
+    uint8. All for kernels/express.py. experts: int32 [pairs], those of the call.
     """
 
     def __init__(self, shape: WireShape) -> None:
@@ -37,6 +38,11 @@ class Slot:
             permute.gather_f32(call.rows, self._rows, self._starts[0], self.payload)
         else:
             permute.plan_int8(call.ids, owner, call.rows, call.scales, *self._planned, self.payload)
+
+    def fill_copies(self, call: ExpertCall, layer: Replicas, copies: Array, nodes: int) -> None:
+        """`fill` where experts have several copies. copies: [T, k] int32, the one that computes each pair."""
+        self.fill(call._replace(ids=copies), layer.copies.device, nodes)
+        replicas.name_experts(layer.expert_of, self.experts)
 
     def nodes(self) -> list[int]:
         """Those that have rows of the call."""
@@ -69,6 +75,7 @@ class Slot:
         self._tokens = tokens
         self.index = self._index[:tokens]
         self.results = self._results[:pairs]
+        self.experts = self._experts[:pairs]
         self._planned = (*self._starts, self._rows, self._counts, self._experts, self.index)
 
     def _reserve(self, tokens: int, nodes: int) -> None:

@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from cluster.balance.placement import PlacementTable, newer
+from cluster.dispatch.choice import Replicas
 from cluster.dispatch.link import Link
+from cluster.dispatch.pace import Pace
 from cluster.dispatch.poller import Poller
 from cluster.dispatch.transport import Array
 from cluster.types import NodeId
@@ -15,7 +17,9 @@ Addresses = Mapping[NodeId, str]
 
 
 class Roster:
-    """links: in the order of the table's nodes. `post` may be called from any thread, all else from one."""
+    """table: in use. next: the newest known, to which `switch` switches.
+    links, pace: in the order of the table's nodes. `post` may be called from any thread, all else from one.
+    """
 
     def __init__(
         self,
@@ -23,20 +27,23 @@ class Roster:
         addresses: Addresses,
         new_link: Callable[[NodeId, str | None, Poller], Link],
     ) -> None:
-        self.table = table
+        self.table = self.next = table
         self.poller = Poller()
         self.links: list[Link] = []
+        self.pace = Pace(())
         self._new_link = new_link
         self._by_node: dict[NodeId, Link] = {}
         self._owners: dict[int, Array] = {}
+        self._replicas: dict[int, Replicas | None] = {}
         self._box: deque[tuple[PlacementTable, Addresses]] = deque(maxlen=1)
         self.post(table, addresses)
         self.apply_posted()
+        self.switch()
 
     @property
     def posted(self) -> bool:
-        """Whether an update waits."""
-        return bool(self._box)
+        """Whether an update waits, or a table to switch to."""
+        return bool(self._box) or self.next is not self.table
 
     @property
     def all(self) -> list[Link]:
@@ -48,18 +55,29 @@ class Roster:
         self._box.append((table, dict(addresses)))
 
     def apply_posted(self) -> None:
+        """Follow the nodes to their addresses, and connect to those of the next table, not used yet."""
         if not self._box:
             return
         table, addresses = self._box.popleft()
-        if not newer(self.table, table):
-            self.table = table
-            self._owners.clear()
-        for node in self.table.nodes:
+        if not newer(self.next, table):
+            self.next = table
+        for node in {**dict.fromkeys(self.table.nodes), **dict.fromkeys(self.next.nodes)}:
             if node not in self._by_node:
                 self._by_node[node] = self._new_link(node, addresses.get(node), self.poller)
             elif node in addresses:
                 self._by_node[node].move(addresses[node])
+
+    def switch(self) -> None:
+        """Use the next table from now on. Nodes that have left it are let go once they owe nothing."""
+        if self.next is not self.table:
+            self.table = self.next
+            self._owners.clear()
+            self._replicas.clear()
         self.links = [self._by_node[node] for node in self.table.nodes]
+        if self.pace.nodes != self.table.nodes:
+            self.pace = self.pace.over(self.table.nodes)
+            for link, load in zip(self.links, self.pace.loads, strict=True):
+                link.load = load
         for node in set(self._by_node) - set(self.table.nodes):
             if not self._by_node[node].parts:
                 self._by_node.pop(node).lose("it left the table")
@@ -70,6 +88,12 @@ class Roster:
         if owner is None:
             owner = self._owners[layer] = self.table.owners(layer)
         return owner
+
+    def replicas(self, layer: int) -> Replicas | None:
+        """The copies to choose from in `layer`; None where every expert has only one."""
+        if layer not in self._replicas:
+            self._replicas[layer] = Replicas.of(self.table, layer)
+        return self._replicas[layer]
 
     def missing(self) -> Link | None:
         """The first node of the table that is not connected."""

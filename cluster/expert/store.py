@@ -52,11 +52,17 @@ class ExpertStore:
     library, variant: "" is the library's default variant. experts: the shard. budget_bytes: hard limit of
     resident weights, 0 for none. Every blob is checked before its first use: all of them here where the shard
     is mapped, each at every read from disk where it is not.
+    checked: experts that an earlier store of this process has mapped; they are not checked again.
     Raises OutOfMemoryBudget for a budget below one expert, CorruptBlob or LibraryError for a broken library.
     """
 
     def __init__(
-        self, library: Library, variant: str, experts: Iterable[ExpertId], budget_bytes: int = 0
+        self,
+        library: Library,
+        variant: str,
+        experts: Iterable[ExpertId],
+        budget_bytes: int = 0,
+        checked: Collection[ExpertId] = (),
     ) -> None:
         self._library = library
         self._variant = variant
@@ -81,7 +87,7 @@ class ExpertStore:
         largest = max((ref.bytes for ref in self._refs.values()), default=0)
         self._slot_bytes = layout.pad(largest, layout.ALIGN)
         fits = sum(layout.pad(ref.bytes, PAGE) for ref in self._refs.values()) <= budget_bytes
-        self.mapped = bool(self._refs) and (fits or not budget_bytes) and self._map()
+        self.mapped = bool(self._refs) and (fits or not budget_bytes) and self._map(checked)
         self.capacity = len(self._refs)
         """Experts that can be resident at once: the most that one `acquire` may ask for."""
         if not self.mapped:
@@ -92,6 +98,15 @@ class ExpertStore:
         """Bytes of weights in memory now."""
         resident = (e for e in self._refs if self._offsets[e.layer, e.index] != ABSENT)
         return sum(self._refs[expert].bytes for expert in resident)
+
+    @property
+    def experts(self) -> Collection[ExpertId]:
+        """The shard."""
+        return self._refs.keys()
+
+    def bytes_of(self, expert: ExpertId) -> int:
+        """Of one expert of the shard."""
+        return self._refs[expert].bytes
 
     def has(self, expert: ExpertId) -> bool:
         """Whether the expert belongs to this shard, resident or not."""
@@ -141,7 +156,7 @@ class ExpertStore:
         self._arena = memoryview(b"")
         self.base = np.empty(0, np.uint8)
 
-    def _map(self) -> bool:
+    def _map(self, checked: Collection[ExpertId]) -> bool:
         files = [(self._library.blobs.file(ref), ref.bytes) for ref in self._refs.values()]
         for ref in self._refs.values():
             self._library.blobs.check_length(ref)
@@ -152,8 +167,11 @@ class ExpertStore:
             return False
         for (expert, ref), start in zip(self._refs.items(), starts, strict=True):
             data = base[start : start + ref.bytes]
-            self._library.blobs.check_digest(ref, data.data)
-            self._library.check_expert(self._variant, data)
+            if expert in checked:
+                data[::PAGE].max()  # its pages are in memory, but not yet in this mapping
+            else:
+                self._library.blobs.check_digest(ref, data.data)
+                self._library.check_expert(self._variant, data)
             self._offsets[expert.layer, expert.index] = start
         self.base = base
         return True

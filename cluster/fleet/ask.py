@@ -10,6 +10,8 @@ from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 
 TIMEOUT_S = 2.0
+PLACING_S = 120.0
+"""Placing the experts of a large model takes seconds."""
 
 
 class Controller:
@@ -21,6 +23,11 @@ class Controller:
     def status(self) -> dict[str, Any]:
         """As `cluster.controller.state.status`."""
         return dict(self._client.call(Kind.STATUS, {}, timeout_s=TIMEOUT_S).header)
+
+    def rebalance(self, *, dry_run: bool, force: bool = False) -> dict[str, Any]:
+        """As `cluster.controller.rebalance.describe`, with `started`."""
+        header = {"dry_run": dry_run, "force": force}
+        return dict(self._client.call(Kind.REBALANCE, header, timeout_s=PLACING_S).header)
 
     def shutdown(self) -> None:
         """Have it tell every role to stop."""

@@ -41,13 +41,16 @@ def new_incarnation(now: float) -> int:
 class View:
     """What the controller last said. nodes and routers: as in `cluster.controller.state.view`.
 
-    active: version of the table that all nodes have loaded, 0 while one is missing.
+    active: version of the table that all nodes have loaded, 0 while one is missing. settled: no router uses
+    an older one. next: a table to load beside this one, for nodes.
     """
 
     table: PlacementTable | None = None
     active: int = 0
     nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     routers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    settled: bool = False
+    next: PlacementTable | None = None
 
     def merged(self, answer: Mapping[str, Any]) -> View:
         """With a STATE header folded in; a table that is left out or not newer changes nothing."""
@@ -55,7 +58,15 @@ class View:
         table = None if sent is None else PlacementTable.from_wire(sent)
         if table is None or not newer(table, self.table):
             table = self.table
-        return View(table, int(answer["active"]), dict(answer["nodes"]), dict(answer["routers"]))
+        following = answer["next"]
+        return View(
+            table,
+            int(answer["active"]),
+            dict(answer["nodes"]),
+            dict(answer["routers"]),
+            bool(answer["settled"]),
+            None if following is None else PlacementTable.from_wire(following),
+        )
 
 
 class ControlledRole(abc.ABC):
@@ -65,10 +76,12 @@ class ControlledRole(abc.ABC):
     one at a time; an error that they raise is reported to the controller and ends the work, not the syncs.
 
     address: host:port where the service listens, set by build or apply, "" before.
+    prepared: (epoch, version) of the table that it has loaded in advance, set by apply.
     """
 
     role: Role
     address: str = ""
+    prepared: tuple[int, int] = NO_TABLE
 
     def __init__(self, name: str, controller: str) -> None:
         self.name = name
@@ -76,6 +89,7 @@ class ControlledRole(abc.ABC):
         self._client = ControlClient(controller, identity=Identity(self.role.value, name, self.incarnation))
         self._loaded = NO_TABLE
         self._error: tuple[str, str] | None = None
+        self._epoch = 0
         self._view = View()
         self._changed = threading.Condition()
         self._fresh = False
@@ -102,6 +116,15 @@ class ControlledRole(abc.ABC):
     @abc.abstractmethod
     def stats(self) -> dict[str, Any]:
         """Counts for status displays, msgpack-able; called every sync, also before `build` has returned."""
+
+    @property
+    def table_in_use(self) -> tuple[int, int]:
+        """(epoch, version) of the table that the controller may count on."""
+        return self._loaded
+
+    def load(self) -> dict[str, Any] | None:
+        """What it has seen of the experts' load, as LoadStats.to_wire; None for a role that sees none."""
+        return None
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -163,6 +186,7 @@ class ControlledRole(abc.ABC):
         if answer["stop"]:
             self._stop()
             return
+        self._epoch = int(answer["epoch"])
         view = self._view.merged(answer)
         if view != self._view:
             with self._changed:
@@ -178,7 +202,9 @@ class ControlledRole(abc.ABC):
         self._client.close()
 
     def _report(self) -> dict[str, Any]:
-        epoch, version = self._loaded
+        epoch, version = self.table_in_use
+        table = self._view.table
+        unknown = table is not None and table.epoch != self._epoch  # the controller has restarted
         return {
             "role": self.role.value,
             "id": self.name,
@@ -186,9 +212,12 @@ class ControlledRole(abc.ABC):
             "address": self.address,
             "epoch": epoch,
             "table": version,
+            "prepared": list(self.prepared),
+            "known": table.to_wire() if table is not None and unknown else None,
             "ready": self.ready and self._error is None,
             "error": None if self._error is None else list(self._error),
             "stats": self.stats(),
+            "load": self.load(),
         }
 
 

@@ -78,6 +78,16 @@ class RouterService:
         """The experts can be reached: accept requests."""
         self._open = True
 
+    def between_steps(self, action: Callable[[], None]) -> None:
+        """Have the engine's thread call `action` when no step is under way. Callable from any thread."""
+
+        def run() -> list[Event]:
+            action()
+            return []
+
+        self._inbox.append(run)
+        self._signal.set()
+
     @property
     def ready(self) -> bool:
         return self._open and not self._stopping and self._thread.is_alive()

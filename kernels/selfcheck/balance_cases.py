@@ -1,10 +1,12 @@
-"""Cases of the kernels that decide where rows go and who holds experts: flow.py, choice.py, placement.py."""
+"""Cases of the kernels that decide where rows go and who holds experts: flow.py, choice.py, replicas.py,
+placement.py.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from kernels import choice, flow, placement
+from kernels import choice, flow, placement, replicas
 from kernels.selfcheck.cases import Arrays, case
 from kernels.selfcheck.draws import Draws
 
@@ -66,6 +68,53 @@ def fewest_distinct_rows(draws: Draws) -> Arrays:
     out = _no_rows(hosts)
     yield np.array([choice.fewest_distinct_rows(rows // 30, starts, hosts, _DEVICES, out)])
     yield out
+
+
+def _ids(draws: Draws) -> np.ndarray:
+    """[30, 8] int32, the experts of each token."""
+    return np.stack([draws.permutation(_EXPERTS)[:8] for _ in range(30)]).astype(np.int32)
+
+
+@case
+def count_rows(draws: Draws) -> Arrays:
+    rows = np.zeros(_EXPERTS, np.int64)
+    replicas.count_rows(_ids(draws), rows)
+    yield rows
+
+
+@case
+def give_rows(draws: Draws) -> Arrays:
+    starts, hosts = _copies(draws)
+    copies, chosen = np.zeros((30, 8), np.int32), draws.integers(0, 5, hosts.size)
+    replicas.give_rows(_ids(draws), starts, chosen, copies)
+    yield from (copies, chosen)
+
+
+@case
+def flow_copies(draws: Draws) -> Arrays:
+    rows, *batch = _batch(draws)
+    copies = np.zeros((30, 8), np.int32)
+    replicas.flow_copies(_ids(draws), *batch, rows, _no_rows(batch[1]), copies)
+    yield from (rows, copies)
+
+
+@case
+def name_experts(draws: Draws) -> Arrays:
+    starts, hosts = _copies(draws)
+    experts = draws.integers(0, hosts.size, 50).astype(np.int32)
+    replicas.name_experts(np.repeat(np.arange(_EXPERTS), np.diff(starts)).astype(np.int32), experts)
+    yield experts
+
+
+@case
+def observe_call(draws: Draws) -> Arrays:
+    rows, sums, pace = np.zeros(_EXPERTS, np.int64), np.zeros((_DEVICES, 4)), np.zeros((4, _DEVICES))
+    for _ in range(3):
+        ends = np.sort(draws.integers(0, 241, _DEVICES - 2))
+        pair_start = np.concatenate([[0], ends, [240, 240]])
+        loads = draws.integers(0, 9, (_DEVICES, 2))
+        replicas.observe_call(_ids(draws).reshape(-1), pair_start, loads, _EXPERTS, rows, sums, pace)
+        yield from (rows, sums, pace)
 
 
 def _layer(draws: Draws, near: bool) -> tuple[np.ndarray, ...]:

@@ -19,7 +19,7 @@ from cluster.balance.placement import PlacementTable
 from cluster.config import EngineConfig
 from cluster.library.reader import Library
 from cluster.router.engine import Engine
-from cluster.types import EngineRequest, NodeId
+from cluster.types import EngineRequest, Event, NodeId
 from support.checkpoints import case
 from support.engines import (
     Trace,
@@ -185,7 +185,7 @@ def test_any_placement_chunking_and_company(
 ) -> None:
     spec = library.spec
     nodes = data.draw(st.integers(1, 4), label="nodes")
-    owner = st.integers(0, nodes - 1).map(lambda node: (node,))
+    owner = st.lists(st.integers(0, nodes - 1), min_size=1, max_size=nodes, unique=True).map(tuple)
     replicas = tuple(
         () if width else tuple(data.draw(st.tuples(*[owner] * spec.experts), label="experts"))
         for width in spec.dense_widths
@@ -202,6 +202,54 @@ def test_any_placement_chunking_and_company(
     )
     found = together(library, config, chosen, variant=variant, nodes=nodes, table=table)
     assert found.items() <= alone.items()
+
+
+def test_experts_with_several_copies(library: Library, variant: str, alone: dict[str, str]) -> None:
+    table = with_copies(placement(library, 3), version=1)
+    for config in (PLAIN, dataclasses.replace(PLAIN, micro_batches=2)):
+        assert together(library, config, variant=variant, nodes=3, table=table) == alone
+
+
+def test_two_tables_in_turn(library: Library, variant: str, alone: dict[str, str]) -> None:
+    """Before every step the experts are placed in another way: with copies, and without."""
+    plain = placement(library, 3)
+    with ExitStack() as stack:
+        every = dataclasses.replace(plain, replicas=everywhere(plain))
+        addresses = {
+            name: stack.enter_context(running_node(library, variant, every, name, 0, 1))
+            for name in plain.nodes
+        }
+        exchange = connect(library, variant, plain, addresses)
+        stack.callback(exchange.close)
+        trace = Trace()
+        engine = stack.enter_context(
+            engine_over(library, PLAIN, variant=variant, transport=exchange, probe=trace)
+        )
+        step, tables = engine.step, iter(range(1, 10_000))
+
+        def step_with_the_next_table() -> list[Event]:
+            version = next(tables)
+            table = with_copies(plain, version) if version % 2 else plain
+            exchange.update(dataclasses.replace(table, version=version), addresses)
+            return step()
+
+        engine.step = step_with_the_next_table  # type: ignore[method-assign]
+        assert outcome(engine, trace, requests()) == alone
+
+
+def everywhere(table: PlacementTable) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    return tuple(
+        tuple(tuple((first + i) % len(table.nodes) for i in range(len(table.nodes))) for (first,) in experts)
+        for experts in table.replicas
+    )
+
+
+def with_copies(table: PlacementTable, version: int) -> PlacementTable:
+    """Every third expert on all nodes, every third on two."""
+    replicas = tuple(
+        tuple(places[: 3 - e % 3] for e, places in enumerate(experts)) for experts in everywhere(table)
+    )
+    return dataclasses.replace(table, version=version, replicas=replicas)
 
 
 @contextmanager

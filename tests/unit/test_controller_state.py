@@ -3,8 +3,10 @@
 import dataclasses
 
 import msgpack
+import numpy as np
 import pytest
 
+from cluster.balance.load import LoadStats
 from cluster.balance.placement import PlacementTable, round_robin
 from cluster.controller import state as controller
 from cluster.controller.state import ControllerState, Health, Member, Role, Shape
@@ -136,10 +138,34 @@ def test_a_silent_router_is_not_ready(empty):
 def test_a_new_controller_deals_the_same_experts_at_a_higher_epoch_and_version(full):
     loaded = (full.table.epoch, full.table.version)
     again = ControllerState(epoch=6, shape=SHAPE)
-    again = synced(again, *reversed(three_nodes(table=loaded)))
+    assert synced(again, *three_nodes(table=loaded)).table is None  # they tell more with their next sync
+    again = synced(again, *reversed(three_nodes(table=loaded, known=full.table)))
     assert (again.table.epoch, again.table.version) == (6, full.table.version + 1)
     assert again.table.replicas == full.table.replicas
     assert again.table.nodes == full.table.nodes
+
+
+def test_a_new_controller_leaves_moved_experts_where_they_are(full):
+    moved = dataclasses.replace(full.table, version=5, replicas=with_a_copy(full.table.replicas))
+    nodes = [
+        member("node-0", table=(5, 5), known=moved),
+        member("node-1", table=(5, 4), known=full.table),
+        member("node-2"),  # it has restarted, too
+    ]
+    again = synced(ControllerState(epoch=6, shape=SHAPE), *nodes)
+    assert again.table == dataclasses.replace(moved, epoch=6, version=6)
+
+
+@pytest.mark.parametrize("changes", [{"nodes": ("node-0", "node-1", "node-9")}, {"replicas": ()}])
+def test_a_table_that_does_not_fit_is_not_taken_over(full, changes):
+    other = dataclasses.replace(full.table, **changes)
+    again = synced(ControllerState(epoch=6, shape=SHAPE), *three_nodes(table=(5, 1), known=other))
+    assert again.table.replicas == full.table.replicas
+
+
+def with_a_copy(replicas):
+    """Expert 0 of layer 0 on one node more."""
+    return (((0, 1), *replicas[0][1:]), *replicas[1:])
 
 
 def test_two_roles_cannot_share_a_name(full):
@@ -192,3 +218,28 @@ def test_status_lists_everybody_by_role_and_name(full):
     assert [m["experts"] for m in answer["members"]] == [8, 8, 8, 0, 0]
     assert answer["active"] == 0
     assert answer["version"] == 1
+
+
+def stats_of(rows, steps=2.0, half_life=256.0):
+    return LoadStats(
+        half_life, steps, 4.0 * steps, 4.0, np.full((4, 8), rows * steps), np.full(4, 8.0 * steps)
+    )
+
+
+def test_loads_of_all_routers_are_one(full):
+    assert controller.load_of(full) is None
+    state = synced(full, member("router-0", Role.ROUTER))
+    assert controller.load_of(state) is None
+    state = synced(state, member("router-1", Role.ROUTER, load=stats_of(3.0)))
+    assert (controller.load_of(state).load == 3.0).all()
+    state = synced(state, member("router-0", Role.ROUTER, load=stats_of(6.0, steps=1.0)))
+    assert (controller.load_of(state).load == 4.0).all()
+
+
+def test_a_load_survives_the_wire():
+    who = {"role": "router", "id": "router-0", "incarnation": 7, "address": "", "epoch": 0, "table": 0}
+    header = who | {"ready": True, "error": None, "stats": {}, "load": stats_of(3.0).to_wire()}
+    found = Member.from_wire(msgpack.unpackb(msgpack.packb(header)), 1.0)
+    assert (found.load.load == 3.0).all()
+    with pytest.raises(ProtocolError):
+        Member.from_wire(header | {"load": {"steps": 1}}, 1.0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
+from cluster.balance.placement import PlacementTable
 from cluster.compute.experts import ExpertCompute
 from cluster.compute.threads import Workers
 from cluster.config import NodeConfig
@@ -45,8 +47,16 @@ class Shard:
             self._compute = self._store = None
 
     def put(self, store: ExpertStore, compute: ExpertCompute) -> None:
+        """Compute with these from the next call on; a call waits for no more than that."""
         with self._lock:
-            self._store, self._compute = store, compute
+            before, self._store, self._compute = self._store, store, compute
+        if before is not None:
+            before.close()
+
+    @property
+    def experts(self) -> frozenset[ExpertId]:
+        """Those that it holds, resident or not."""
+        return frozenset() if self._store is None else frozenset(self._store.experts)
 
     @property
     def resident_bytes(self) -> int:
@@ -68,7 +78,12 @@ class Shard:
 
 
 class NodeRole(ControlledRole):
-    """Loads what the table gives it; the blobs are checked before their first use (ExpertStore)."""
+    """Loads what the table gives it; the blobs are checked before their first use (ExpertStore).
+
+    What a next table adds is loaded beside what is served, as a second generation of the store: mapped, both
+    refer to the same memory; an arena begins anew and is filled by what is asked for. What the table does not
+    give it goes when no router uses an older table.
+    """
 
     role = Role.NODE
 
@@ -78,7 +93,7 @@ class NodeRole(ControlledRole):
         self._restarts = count_restarts(place.logs, place.name)
         self._workers: Workers | None = None
         self._shard = Shard()
-        self._experts: list[ExpertId] | None = None
+        self._load_speed = 0.0
         self._node: ExpertNode | None = None
         super().__init__(place.name, place.controller)
 
@@ -101,20 +116,46 @@ class NodeRole(ControlledRole):
         assert self._node is not None, "build() comes first"
         if view.table is None:
             return NO_TABLE
-        experts = view.table.experts_of(NodeId(self.name))
-        if experts != self._experts:
-            self._load(experts)
-        self._node.hold(view.table.version, experts)
+        mine = frozenset(view.table.experts_of(NodeId(self.name)))
+        if not mine <= self._shard.experts or not self._node.ready:
+            self._load_afresh(mine)
+        elif view.settled and mine != self._shard.experts and view.next is None:
+            self._node.hold(view.table.version, mine)
+            self._change(mine)
+        if view.next is not None:
+            self._prepare(view.table, view.next)
+        self._node.hold(view.table.version, self._shard.experts)
         return view.table.epoch, view.table.version
 
-    def _load(self, experts: list[ExpertId]) -> None:
+    def _prepare(self, table: PlacementTable, following: PlacementTable) -> None:
+        """Hold what both tables give this node, and nothing else: old copies make room for new ones."""
         assert self._node is not None, "build() comes first"
-        assert self._workers is not None, "build() comes first"
+        name = NodeId(self.name)
+        mine = frozenset(table.experts_of(name))
+        wanted = mine | frozenset(following.experts_of(name))
+        if not self._shard.experts <= wanted:
+            self._node.hold(table.version, mine)
+            self._change(mine)
+        if wanted != self._shard.experts:
+            self._change(wanted)
+        self.prepared = following.epoch, following.version
+
+    def _load_afresh(self, experts: frozenset[ExpertId]) -> None:
+        """The memory is given back first: nobody has said that both fit."""
+        assert self._node is not None, "build() comes first"
         self._node.hold(0, ())
         self._shard.clear()
-        store = ExpertStore(self._library, self._place.variant, experts, self._config.memory_bytes)
+        self._change(experts)
+
+    def _change(self, experts: frozenset[ExpertId]) -> None:
+        assert self._workers is not None, "build() comes first"
+        begin, held = time.monotonic(), self._shard.experts
+        budget = self._config.memory_bytes
+        store = ExpertStore(self._library, self._place.variant, experts, budget, checked=held)
         self._shard.put(store, build_compute(self._library, store, self._workers))
-        self._experts = experts
+        loaded = sum(store.bytes_of(expert) for expert in experts - held)
+        if store.mapped and loaded:
+            self._load_speed = loaded / max(time.monotonic() - begin, 1e-6)
 
     @property
     def ready(self) -> bool:
@@ -124,6 +165,8 @@ class NodeRole(ControlledRole):
         node = {} if self._node is None else self._node.stats()
         return node | {
             "restarts": self._restarts,
+            "memory_bytes": self._config.memory_bytes,
+            "load_bytes_per_s": self._load_speed,
             "resident_bytes": self._shard.resident_bytes,
             **self._shard.cache,
         }

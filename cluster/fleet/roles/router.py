@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from cluster.balance.placement import PlacementTable
+from cluster.balance.policies import resolve
 from cluster.compute.threads import Workers
 from cluster.config import EngineConfig
 from cluster.controller.state import NO_TABLE, Role
@@ -52,12 +53,21 @@ class RouterRole(ControlledRole):
         if self._exchange is None:
             self._open(view.table, addresses)
         else:
+            assert self._service is not None, "it comes with the exchange"
             self._exchange.update(view.table, addresses)
+            self._service.between_steps(self._exchange.switch)
         return view.table.epoch, view.table.version
+
+    @property
+    def table_in_use(self) -> tuple[int, int]:
+        """The newest table beside which no step uses an older one."""
+        return NO_TABLE if self._exchange is None else self._exchange.acknowledged
 
     def _open(self, table: PlacementTable, addresses: dict[NodeId, str]) -> None:
         identity = Identity(self.role.value, self.name, self.incarnation, self._library.digest)
-        self._exchange = Exchange(identity, wire_shape(self._library, self._place.variant), table, addresses)
+        shape = wire_shape(self._library, self._place.variant)
+        choice = resolve(self._config.choice)
+        self._exchange = Exchange(identity, shape, table, addresses, choice=choice)
         self._exchange.connect(CONNECT_S)
         self._service = RouterService(Engine(self._trunk, self._exchange, self._config), identity)
         self.address = self._service.start()
@@ -70,6 +80,9 @@ class RouterRole(ControlledRole):
     def stats(self) -> dict[str, Any]:
         engine = {} if self._service is None else dataclasses.asdict(self._service.stats)
         return engine | {"restarts": self._restarts}
+
+    def load(self) -> dict[str, Any] | None:
+        return None if self._exchange is None else self._exchange.load.stats().to_wire()
 
     def close(self) -> None:
         if self._service is not None:

@@ -1,0 +1,46 @@
+"""How fast the nodes of a table are and what waits there, as their answers tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cluster.dispatch.transport import Array
+from cluster.types import NodeId
+from kernels import replicas
+
+
+class Pace:
+    """Arrays by a node's place in the table; kernels.replicas.observe_call fills them.
+
+    loads: [nodes, 2] int64, messages waiting and service time in µs, as the node's last answer told; a link's
+    `load` is its row. sums: [nodes, 4] float64, messages, rows, distinct experts and seconds of service since
+    they were last taken. speed: [nodes] float64 > 0, rows per second. backlog: [nodes] float64 ≥ 0, seconds.
+    """
+
+    def __init__(self, nodes: Sequence[NodeId]) -> None:
+        self.nodes = tuple(nodes)
+        self.loads = np.zeros((len(nodes), 2), np.int64)
+        self.sums = np.zeros((len(nodes), 4))
+        self.values: Array = np.zeros((4, len(nodes)))
+        self.speed: Array = self.values[replicas.SPEED]
+        self.backlog: Array = self.values[replicas.BACKLOG]
+        self.speed[:] = 1.0
+
+    def observe(self, experts: Array, pair_start: Array, rows: Array) -> None:
+        """Count an answered call. experts: int32 [pairs] in the order of the nodes, of which node n has
+        pair_start[n] … pair_start[n + 1]; rows: int64 [experts], += those of each."""
+        replicas.observe_call(experts, pair_start, self.loads, len(rows), rows, self.sums, self.values)
+
+    def over(self, nodes: Sequence[NodeId]) -> Pace:
+        """What is known, for the nodes of another table; new ones are as fast as those here on average."""
+        new = Pace(nodes)
+        new.speed[:] = self.speed.mean() if self.nodes else 1.0
+        for place, node in enumerate(new.nodes):
+            if node in self.nodes:
+                before = self.nodes.index(node)
+                new.loads[place] = self.loads[before]
+                new.sums[place] = self.sums[before]
+                new.values[:, place] = self.values[:, before]
+        return new

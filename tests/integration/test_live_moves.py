@@ -1,0 +1,155 @@
+"""Experts move between the real roles, over sockets and in one process, while a router generates."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.config import EngineConfig, NodeConfig
+from cluster.controller.service import ControllerService
+from cluster.controller.state import Shape
+from cluster.dispatch.aio import FrameStream
+from cluster.dispatch.handshake import Identity
+from cluster.dispatch.kinds import Kind
+from cluster.errors import Unavailable
+from cluster.expert.mapping import PAGE
+from cluster.fleet import control
+from cluster.fleet.ask import Controller
+from cluster.fleet.roles import node, router
+from cluster.fleet.roles.process import Place
+from cluster.library.reader import Library
+from kernels.layout import pad
+from support.checkpoints import case
+from support.clusters import wait_until
+from support.engines import engine_over, request, run_all, tiny_library
+
+MODEL = "qwen3-tied-gqa"
+PROMPTS = [case(MODEL).prompt(5 + 7 * i) for i in range(4)]
+TOKENS = 12
+CONFIG = EngineConfig(kv_bytes=4 << 20)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return tiny_library(tmp_path_factory.mktemp("models"), MODEL)
+
+
+@pytest.fixture(scope="module")
+def expected(library: Library) -> list[list[int]]:
+    with engine_over(library, CONFIG) as engine:
+        wanted = [request(str(i), prompt, tokens=TOKENS) for i, prompt in enumerate(PROMPTS)]
+        answers = run_all(engine, wanted)
+        return [answers[str(i)].tokens for i in range(len(PROMPTS))]
+
+
+@pytest.fixture
+def roles(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A controller, three nodes with a limit of half of all experts each, and a router, all ready."""
+    monkeypatch.setattr(control, "SYNC_PERIOD_S", 0.05)
+    for role in (node, router):
+        monkeypatch.setattr(role, "log_to_file", lambda *_: None)  # the log is this process's
+    spec = library.spec
+    size = pad(max(ref.bytes for layer in library.variant("").blobs for ref in layer), PAGE)
+    shape = Shape(3, spec.layers, spec.experts, spec.sparse_layers, size)
+    memory = size * spec.experts * len(spec.sparse_layers) // 2
+    with ExitStack() as stack:
+        service = ControllerService(shape, epoch=1)
+        address = service.start()
+        stack.callback(service.shutdown)
+        made: dict[str, Any] = {"controller": stack.enter_context(Controller(address))}
+        variant = library.manifest.default_variant
+        for name in ("node-0", "node-1", "node-2", "router-0"):
+            place = Place(name, address, str(library.path), variant, str(tmp_path))
+            if name == "router-0":
+                made[name] = router.RouterRole(place, CONFIG)
+            else:
+                made[name] = node.NodeRole(place, NodeConfig(memory_bytes=memory))
+            stack.callback(made[name].shutdown)
+        wait_until(lambda: made["router-0"].ready, "a ready router", 60.0)
+        yield made
+
+
+async def generate(address: str, stop: asyncio.Event) -> list[tuple[int, list[int]]]:
+    """All prompts at once, again and again until `stop`; (prompt, tokens) of every answer."""
+    found: list[tuple[int, list[int]]] = []
+    async with await FrameStream.open(address, identity=Identity("gateway", "g", 1)) as stream:
+        turn = 0
+        while not stop.is_set():
+            tokens: dict[int, list[int]] = {}
+            for i, prompt in enumerate(PROMPTS):
+                number = turn * len(PROMPTS) + i
+                tokens[number] = []
+                sampling = {"max_tokens": TOKENS, "ignore_eos": True}
+                header = {"n": number, "id": f"r{number}", "kind": "generate", "sampling": sampling}
+                await stream.send(Kind.SUBMIT, header, np.asarray(prompt, "<i4").tobytes())
+            left = len(tokens)
+            while left:
+                frame = await asyncio.wait_for(stream.recv(), 30)
+                for number, what, *event in frame.header["e"]:
+                    assert what in "tf", (number, what, event)
+                    left -= what == "f"
+                    if what == "t":
+                        tokens[number].append(event[0])
+            found += [(number % len(PROMPTS), each) for number, each in tokens.items()]
+            turn += 1
+    return found
+
+
+async def serve_and(action: Any, address: str) -> tuple[list[tuple[int, list[int]]], Any]:
+    """Generate while `action` runs on another thread, from before it to after it."""
+    stop = asyncio.Event()
+    answers = asyncio.create_task(generate(address, stop))
+    await asyncio.sleep(0.5)
+    try:
+        result = await asyncio.to_thread(action)
+    finally:
+        stop.set()
+    return await answers, result
+
+
+def test_tokens_stay_the_same_while_experts_move(roles: dict[str, Any], expected: list[list[int]]) -> None:
+    controller: Controller = roles["controller"]
+    nodes = [roles[f"node-{i}"] for i in range(3)]
+
+    def loads_are_known() -> bool:
+        try:
+            return bool(controller.rebalance(dry_run=True)["stages"])
+        except Unavailable:
+            return False
+
+    def move() -> dict[str, Any]:
+        wait_until(loads_are_known, "a load that asks for moves", 30.0)
+        found = controller.rebalance(dry_run=False, force=True)
+        wait_until(lambda: moved(controller), "the last table", 60.0)
+        return found
+
+    answers, found = asyncio.run(serve_and(move, roles["router-0"].address))
+    assert found["started"]
+    assert len(answers) >= 2 * len(PROMPTS)
+    for prompt, tokens in answers:
+        assert tokens == expected[prompt]
+    table = roles["router-0"]._exchange.table
+    assert table.version == 1 + len(found["stages"])
+    assert any(len(holders) > 1 for layer in table.replicas for holders in layer)
+    for one in nodes:
+        stats = one.stats()
+        assert (stats["not_here"], stats["faults"], stats["undelivered"]) == (0, 0, 0)
+        assert stats["resident_bytes"] <= stats["memory_bytes"]
+        assert one._shard.experts == set(table.experts_of(one.name))
+    assert roles["router-0"]._exchange.counters.resends == 0
+
+
+def moved(controller: Controller) -> bool:
+    status = controller.status()
+    return bool(not status["pending"] and status["settled"] and status["active"] == status["version"])
+
+
+def test_without_load_there_is_nothing_to_place_for(roles: dict[str, Any]) -> None:
+    with pytest.raises(Unavailable, match="no router has computed anything"):
+        roles["controller"].rebalance(dry_run=True)
