@@ -54,14 +54,36 @@ class NodeConfig:
 
 
 @dataclass(frozen=True)
+class TlsFiles:
+    """PEM files, read again when they change. client_ca: clients must show a certificate of it; "": none."""
+
+    certificate: str
+    key: str
+    client_ca: str = ""
+
+
+@dataclass(frozen=True)
 class GatewayConfig:
-    """host: loopback unless `insecure` says out loud that the port may be reached from outside."""
+    """The gateway's ports and who may use them.
+
+    host: of gRPC; loopback, unless there are TLS and keys, or `insecure` says out loud that the ports may be
+        reached from outside without them.
+    http_port: None offers no HTTP.
+    drain_s: how long running requests may go on after the gateway was told to stop.
+    keys: file of API keys, "" asks for none. guard_health: ask for them on health checks too.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8471
+    http_host: str = "127.0.0.1"
+    http_port: int | None = None
     insecure: bool = False
     max_queued: int = 256
     max_message_bytes: int = 16 * MiB
+    drain_s: float = 2.0
+    tls: TlsFiles | None = None
+    keys: str = ""
+    guard_health: bool = False
 
 
 @dataclass(frozen=True)

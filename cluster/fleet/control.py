@@ -126,6 +126,9 @@ class ControlledRole(abc.ABC):
         """What it has seen of the experts' load, as LoadStats.to_wire; None for a role that sees none."""
         return None
 
+    def observe(self, cluster: Mapping[str, Any]) -> None:
+        """What the controller knows of everybody's counts; with every sync, to gateways only."""
+
     @abc.abstractmethod
     def close(self) -> None:
         """Stop the service, if there is one; called once."""
@@ -187,6 +190,8 @@ class ControlledRole(abc.ABC):
             self._stop()
             return
         self._epoch = int(answer["epoch"])
+        if (cluster := answer.get("cluster")) is not None:
+            self.observe(cluster)
         view = self._view.merged(answer)
         if view != self._view:
             with self._changed:

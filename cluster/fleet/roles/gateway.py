@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from cluster.compute.weights import kv_dtype
@@ -47,13 +48,18 @@ class GatewayRole(ControlledRole):
         )
         return NO_TABLE if view.table is None else (view.table.epoch, view.table.version)
 
+    def observe(self, cluster: Mapping[str, Any]) -> None:
+        if self._service is not None:
+            self._service.tell(cluster)
+
     @property
     def ready(self) -> bool:
         return self._service is not None and self._service.ready
 
     def stats(self) -> dict[str, Any]:
-        gateway = {} if self._service is None else self._service.stats()
-        return gateway | {"restarts": self._restarts}
+        if self._service is None:
+            return {"restarts": self._restarts}
+        return self._service.stats() | {"restarts": self._restarts, "http": self._service.http_address}
 
     def close(self) -> None:
         if self._service is not None:
