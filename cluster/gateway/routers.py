@@ -20,7 +20,7 @@ from cluster.dispatch.frames import Header
 from cluster.dispatch.handshake import Identity, error_of
 from cluster.dispatch.kinds import Kind
 from cluster.errors import MoemeshError, Overloaded, ProtocolError, Unavailable, error_from_wire
-from cluster.gateway.mailbox import End, Mailbox
+from cluster.gateway.mailbox import Bell, End, Mailbox
 from cluster.types import EngineRequest, RequestId, RouterId
 
 log = logging.getLogger(__name__)
@@ -47,11 +47,11 @@ class RouterLink:
         self._numbers = itertools.count(1)
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"router-{name}")
 
-    def submit(self, request: EngineRequest) -> tuple[int, Mailbox]:
+    def submit(self, request: EngineRequest, bell: Bell) -> tuple[int, Mailbox]:
         """Only while connected. Returns the request's number on this link and where its events arrive."""
         assert self.connected
         number = next(self._numbers)
-        mailbox = Mailbox(request.request_id, request.sampling.max_tokens)
+        mailbox = Mailbox(request.request_id, request.sampling.max_tokens, bell)
         self.outstanding[number] = mailbox
         header = {
             "n": number,
@@ -160,12 +160,28 @@ class RouterLink:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ticket:
-    """A submitted request: read `mailbox`, then give the ticket to `RouterPool.release`."""
+    """A submitted request: read its mailboxes, then give the ticket to `RouterPool.release`.
 
-    mailbox: Mailbox
+    mailboxes, numbers: one a sequence; all are at one router and share one bell.
+    """
+
+    request_id: RequestId
+    mailboxes: tuple[Mailbox, ...]
     link: RouterLink
-    number: int
+    numbers: tuple[int, ...]
     prompt_tokens: int
+
+    @property
+    def bell(self) -> Bell:
+        return self.mailboxes[0].bell
+
+    @property
+    def ended(self) -> bool:
+        return all(mailbox.ended for mailbox in self.mailboxes)
+
+    def drop(self, place: int) -> None:
+        """One sequence has given all that is wanted of it: free it at its router. Twice is fine."""
+        self.link.release(self.numbers[place])
 
 
 class RouterPool:
@@ -197,8 +213,8 @@ class RouterPool:
 
     @property
     def queued(self) -> int:
-        """Requests of which no router has sent anything yet."""
-        return sum(not ticket.mailbox.started for ticket in self._tickets.values())
+        """Sequences of which no router has sent anything yet."""
+        return sum(not mailbox.started for ticket in self._tickets.values() for mailbox in ticket.mailboxes)
 
     def update(self, routers: Mapping[RouterId, str]) -> None:
         """Connect to new routers and new addresses, drop those no longer named."""
@@ -210,27 +226,33 @@ class RouterPool:
                 self._links[name] = RouterLink(name, address, self._identity, self._changed)
         self._changed()
 
-    def submit(self, request: EngineRequest) -> Ticket:
-        """Raises Overloaded when the queue is full, Unavailable when no router is connected."""
-        if self.queued >= self._max_queued:
+    def submit(self, *requests: EngineRequest) -> Ticket:
+        """Sequences of one request: they share its id. All go to one router.
+
+        Raises Overloaded when they do not fit the queue, Unavailable when no router is connected.
+        """
+        if self.queued + len(requests) > self._max_queued:
             raise Overloaded(
-                f"{self._max_queued} requests are waiting already; try again in {RETRY_AFTER_S:g} s",
+                f"{self.queued} sequences wait and {self._max_queued} may; try again in {RETRY_AFTER_S:g} s",
                 RETRY_AFTER_S,
             )
         links = [link for link in self._links.values() if link.connected]
         if not links:
             raise Unavailable("no router is connected; try again when the cluster is ready")
         link = min(links, key=lambda link: len(link.outstanding))
-        number, mailbox = link.submit(request)
-        ticket = Ticket(mailbox, link, number, len(request.prompt_ids))
-        self._tickets[request.request_id] = ticket
+        bell = Bell()
+        numbers, mailboxes = zip(*(link.submit(request, bell) for request in requests), strict=True)
+        first = requests[0]
+        ticket = Ticket(first.request_id, mailboxes, link, numbers, len(first.prompt_ids))
+        self._tickets[first.request_id] = ticket
         return ticket
 
     def release(self, ticket: Ticket) -> None:
         """Give up whatever the request still holds here and at its router. Twice is fine."""
-        ticket.link.release(ticket.number)
-        if self._tickets.get(ticket.mailbox.request_id) is ticket:
-            del self._tickets[ticket.mailbox.request_id]
+        for place in range(len(ticket.numbers)):
+            ticket.drop(place)
+        if self._tickets.get(ticket.request_id) is ticket:
+            del self._tickets[ticket.request_id]
 
     def is_running(self, request_id: RequestId) -> bool:
         return request_id in self._tickets
@@ -238,10 +260,11 @@ class RouterPool:
     def abort(self, request_id: RequestId) -> bool:
         """End a request; its reader sees reason "aborted". False if none of this name is running."""
         ticket = self._tickets.get(request_id)
-        if ticket is None or ticket.mailbox.ended:
+        if ticket is None or ticket.ended:
             return False
-        ticket.link.release(ticket.number)
-        ticket.mailbox.finish(End("aborted", ticket.prompt_tokens, ticket.mailbox.received))
+        for place, mailbox in enumerate(ticket.mailboxes):
+            ticket.drop(place)
+            mailbox.finish(End("aborted", ticket.prompt_tokens, mailbox.received))
         return True
 
     async def close(self) -> None:

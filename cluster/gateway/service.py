@@ -141,7 +141,8 @@ class GatewayService:
                 ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
             )
         )
-        generation_pb2_grpc.add_GenerationServicer_to_server(GenerationService(self._served, pool), server)
+        generation = GenerationService(self._served, pool, self._config.max_message_bytes)
+        generation_pb2_grpc.add_GenerationServicer_to_server(generation, server)
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             OpenInferenceService(self._served, pool), server
         )

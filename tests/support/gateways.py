@@ -78,5 +78,5 @@ def request(text: str = "abc", **fields: Any) -> pb.GenerateRequest:
     """Sampling fields go into `sampling`, all others into the request."""
     names = set(pb.Sampling.DESCRIPTOR.fields_by_name)
     sampling = {name: fields.pop(name) for name in list(fields) if name in names}
-    prompt = {} if {"messages", "token_ids"} & set(fields) else {"text": text}
+    prompt = {} if "token_ids" in fields else {"text": text}
     return pb.GenerateRequest(sampling=pb.Sampling(**sampling), **prompt, **fields)
