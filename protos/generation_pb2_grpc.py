@@ -39,15 +39,35 @@ class GenerationStub:
                 request_serializer=protos_dot_generation__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=protos_dot_generation__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Chat = channel.unary_stream(
+                '/moemesh.v1.Generation/Chat',
+                request_serializer=protos_dot_generation__pb2.ChatRequest.SerializeToString,
+                response_deserializer=protos_dot_generation__pb2.GenerateResponse.FromString,
+                _registered_method=True)
         self.Score = channel.unary_unary(
                 '/moemesh.v1.Generation/Score',
                 request_serializer=protos_dot_generation__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=protos_dot_generation__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/moemesh.v1.Generation/Embed',
+                request_serializer=protos_dot_generation__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=protos_dot_generation__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/moemesh.v1.Generation/Tokenize',
                 request_serializer=protos_dot_generation__pb2.TokenizeRequest.SerializeToString,
                 response_deserializer=protos_dot_generation__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/moemesh.v1.Generation/Detokenize',
+                request_serializer=protos_dot_generation__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=protos_dot_generation__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/moemesh.v1.Generation/GetModel',
+                request_serializer=protos_dot_generation__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=protos_dot_generation__pb2.ModelInfo.FromString,
                 _registered_method=True)
         self.Abort = channel.unary_unary(
                 '/moemesh.v1.Generation/Abort',
@@ -66,6 +86,13 @@ class GenerationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Chat(self, request, context):
+        """As Generate, from a conversation that the model's chat template turns into a prompt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Score(self, request, context):
         """Log-probability of every token of a text after its first; generates nothing.
         """
@@ -73,7 +100,26 @@ class GenerationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """One vector for a text: the mean over its tokens of the last layer's hidden states behind the final norm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModel(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,15 +140,35 @@ def add_GenerationServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_generation__pb2.GenerateRequest.FromString,
                     response_serializer=protos_dot_generation__pb2.GenerateResponse.SerializeToString,
             ),
+            'Chat': grpc.unary_stream_rpc_method_handler(
+                    servicer.Chat,
+                    request_deserializer=protos_dot_generation__pb2.ChatRequest.FromString,
+                    response_serializer=protos_dot_generation__pb2.GenerateResponse.SerializeToString,
+            ),
             'Score': grpc.unary_unary_rpc_method_handler(
                     servicer.Score,
                     request_deserializer=protos_dot_generation__pb2.ScoreRequest.FromString,
                     response_serializer=protos_dot_generation__pb2.ScoreResponse.SerializeToString,
             ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=protos_dot_generation__pb2.EmbedRequest.FromString,
+                    response_serializer=protos_dot_generation__pb2.EmbedResponse.SerializeToString,
+            ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
                     request_deserializer=protos_dot_generation__pb2.TokenizeRequest.FromString,
                     response_serializer=protos_dot_generation__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=protos_dot_generation__pb2.DetokenizeRequest.FromString,
+                    response_serializer=protos_dot_generation__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=protos_dot_generation__pb2.GetModelRequest.FromString,
+                    response_serializer=protos_dot_generation__pb2.ModelInfo.SerializeToString,
             ),
             'Abort': grpc.unary_unary_rpc_method_handler(
                     servicer.Abort,
@@ -148,6 +214,33 @@ class Generation:
             _registered_method=True)
 
     @staticmethod
+    def Chat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/moemesh.v1.Generation/Chat',
+            protos_dot_generation__pb2.ChatRequest.SerializeToString,
+            protos_dot_generation__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Score(request,
             target,
             options=(),
@@ -175,6 +268,33 @@ class Generation:
             _registered_method=True)
 
     @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moemesh.v1.Generation/Embed',
+            protos_dot_generation__pb2.EmbedRequest.SerializeToString,
+            protos_dot_generation__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Tokenize(request,
             target,
             options=(),
@@ -191,6 +311,60 @@ class Generation:
             '/moemesh.v1.Generation/Tokenize',
             protos_dot_generation__pb2.TokenizeRequest.SerializeToString,
             protos_dot_generation__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moemesh.v1.Generation/Detokenize',
+            protos_dot_generation__pb2.DetokenizeRequest.SerializeToString,
+            protos_dot_generation__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moemesh.v1.Generation/GetModel',
+            protos_dot_generation__pb2.GetModelRequest.SerializeToString,
+            protos_dot_generation__pb2.ModelInfo.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,9 +33,15 @@ class GenerationStub:
     def __new__(cls, channel: _aio.Channel) -> GenerationAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]
     """Streams the continuation of a prompt. Same model, prompt, sampling and seed: same tokens."""
+    Chat: _grpc.UnaryStreamMultiCallable[_generation_pb2.ChatRequest, _generation_pb2.GenerateResponse]
+    """As Generate, from a conversation that the model's chat template turns into a prompt."""
     Score: _grpc.UnaryUnaryMultiCallable[_generation_pb2.ScoreRequest, _generation_pb2.ScoreResponse]
     """Log-probability of every token of a text after its first; generates nothing."""
+    Embed: _grpc.UnaryUnaryMultiCallable[_generation_pb2.EmbedRequest, _generation_pb2.EmbedResponse]
+    """One vector for a text: the mean over its tokens of the last layer's hidden states behind the final norm."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_generation_pb2.DetokenizeRequest, _generation_pb2.DetokenizeResponse]
+    GetModel: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetModelRequest, _generation_pb2.ModelInfo]
     Abort: _grpc.UnaryUnaryMultiCallable[_generation_pb2.AbortRequest, _generation_pb2.AbortResponse]
     """Ends a running request; its stream finishes with FINISH_REASON_ABORTED."""
 
@@ -44,9 +50,15 @@ class GenerationAsyncStub(GenerationStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
     """Streams the continuation of a prompt. Same model, prompt, sampling and seed: same tokens."""
+    Chat: _aio.UnaryStreamMultiCallable[_generation_pb2.ChatRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
+    """As Generate, from a conversation that the model's chat template turns into a prompt."""
     Score: _aio.UnaryUnaryMultiCallable[_generation_pb2.ScoreRequest, _generation_pb2.ScoreResponse]  # type: ignore[assignment]
     """Log-probability of every token of a text after its first; generates nothing."""
+    Embed: _aio.UnaryUnaryMultiCallable[_generation_pb2.EmbedRequest, _generation_pb2.EmbedResponse]  # type: ignore[assignment]
+    """One vector for a text: the mean over its tokens of the last layer's hidden states behind the final norm."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]  # type: ignore[assignment]
+    Detokenize: _aio.UnaryUnaryMultiCallable[_generation_pb2.DetokenizeRequest, _generation_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    GetModel: _aio.UnaryUnaryMultiCallable[_generation_pb2.GetModelRequest, _generation_pb2.ModelInfo]  # type: ignore[assignment]
     Abort: _aio.UnaryUnaryMultiCallable[_generation_pb2.AbortRequest, _generation_pb2.AbortResponse]  # type: ignore[assignment]
     """Ends a running request; its stream finishes with FINISH_REASON_ABORTED."""
 
@@ -60,6 +72,14 @@ class GenerationServicer(metaclass=_abc_1.ABCMeta):
         """Streams the continuation of a prompt. Same model, prompt, sampling and seed: same tokens."""
 
     @_abc_1.abstractmethod
+    def Chat(
+        self,
+        request: _generation_pb2.ChatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_generation_pb2.GenerateResponse], _abc.AsyncIterator[_generation_pb2.GenerateResponse]]:
+        """As Generate, from a conversation that the model's chat template turns into a prompt."""
+
+    @_abc_1.abstractmethod
     def Score(
         self,
         request: _generation_pb2.ScoreRequest,
@@ -68,11 +88,33 @@ class GenerationServicer(metaclass=_abc_1.ABCMeta):
         """Log-probability of every token of a text after its first; generates nothing."""
 
     @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _generation_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.EmbedResponse, _abc.Awaitable[_generation_pb2.EmbedResponse]]:
+        """One vector for a text: the mean over its tokens of the last layer's hidden states behind the final norm."""
+
+    @_abc_1.abstractmethod
     def Tokenize(
         self,
         request: _generation_pb2.TokenizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.TokenizeResponse, _abc.Awaitable[_generation_pb2.TokenizeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _generation_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.DetokenizeResponse, _abc.Awaitable[_generation_pb2.DetokenizeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetModel(
+        self,
+        request: _generation_pb2.GetModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.ModelInfo, _abc.Awaitable[_generation_pb2.ModelInfo]]: ...
 
     @_abc_1.abstractmethod
     def Abort(

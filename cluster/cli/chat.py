@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Annotated, TextIO
@@ -16,6 +17,7 @@ from cluster.cli.completion import Completion, Recorder
 from cluster.cli.options import MaxTokens, MinP, RepetitionPenalty, Temperature, TopK, TopP
 from cluster.errors import MoemeshError
 from cluster.gateway.admission import DEFAULTS, Wishes
+from cluster.gateway.messages import sampling_of
 from protos import generation_pb2 as pb
 
 USER, ASSISTANT = "User", "Assistant"
@@ -53,7 +55,7 @@ def chat(
             typer.echo(BASE_MODEL.format(model=info.model, user=USER, assistant=ASSISTANT), err=True)
         if sys.stdin.isatty():
             typer.echo(HELP, err=True)
-        talk = Talk(client, info, system, options.to_sampling(wishes))
+        talk = Talk(client, info, system, sampling_of(wishes))
         _converse(talk, as_json)
 
 
@@ -115,9 +117,14 @@ class Talk:
 
     def _ask(self, out: TextIO | None) -> Completion:
         self._make_room()
-        request = pb.GenerateRequest(model=self.info.model, sampling=self.sampling)
-        self._put_prompt(request)
-        return stoppable(self.client, request, out, None if self.info.chat_template else NEXT_TURN)
+        if self.info.chat_template:
+            request = pb.ChatRequest(model=self.info.model, sampling=self.sampling, messages=self._messages())
+            return stoppable(self.client.chat(request), out)
+        transcribed = pb.GenerateRequest(
+            model=self.info.model, sampling=self.sampling, text=transcript(self._turns())
+        )
+        transcribed.sampling.stop.append(NEXT_TURN)
+        return stoppable(self.client.generate(transcribed), out)
 
     def _make_room(self) -> None:
         """Drop the oldest exchange until prompt and answer fit; one turn is kept whatever its length."""
@@ -127,16 +134,17 @@ class Talk:
 
     def _tokens(self) -> int:
         request = pb.TokenizeRequest(model=self.info.model)
-        self._put_prompt(request)
+        if self.info.chat_template:
+            request.messages.messages.extend(self._messages())
+        else:
+            request.text = transcript(self._turns())
         return len(self.client.tokenize(request).token_ids)
 
-    def _put_prompt(self, request: pb.GenerateRequest | pb.TokenizeRequest) -> None:
-        turns = [("system", self.system), *self.turns] if self.system else self.turns
-        if self.info.chat_template:
-            messages = [pb.ChatMessage(role=role, content=content) for role, content in turns]
-            request.messages.messages.extend(messages)
-        else:
-            request.text = transcript(turns)
+    def _turns(self) -> list[tuple[str, str]]:
+        return [("system", self.system), *self.turns] if self.system else self.turns
+
+    def _messages(self) -> list[pb.ChatMessage]:
+        return [pb.ChatMessage(role=role, content=content) for role, content in self._turns()]
 
 
 def transcript(turns: list[tuple[str, str]]) -> str:
@@ -145,53 +153,13 @@ def transcript(turns: list[tuple[str, str]]) -> str:
     return "\n".join([*(names[role] + content for role, content in turns), f"{ASSISTANT}:"])
 
 
-def stoppable(
-    client: Client, request: pb.GenerateRequest, out: TextIO | None, marker: str | None
-) -> Completion:
-    """As `remote_completion`, ended early by Ctrl-C or, in a transcript, where the next turn begins."""
+def stoppable(answers: Generator[pb.GenerateResponse, None, None], out: TextIO | None) -> Completion:
+    """As `remote_completion`, ended early by Ctrl-C."""
     recorder = Recorder(out)
-    stop = StopAt(marker) if marker else None
     try:
-        with closing(client.generate(request)) as responses:
+        with closing(answers) as responses:
             for response in responses:
-                recorder.take(response, response.text if stop is None else stop.push(response.text))
-                if stop is not None and stop.found:
-                    return recorder.cut("stop")
+                recorder.take(response)
     except KeyboardInterrupt:
         return recorder.cut("aborted")
-    if stop is not None:
-        recorder.add(stop.flush(), [])
     return recorder.completion
-
-
-class StopAt:
-    """Passes text on up to a marker, and holds back what may be its beginning."""
-
-    def __init__(self, marker: str) -> None:
-        self.found = False
-        self._marker = marker
-        self._held = ""
-
-    def push(self, text: str) -> str:
-        """What may be shown now; nothing more once the marker was `found`."""
-        if self.found:
-            return ""
-        self._held += text
-        place = self._held.find(self._marker)
-        if place >= 0:
-            self.found = True
-            shown, self._held = self._held[:place], ""
-            return shown
-        keep = self._overlap()
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return shown
-
-    def flush(self) -> str:
-        """What was held back, at the end of the text."""
-        shown, self._held = self._held, ""
-        return shown
-
-    def _overlap(self) -> int:
-        """Length of the longest end of the text that begins the marker."""
-        longest = min(len(self._held), len(self._marker) - 1)
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(self._marker[:n])), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
@@ -37,12 +38,18 @@ class Client:
 
     def generate(self, request: pb.GenerateRequest) -> Generator[pb.GenerateResponse, None, None]:
         """Closing the iterator before its end cancels the request."""
-        call = self._stub.Generate(request)
+        return self._stream(self._stub.Generate(request))
+
+    def chat(self, request: pb.ChatRequest) -> Generator[pb.GenerateResponse, None, None]:
+        """As `generate`."""
+        return self._stream(self._stub.Chat(request))
+
+    def _stream(self, call: Any) -> Generator[pb.GenerateResponse, None, None]:
         try:
             with self._errors():
                 yield from call
         finally:
-            call.cancel()  # type: ignore[no-untyped-call]
+            call.cancel()
 
     def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
         with self._errors():

@@ -11,14 +11,15 @@ from cluster.cli.client import Client, connect
 from cluster.cli.local import local_engine, run
 from cluster.config import EngineConfig
 from cluster.errors import MoemeshError
-from cluster.gateway import admission, generation
+from cluster.gateway import admission, messages
 from cluster.gateway.admission import Limits, Wishes
+from cluster.gateway.admit import draw_seed
 from cluster.library.bundled import open_model
 from cluster.model.tokenizer import StreamDecoder
 from cluster.types import Emitted, EngineRequest, Event, Failed, Finished, RequestId
 from protos import generation_pb2 as pb
 
-REASONS: dict[int, str] = {number: reason for reason, number in generation.REASONS.items()}
+REASONS: dict[int, str] = {number: reason for reason, number in messages.REASONS.items()}
 Clock = Callable[[], float]
 
 
@@ -60,9 +61,9 @@ class Recorder:
             self._out.write(text)
             self._out.flush()
 
-    def take(self, response: pb.GenerateResponse, text: str) -> None:
-        """One message of a stream, with the part of its text that is to be shown."""
-        self.add(text, response.token_ids)
+    def take(self, response: pb.GenerateResponse) -> None:
+        """One message of a stream."""
+        self.add(response.text, response.token_ids)
         if response.HasField("start"):
             self.completion.tier = response.start.tier
             self.completion.seed = response.start.seed
@@ -91,7 +92,7 @@ def remote_completion(client: Client, request: pb.GenerateRequest, out: TextIO |
     """Raises MoemeshError; what came before it has been written to `out`."""
     recorder = Recorder(out)
     for response in client.generate(request):
-        recorder.take(response, response.text)
+        recorder.take(response)
         if response.HasField("finish"):
             return recorder.completion
     raise MoemeshError("the gateway ended the stream without a last message")
@@ -122,7 +123,7 @@ def local_completion(
     tokenizer = library.tokenizer()
     admission.check_text(prompt)
     ids = admission.check_prompt(tokenizer.encode(prompt), limits)
-    sampling = admission.check_sampling(wishes, len(ids), limits, generation.draw_seed)
+    sampling = admission.check_sampling(wishes, len(ids), limits, draw_seed)
     if sampling.max_tokens == 0:
         return Completion(prompt_tokens=len(ids), finish_reason="length", seed=sampling.seed)
     with local_engine(library, variant, config) as engine:

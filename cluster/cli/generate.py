@@ -16,6 +16,7 @@ from cluster.cli.output import Progress, print_json
 from cluster.config import EngineConfig, KvType
 from cluster.gateway import admission
 from cluster.gateway.admission import DEFAULTS, Wishes
+from cluster.gateway.messages import sampling_of
 from protos import generation_pb2 as pb
 
 
@@ -53,7 +54,7 @@ def generate(
         done = _local(model, variant, config, text, wishes, tier, as_json)
     else:
         options.refuse_without_local(variant, kv)
-        request = pb.GenerateRequest(model=model, text=text, sampling=options.to_sampling(wishes), tier=tier)
+        request = pb.GenerateRequest(model=model, text=text, sampling=sampling_of(wishes), tier=tier)
         with connect(address) as client:
             done = remote_completion(client, request, None if as_json else sys.stdout)
     if as_json:

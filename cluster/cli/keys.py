@@ -43,7 +43,8 @@ def _now() -> datetime.datetime:
 def create(
     name: Annotated[str, typer.Argument(help="Whose it is, for the list.")],
     scope: Annotated[
-        list[Scope], typer.Option(help="infer: models; observe: metrics; admin: the cluster. May be repeated.")
+        list[Scope],
+        typer.Option(help="infer: models; observe: metrics; admin: the rest. May be repeated."),
     ] = [Scope.infer],  # noqa: B006 - typer reads it, nobody changes it
     requests_per_minute: Annotated[int, typer.Option(min=0, help="0: no limit.")] = 0,
     concurrent: Annotated[int, typer.Option(min=0, help="Requests at once; 0: no limit.")] = 0,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from cluster.config import KvType
 from cluster.gateway.admission import TIERS, Wishes
-from protos import generation_pb2 as pb
 
 INT32 = (-(2**31), 2**31 - 1)
 RANGES = (("max_tokens", *INT32), ("top_k", *INT32), ("seed", 0, 2**64 - 1))
@@ -37,11 +35,6 @@ TopP = Annotated[float, typer.Option(help="Keep the smallest set of this probabi
 MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the most likely one.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: tokens already seen become less likely.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same tokens; drawn if absent.")]
-
-
-def to_sampling(wishes: Wishes) -> pb.Sampling:
-    """As a message; None stays absent."""
-    return pb.Sampling(**{name: value for name, value in asdict(wishes).items() if value is not None})
 
 
 def check_ranges(wishes: Wishes) -> None:

@@ -126,7 +126,7 @@ class ControlledRole(abc.ABC):
         """What it has seen of the experts' load, as LoadStats.to_wire; None for a role that sees none."""
         return None
 
-    def observe(self, cluster: Mapping[str, Any]) -> None:
+    def observe(self, cluster: Mapping[str, Any]) -> None:  # noqa: B027 - most roles look away
         """What the controller knows of everybody's counts; with every sync, to gateways only."""
 
     @abc.abstractmethod

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from cluster.errors import InvalidRequest, UnknownModel
-from cluster.types import RequestId, SamplingParams
+from cluster.types import MOST_PRIORITY, Grammar, RequestId, SamplingParams
 
 DEFAULTS = SamplingParams()
 MODEL_VERSION = "1"
@@ -15,11 +15,19 @@ MODEL_VERSION = "1"
 TIER_EXACT = "exact"
 TIERS = (TIER_EXACT,)
 MAX_REQUEST_ID = 128
+MAX_SAMPLES = 64
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """Sampling as a client asked for it; None stands for the default. Fields as in SamplingParams."""
+    """Sampling as a client asked for it; None stands for the default. Fields as in SamplingParams, and:
+
+    stop: the text ends before the first of these strings that becomes complete.
+    n: sequences to generate from the one prompt; sample i has the seed `sample_seed(seed, i)`.
+    priority: higher is admitted first.
+    """
 
     max_tokens: int | None = None
     temperature: float | None = None
@@ -28,8 +36,18 @@ class Wishes:
     min_p: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    top_logprobs: int | None = None
+    grammar: Grammar | None = None
     stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    n: int | None = None
+    priority: int | None = None
     ignore_eos: bool = False
+
+
+SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
 
 
 @dataclass(frozen=True)
@@ -42,13 +60,20 @@ class Limits:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A request that may be submitted. Tokens below `resume_from` are generated but not sent."""
+    """A request that may be submitted. Tokens below `resume_from` are generated but not sent.
+
+    sampling: of sample 0; the others differ in their seeds alone. stop, samples, priority: as `stop`, `n` and
+    `priority` of Wishes.
+    """
 
     request_id: RequestId
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     tier: str = TIER_EXACT
     resume_from: int = 0
+    stop: tuple[str, ...] = ()
+    samples: int = 1
+    priority: int = 0
 
 
 def check_model(asked: str, served: str, version: str = "") -> None:
@@ -70,12 +95,17 @@ def check_text(text: str) -> None:
         raise InvalidRequest("the prompt is empty; send at least one character")
 
 
+def check_ids(ids: Sequence[int], limits: Limits) -> Sequence[int]:
+    if ids and (max(ids) >= limits.vocab or min(ids) < 0):
+        raise InvalidRequest(f"a token id of the prompt is not in 0..{limits.vocab - 1}")
+    return ids
+
+
 def check_prompt(ids: Sequence[int], limits: Limits, room: int = 1) -> tuple[int, ...]:
     """`room`: tokens that must fit behind the prompt. Raises InvalidRequest."""
     if not ids:
         raise InvalidRequest("the prompt is empty; send at least one token")
-    if max(ids) >= limits.vocab or min(ids) < 0:
-        raise InvalidRequest(f"a token id of the prompt is not in 0..{limits.vocab - 1}")
+    check_ids(ids, limits)
     longest = limits.context - room
     if len(ids) > longest:
         raise InvalidRequest(
@@ -92,9 +122,34 @@ def check_request_id(asked: str, draw: Callable[[], str]) -> RequestId:
 
 def check_resume(resume_from: int, wishes: Wishes) -> int:
     """Raises InvalidRequest where the tokens sent before could not be generated again."""
+    if resume_from > 0 and wishes.n not in (None, 1):
+        raise InvalidRequest("resume_from needs n = 1; resume samples one by one, by the seeds they had")
     if resume_from > 0 and wishes.seed is None and (wishes.temperature or 0.0) > 0:
         raise InvalidRequest("resume_from of a sampled request needs the seed that its first stream returned")
     return resume_from
+
+
+def check_stop(stops: Sequence[str]) -> tuple[str, ...]:
+    if len(stops) > MAX_STOPS:
+        raise InvalidRequest(f"stop has {len(stops)} strings; send at most {MAX_STOPS}")
+    for stop in stops:
+        if not 0 < len(stop) <= MAX_STOP_CHARS:
+            raise InvalidRequest(
+                f"stop has a string of {len(stop)} characters; they have 1 to {MAX_STOP_CHARS}"
+            )
+    return tuple(dict.fromkeys(stops))
+
+
+def check_samples(asked: int | None) -> int:
+    if asked is not None and not 1 <= asked <= MAX_SAMPLES:
+        raise InvalidRequest(f"n is {asked}; it must be between 1 and {MAX_SAMPLES}")
+    return asked or 1
+
+
+def check_priority(asked: int | None) -> int:
+    if asked is not None and abs(asked) > MOST_PRIORITY:
+        raise InvalidRequest(f"priority is {asked}; it must be between {-MOST_PRIORITY} and {MOST_PRIORITY}")
+    return asked or 0
 
 
 def check_sampling(
@@ -107,7 +162,9 @@ def check_sampling(
     for token in wishes.stop_token_ids:
         if not 0 <= token < limits.vocab:
             raise InvalidRequest(f"stop_token_ids has {token}; ids are between 0 and {limits.vocab - 1}")
-    given = {name: value for name, value in vars(wishes).items() if value is not None}
+    given = {
+        name: value for name, value in vars(wishes).items() if value is not None and name in SAMPLING_FIELDS
+    }
     given["max_tokens"] = min(given.get("max_tokens", DEFAULTS.max_tokens), limits.context - prompt_tokens)
     given["top_k"] = min(given.get("top_k", DEFAULTS.top_k), limits.vocab)
     given["seed"] = draw_seed() if wishes.seed is None else wishes.seed

@@ -41,7 +41,8 @@ def build(
             ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
         ),
     )
-    generation_pb2_grpc.add_GenerationServicer_to_server(GenerationService(front.served, front.pool), server)
+    generation = GenerationService(front.served, front.pool, config.max_message_bytes)
+    generation_pb2_grpc.add_GenerationServicer_to_server(generation, server)
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInferenceService(front), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)

@@ -8,90 +8,137 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cluster.errors import MoemeshError, ProtocolError
-from cluster.types import FinishReason, RequestId
+from cluster.gateway.meter import FAILED, RequestMeter
+from cluster.types import Alternatives, FinishReason, RequestId
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a request ended well. `logprobs` only for a score: [prompt_tokens - 1] float32."""
+    """How a request ended well. values: a score's log-probabilities [prompt_tokens - 1] float32, or an
+    embedding [hidden] float32; alternatives: a score's, where it asked for some."""
 
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
-    logprobs: np.ndarray | None = None
+    values: np.ndarray | None = None
+    alternatives: tuple[Alternatives, ...] = ()
 
 
 @dataclass(slots=True)
 class Batch:
-    """Tokens in the order of generation; `end` is None while more may come."""
+    """Tokens in the order of generation; `end` is None while more may come.
+
+    alternatives: one a token if the request asked for some, else empty.
+    """
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    alternatives: list[Alternatives] = field(default_factory=list)
     end: End | None = None
 
 
-class Mailbox:
-    """One request's tokens between the router's connection and its stream. Used by the gateway's loop only.
+class Bell:
+    """Wakes the one reader of a request's mailboxes."""
 
-    It holds at most `max_tokens` tokens, so a client that does not read costs no more than its own
-    request; one that reads slowly gets several tokens at once.
-    """
+    __slots__ = ("_wake",)
 
-    __slots__ = ("_batch", "_error", "_max_tokens", "_wake", "ended", "received", "request_id", "started")
-
-    def __init__(self, request_id: RequestId, max_tokens: int) -> None:
-        self.request_id = request_id
-        self.received = 0
-        self.started = False
-        self.ended = False
-        self._max_tokens = max_tokens
-        self._batch = Batch()
-        self._error: MoemeshError | None = None
+    def __init__(self) -> None:
         self._wake: asyncio.Future[None] | None = None
 
-    def token(self, token_id: int, logprob: float) -> None:
-        if self.ended:
-            return
-        if self.received == self._max_tokens:
-            self.fail(ProtocolError(f"a router sent more than the {self._max_tokens} tokens asked for"))
-            return
-        self.received += 1
-        self._batch.token_ids.append(token_id)
-        self._batch.logprobs.append(logprob)
-        self._notify()
-
-    def finish(self, end: End) -> None:
-        if not self.ended:
-            self.ended = True
-            self._batch.end = end
-            self._notify()
-
-    def fail(self, error: MoemeshError) -> None:
-        """The reader gets what came before first, then this."""
-        if not self.ended:
-            self.ended = True
-            self._error = error
-            self._notify()
-
-    async def take(self) -> Batch:
-        """Everything since the last call; waits for at least one token or the end.
-
-        Raises the error that ended the request. Nothing comes after `end` or an error.
-        """
-        while not self._batch.token_ids and self._batch.end is None:
-            if self._error is not None:
-                raise self._error
-            await self._news()
-        batch, self._batch = self._batch, Batch()
-        return batch
-
-    async def _news(self) -> None:
+    async def wait(self) -> None:
+        """Until the next ring. Look into the mailboxes before: a ring that nobody waits for is not kept."""
         self._wake = asyncio.get_running_loop().create_future()
         try:
             await self._wake
         finally:
             self._wake = None
 
-    def _notify(self) -> None:
+    def ring(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+
+class Mailbox:
+    """One sequence's tokens between the router's connection and its stream. Used by the gateway's loop only.
+
+    It holds at most `max_tokens` tokens, so a client that does not read costs no more than its own
+    request; one that reads slowly gets several tokens at once. `bell` rings at every change.
+    """
+
+    __slots__ = (
+        *("_batch", "_error", "_max_tokens", "_meter"),
+        *("bell", "ended", "received", "request_id", "started"),
+    )
+
+    def __init__(
+        self,
+        request_id: RequestId,
+        max_tokens: int,
+        bell: Bell | None = None,
+        meter: RequestMeter | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.bell = bell or Bell()
+        self.received = 0
+        self.started = False
+        self.ended = False
+        self._max_tokens = max_tokens
+        self._meter = meter
+        self._batch = Batch()
+        self._error: MoemeshError | None = None
+
+    def token(self, token_id: int, logprob: float, alternatives: Alternatives = ()) -> None:
+        if self.ended:
+            return
+        if self.received == self._max_tokens:
+            self.fail(ProtocolError(f"a router sent more than the {self._max_tokens} tokens asked for"))
+            return
+        self.received += 1
+        if self._meter is not None:
+            self._meter.token()
+        self._batch.token_ids.append(token_id)
+        self._batch.logprobs.append(logprob)
+        if alternatives:
+            self._batch.alternatives.append(alternatives)
+        self.bell.ring()
+
+    def finish(self, end: End) -> None:
+        if not self.ended:
+            self._end(end.reason)
+            self._batch.end = end
+            self.bell.ring()
+
+    def fail(self, error: MoemeshError) -> None:
+        """The reader gets what came before first, then this."""
+        if not self.ended:
+            self._end(FAILED)
+            self._error = error
+            self.bell.ring()
+
+    def abandon(self, reason: FinishReason) -> None:
+        """Nobody reads it any more."""
+        if not self.ended:
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        self.ended = True
+        if self._meter is not None:
+            self._meter.end(reason)
+
+    def poll(self) -> Batch | None:
+        """Everything since the last call; None if there is neither a token nor the end.
+
+        Raises the error that ended the request. Nothing comes after `end` or an error.
+        """
+        if not self._batch.token_ids and self._batch.end is None:
+            if self._error is not None:
+                raise self._error
+            return None
+        batch, self._batch = self._batch, Batch()
+        return batch
+
+    async def take(self) -> Batch:
+        """As `poll`, but waits for something to be there."""
+        while (batch := self.poll()) is None:
+            await self.bell.wait()
+        return batch

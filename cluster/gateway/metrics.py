@@ -163,7 +163,9 @@ class ExpertCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         family = GaugeMetricFamily(
-            "moemesh_expert_rows_per_step", "Mean rows a step of a router, of late.", labels=["layer", "expert"]
+            "moemesh_expert_rows_per_step",
+            "Mean rows a step, of late.",
+            labels=["layer", "expert"],
         )
         load = self._front.cluster.load
         rows = np.zeros((0, 0)) if load is None else load.load

@@ -10,12 +10,11 @@ from cluster.errors import InvalidRequest, MoemeshError
 from cluster.gateway import admission
 from cluster.gateway import open_inference_model as describe
 from cluster.gateway.admission import Admitted
+from cluster.gateway.admit import admit
 from cluster.gateway.front import Front
-from cluster.gateway.generation import draw_id, draw_seed
 from cluster.gateway.run import Delta, Run
 from cluster.gateway.status import Context, answering, line_of
-from cluster.gateway.text_tensors import FINAL, INPUTS, OUTPUTS, Answers, TextRequest, read_request
-from cluster.types import RequestId
+from cluster.gateway.text_tensors import FINAL, Answers, TextRequest, read_request
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 
@@ -113,12 +112,11 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
 
     async def _stream_run(self, run: Run, text: TextRequest, answers: Answers, send: Send) -> None:
         if text.stream:
-            while (delta := await run.next()).outcome is None:
-                if delta.token_ids:
-                    await send(_streamed(answers.of(delta), final=False))
+            async for delta in run:
+                last = delta.outcome is not None and not text.empty_final
+                await send(_streamed(answers.of(delta), final=last))
         else:
-            delta = await _whole(run)
-        await send(_streamed(answers.of(delta), final=not text.empty_final))
+            await send(_streamed(answers.of(await _whole(run)), final=not text.empty_final))
         if text.empty_final:
             await send(_streamed(answers.empty(), final=True))
 
@@ -126,10 +124,8 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         served = self._served
         admission.check_model(request.model_name, served.name, request.model_version)
         text = read_request(request)
-        prompt = admission.check_prompt(await served.tokenise(text.text), served.limits)
-        sampling = admission.check_sampling(text.wishes, len(prompt), served.limits, draw_seed)
-        # The client's id is for its own book-keeping and often repeats; ours must be unique.
-        return text, Admitted(RequestId(draw_id()), prompt, sampling)
+        # The client's id is for its own book-keeping and often repeats; ours must be unique, and is drawn.
+        return text, await admit(served, await served.tokenise(text.text), text.wishes)
 
     def _answers(self, request: pb.ModelInferRequest, text: TextRequest, admitted: Admitted) -> Answers:
         return Answers(self._served.name, request.id, len(admitted.prompt_ids), text.outputs)
@@ -138,11 +134,11 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
 async def _whole(run: Run) -> Delta:
     """All of a generation as one delta."""
     whole = Delta()
-    while whole.outcome is None:
-        delta = await run.next()
+    async for delta in run:
         whole.text += delta.text
         whole.token_ids += delta.token_ids
         whole.logprobs += delta.logprobs
+        whole.alternatives += delta.alternatives
         whole.outcome = delta.outcome
     return whole
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cluster.gateway.admission import MODEL_VERSION
 from cluster.gateway.front import Front
 from cluster.gateway.meter import Span
@@ -45,9 +47,9 @@ def config(front: Front) -> pb.ModelConfig:
     )
 
 
-def _data_type(datatype: str) -> pb.DataType:
-    name = STRING if datatype == "BYTES" else f"TYPE_{datatype}"
-    return pb.DataType.Value(name)
+def _data_type(datatype: str) -> Any:
+    """A member of pb.DataType."""
+    return getattr(pb, STRING if datatype == "BYTES" else f"TYPE_{datatype}")
 
 
 def statistics(front: Front) -> pb.ModelStatistics:

@@ -20,14 +20,21 @@ from cluster.dispatch.frames import Header
 from cluster.dispatch.handshake import Identity, error_of
 from cluster.dispatch.kinds import Kind
 from cluster.errors import MoemeshError, Overloaded, ProtocolError, Unavailable, error_from_wire
-from cluster.gateway.mailbox import End, Mailbox
-from cluster.types import EngineRequest, RequestId, RouterId
+from cluster.gateway.caller import Caller, caller
+from cluster.gateway.mailbox import Bell, End, Mailbox
+from cluster.gateway.meter import Meter, RequestMeter
+from cluster.gateway.security.limits import KeyLimits
+from cluster.types import EngineRequest, FinishReason, RequestId, RouterId, SamplingParams
 
 log = logging.getLogger(__name__)
 
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MOST_S = 1.0
 RETRY_AFTER_S = 1.0
+
+PROBE = EngineRequest(RequestId("probe"), (0,), SamplingParams(max_tokens=1))
+PROBE_NUMBER = 0
+"""Requests are numbered from 1."""
 
 
 class RouterLink:
@@ -47,11 +54,24 @@ class RouterLink:
         self._numbers = itertools.count(1)
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"router-{name}")
 
-    def submit(self, request: EngineRequest) -> tuple[int, Mailbox]:
+    def submit(self, request: EngineRequest, bell: Bell, meter: RequestMeter) -> tuple[int, Mailbox]:
         """Only while connected. Returns the request's number on this link and where its events arrive."""
-        assert self.connected
         number = next(self._numbers)
-        mailbox = Mailbox(request.request_id, request.sampling.max_tokens)
+        mailbox = Mailbox(request.request_id, request.sampling.max_tokens, bell, meter)
+        self._pass_on(number, request, mailbox)
+        return number, mailbox
+
+    async def probe(self) -> None:
+        """Have one token generated, which nobody counts. Raises what a request would."""
+        mailbox = Mailbox(PROBE.request_id, PROBE.sampling.max_tokens)
+        self._pass_on(PROBE_NUMBER, PROBE, mailbox)
+        try:
+            await mailbox.take()
+        finally:
+            self.release(PROBE_NUMBER)
+
+    def _pass_on(self, number: int, request: EngineRequest, mailbox: Mailbox) -> None:
+        assert self.connected
         self.outstanding[number] = mailbox
         header = {
             "n": number,
@@ -61,12 +81,17 @@ class RouterLink:
         }
         prompt = np.asarray(request.prompt_ids, "<i4").tobytes()
         self._outbox.put_nowait((Kind.SUBMIT, header, prompt))
-        return number, mailbox
 
-    def release(self, number: int) -> None:
-        """The client is gone or has everything. A request that still runs is aborted at once."""
+    def release(self, number: int, reason: FinishReason = "aborted") -> None:
+        """The client is gone or has everything. A request that still runs is aborted at once.
+
+        reason: why that one ends, for the metrics.
+        """
         mailbox = self.outstanding.pop(number, None)
-        if mailbox is not None and self.connected:
+        if mailbox is None:
+            return
+        mailbox.abandon(reason)
+        if self.connected:
             self._outbox.put_nowait((Kind.ABORT, {"n": number}, b""))
 
     async def close(self) -> None:
@@ -160,26 +185,53 @@ class RouterLink:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ticket:
-    """A submitted request: read `mailbox`, then give the ticket to `RouterPool.release`."""
+    """A submitted request: read its mailboxes, then give the ticket to `RouterPool.release`.
 
-    mailbox: Mailbox
+    mailboxes, numbers: one a sequence; all are at one router and share one bell.
+    owner: whose key it came with; nobody else can abort it or take its place.
+    """
+
+    owner: Caller
+    request_id: RequestId
+    mailboxes: tuple[Mailbox, ...]
     link: RouterLink
-    number: int
+    numbers: tuple[int, ...]
     prompt_tokens: int
+
+    @property
+    def bell(self) -> Bell:
+        return self.mailboxes[0].bell
+
+    @property
+    def ended(self) -> bool:
+        return all(mailbox.ended for mailbox in self.mailboxes)
+
+    def drop(self, place: int, reason: FinishReason = "aborted") -> None:
+        """One sequence has given all that is wanted of it: free it at its router. Twice is fine."""
+        self.link.release(self.numbers[place], reason)
 
 
 class RouterPool:
     """The routers this gateway knows. Requests go to the connected one with the fewest outstanding.
 
     on_ready: called with True when a first router can take requests, with False when none can.
+    meter: what it counts, on the gateway's clock.
     """
 
-    def __init__(self, identity: Identity, max_queued: int, on_ready: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        max_queued: int,
+        on_ready: Callable[[bool], None],
+        meter: Meter | None = None,
+    ) -> None:
+        self.meter = meter or Meter()
+        self._limits = KeyLimits(self.meter.clock)
         self._identity = identity
         self._max_queued = max_queued
         self._on_ready = on_ready
         self._links: dict[RouterId, RouterLink] = {}
-        self._tickets: dict[RequestId, Ticket] = {}
+        self._tickets: dict[tuple[str, RequestId], Ticket] = {}
         self._was_ready = False
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -196,9 +248,14 @@ class RouterPool:
         return len(self._tickets)
 
     @property
+    def sequences(self) -> int:
+        """Those whose end has not come yet."""
+        return sum(not mailbox.ended for ticket in self._tickets.values() for mailbox in ticket.mailboxes)
+
+    @property
     def queued(self) -> int:
-        """Requests of which no router has sent anything yet."""
-        return sum(not ticket.mailbox.started for ticket in self._tickets.values())
+        """Sequences of which no router has sent anything yet."""
+        return sum(not mailbox.started for ticket in self._tickets.values() for mailbox in ticket.mailboxes)
 
     def update(self, routers: Mapping[RouterId, str]) -> None:
         """Connect to new routers and new addresses, drop those no longer named."""
@@ -210,38 +267,66 @@ class RouterPool:
                 self._links[name] = RouterLink(name, address, self._identity, self._changed)
         self._changed()
 
-    def submit(self, request: EngineRequest) -> Ticket:
-        """Raises Overloaded when the queue is full, Unavailable when no router is connected."""
-        if self.queued >= self._max_queued:
+    def submit(self, *requests: EngineRequest) -> Ticket:
+        """Sequences of one request: they share its id. All go to one router.
+
+        Raises Overloaded when they do not fit the queue, RateLimited when the caller's key may not have them
+        now, Unavailable when no router is connected.
+        """
+        who = caller()
+        try:
+            link = self._choose(len(requests))
+            self._limits.enter(who)
+        except MoemeshError as error:
+            self.meter.refuse(type(error).__name__)
+            raise
+        first, bell = requests[0], Bell()
+        numbers, mailboxes = zip(
+            *(link.submit(each, bell, self.meter.request(len(each.prompt_ids))) for each in requests),
+            strict=True,
+        )
+        ticket = Ticket(who, first.request_id, mailboxes, link, numbers, len(first.prompt_ids))
+        if (replaced := self._tickets.get((who.id, first.request_id))) is not None:
+            self._limits.leave(replaced.owner)
+        self._tickets[who.id, first.request_id] = ticket
+        return ticket
+
+    async def probe(self) -> None:
+        """Have a router generate one token. Raises what a request would meet."""
+        await self._choose(1).probe()
+
+    def _choose(self, sequences: int) -> RouterLink:
+        if self.queued + sequences > self._max_queued:
             raise Overloaded(
-                f"{self._max_queued} requests are waiting already; try again in {RETRY_AFTER_S:g} s",
+                f"{self.queued} sequences wait and {self._max_queued} may; try again in {RETRY_AFTER_S:g} s",
                 RETRY_AFTER_S,
             )
         links = [link for link in self._links.values() if link.connected]
         if not links:
             raise Unavailable("no router is connected; try again when the cluster is ready")
-        link = min(links, key=lambda link: len(link.outstanding))
-        number, mailbox = link.submit(request)
-        ticket = Ticket(mailbox, link, number, len(request.prompt_ids))
-        self._tickets[request.request_id] = ticket
-        return ticket
+        return min(links, key=lambda link: len(link.outstanding))
 
     def release(self, ticket: Ticket) -> None:
         """Give up whatever the request still holds here and at its router. Twice is fine."""
-        ticket.link.release(ticket.number)
-        if self._tickets.get(ticket.mailbox.request_id) is ticket:
-            del self._tickets[ticket.mailbox.request_id]
+        for place in range(len(ticket.numbers)):
+            ticket.drop(place)
+        key = (ticket.owner.id, ticket.request_id)
+        if self._tickets.get(key) is ticket:
+            del self._tickets[key]
+            self._limits.leave(ticket.owner)
 
     def is_running(self, request_id: RequestId) -> bool:
-        return request_id in self._tickets
+        """Whether the caller has a request of this name."""
+        return (caller().id, request_id) in self._tickets
 
     def abort(self, request_id: RequestId) -> bool:
-        """End a request; its reader sees reason "aborted". False if none of this name is running."""
-        ticket = self._tickets.get(request_id)
-        if ticket is None or ticket.mailbox.ended:
+        """End a request of the caller's; its reader sees reason "aborted". False if none has this name."""
+        ticket = self._tickets.get((caller().id, request_id))
+        if ticket is None or ticket.ended:
             return False
-        ticket.link.release(ticket.number)
-        ticket.mailbox.finish(End("aborted", ticket.prompt_tokens, ticket.mailbox.received))
+        for place, mailbox in enumerate(ticket.mailboxes):
+            mailbox.finish(End("aborted", ticket.prompt_tokens, mailbox.received))
+            ticket.drop(place)
         return True
 
     async def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,39 +14,63 @@ from cluster.gateway.admission import Admitted
 from cluster.gateway.mailbox import Batch, End
 from cluster.gateway.routers import RouterPool, Ticket
 from cluster.gateway.served import ServedModel
-from cluster.types import EngineRequest, FinishReason
+from cluster.model.text_stream import TextStream
+from cluster.types import Alternatives, EngineRequest, FinishReason, sample_seed
 
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """ttft_s: from admission to the first token, 0 without one; duration_s: from admission to the end."""
+    """ttft_s: from admission to the first token, 0 without one; duration_s: from admission to the end.
+
+    completion_tokens: all that were generated, up to and with the one that completed a stop string.
+    stop: the stop string that ended the text, None where something else did.
+    """
 
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     ttft_s: float
     duration_s: float
+    stop: str | None = None
 
 
 @dataclass(slots=True)
 class Delta:
-    """What is new since the last one. `text` is whole characters; it may lag behind `token_ids`."""
+    """What is new of one sample since its last delta. `text` is whole characters; it may lag behind
+    `token_ids`, and is held back where it may begin a stop string.
+
+    logprobs: one a token; alternatives: one a token if the request asked for some, else empty.
+    outcome: None while more may come of this sample.
+    """
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     outcome: Outcome | None = None
+    alternatives: list[Alternatives] = field(default_factory=list)
+    index: int = 0
+
+
+@dataclass(slots=True)
+class _Sample:
+    """emitted: tokens received, also those below `resume_from`; first_at: when the first one came."""
+
+    index: int
+    stream: TextStream
+    emitted: int = 0
+    first_at: float = 0.0
 
 
 class Run:
     """A generation in progress. Use as a context manager: leaving it frees all that the request holds.
 
         with Run(served, pool, admitted) as run:
-            while (delta := await run.next()).outcome is None: ...
+            async for delta in run: ...
 
-    `emitted` counts tokens received so far, also those below `resume_from`.
+    It ends when every sample has given its outcome; an error that ends one of them ends them all and is
+    raised. `emitted` counts tokens received so far of all samples, also those below `resume_from`.
     """
 
     def __init__(
@@ -55,9 +80,9 @@ class Run:
         self.admitted = admitted
         self._pool = pool
         self._clock = clock
-        self._decoder = served.stream_decoder()
+        self._open = [_Sample(i, served.text_stream(admitted.stop)) for i in range(admitted.samples)]
         self._ticket: Ticket | None = None
-        self._began = self._first = clock()
+        self._began = clock()
 
     def __enter__(self) -> Self:
         """Raises Overloaded, Unavailable, or InvalidRequest if the request id is running already."""
@@ -69,8 +94,7 @@ class Run:
                 )
             self._pool.abort(admitted.request_id)
         if admitted.sampling.max_tokens > 0:
-            request = EngineRequest(admitted.request_id, admitted.prompt_ids, admitted.sampling)
-            self._ticket = self._pool.submit(request)
+            self._ticket = self._pool.submit(*_requests(admitted))
         return self
 
     def __exit__(
@@ -79,33 +103,80 @@ class Run:
         if self._ticket is not None:
             self._pool.release(self._ticket)
 
-    async def next(self) -> Delta:
-        """Waits for news. The delta with an outcome is the last. Raises the error that ended the request."""
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        """Waits for news. Raises the error that ended the request."""
+        while self._open:
+            for place, sample in enumerate(self._open):
+                batch = self._poll(sample)
+                if batch is not None:
+                    self._open.append(self._open.pop(place))  # the others are looked at first next time
+                    delta = self._delta(sample, batch)
+                    if delta.token_ids or delta.outcome is not None:
+                        return delta
+                    break
+            else:
+                await self._news()
+        raise StopAsyncIteration
+
+    async def _news(self) -> None:
+        assert self._ticket is not None
+        await self._ticket.bell.wait()
+
+    def _poll(self, sample: _Sample) -> Batch | None:
         if self._ticket is None:
-            batch = Batch(end=End("length", len(self.admitted.prompt_ids), 0))
-        else:
-            batch = await self._ticket.mailbox.take()
-        return self._delta(batch)
+            return Batch(end=End("length", len(self.admitted.prompt_ids), 0))
+        return self._ticket.mailboxes[sample.index].poll()
 
-    def _delta(self, batch: Batch) -> Delta:
-        if self.emitted == 0 and batch.token_ids:
-            self._first = self._clock()
+    def _delta(self, sample: _Sample, batch: Batch) -> Delta:
+        ids, stream = batch.token_ids, sample.stream
+        if sample.emitted == 0 and ids:
+            sample.first_at = self._clock()
         # Of this batch, the first `known` tokens were sent by the stream that this one resumes.
-        known = min(max(self.admitted.resume_from - self.emitted, 0), len(batch.token_ids))
-        for token in batch.token_ids[:known]:
-            self._decoder.push(token)
-        text = "".join([self._decoder.push(token) for token in batch.token_ids[known:]])
-        self.emitted += len(batch.token_ids)
-        if batch.end is None:
-            return Delta(text, batch.token_ids[known:], batch.logprobs[known:])
-        text += self._decoder.flush()
-        return Delta(text, batch.token_ids[known:], batch.logprobs[known:], self._outcome(batch.end))
+        known = min(max(self.admitted.resume_from - sample.emitted, 0), len(ids))
+        taken = stream.push(ids[:known])[1] if known else 0
+        text = ""
+        if stream.stopped is None:
+            text, new = stream.push(ids[known:])
+            taken += new
+        sample.emitted += taken
+        self.emitted += taken
+        end = batch.end
+        if end is not None and stream.stopped is None:
+            text += stream.flush()
+        if stream.stopped is not None:
+            end = End("stop", len(self.admitted.prompt_ids), sample.emitted)
+        outcome = None if end is None else self._close(sample, end)
+        part = slice(known, taken)
+        return Delta(
+            text, ids[part], batch.logprobs[part], outcome, batch.alternatives[part], index=sample.index
+        )
 
-    def _outcome(self, end: End) -> Outcome:
+    def _close(self, sample: _Sample, end: End) -> Outcome:
+        """Nothing more is wanted of this sample, whether or not its router knows yet."""
+        self._open.remove(sample)
+        if self._ticket is not None:
+            self._ticket.drop(sample.index, end.reason)
         return Outcome(
             reason=end.reason,
             prompt_tokens=end.prompt_tokens,
             completion_tokens=end.completion_tokens,
-            ttft_s=self._first - self._began if self.emitted else 0.0,
+            ttft_s=sample.first_at - self._began if sample.emitted else 0.0,
             duration_s=self._clock() - self._began,
+            stop=sample.stream.stopped,
         )
+
+
+def _requests(admitted: Admitted) -> list[EngineRequest]:
+    """One a sample, alike but for the seed."""
+    return [
+        EngineRequest(
+            admitted.request_id,
+            admitted.prompt_ids,
+            dataclasses.replace(admitted.sampling, seed=sample_seed(admitted.sampling.seed, index)),
+            priority=admitted.priority,
+        )
+        for index in range(admitted.samples)
+    ]

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.gateway import admission
 from cluster.gateway.admission import Limits
+from cluster.library.reader import Library
 from cluster.model.template import ChatTemplate, Message, render_chat
-from cluster.model.tokenizer import StreamDecoder, Tokenizer
+from cluster.model.text_stream import TextStream
+from cluster.model.tokenizer import Tokenizer
 
 INLINE_CHARS = 2048
 """Up to this length tokenising costs less than handing it to a thread and back."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What clients may want to know of the model. experts, top_k: routed experts of a layer, and of a token;
+    hidden: width of a hidden state, and so of an embedding; variants: the default one first."""
+
+    family: str = ""
+    layers: int = 0
+    experts: int = 0
+    top_k: int = 0
+    hidden: int = 0
+    eos_ids: tuple[int, ...] = ()
+    variants: tuple[str, ...] = ()
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -24,18 +42,44 @@ class ServedModel:
     tokenizer: Tokenizer
     template: ChatTemplate | None = None
     library: str = ""
+    facts: Facts = Facts()
 
-    def stream_decoder(self) -> StreamDecoder:
-        return StreamDecoder(self.tokenizer)
+    @staticmethod
+    def of(library: Library, context: int, variant: str = "") -> ServedModel:
+        """context: longest sequence that the routers take. Raises LibraryError without a tokenizer."""
+        spec = library.spec
+        facts = Facts(
+            family=spec.family,
+            layers=spec.layers,
+            experts=spec.experts,
+            top_k=spec.top_k,
+            hidden=spec.hidden,
+            eos_ids=spec.eos_ids,
+            variants=library.variants,
+            variant=variant or library.variants[0],
+        )
+        limits = Limits(context, spec.vocab)
+        template = library.chat_template()
+        return ServedModel(library.name, limits, library.tokenizer(), template, library.digest, facts)
+
+    def text_stream(self, stops: Sequence[str] = ()) -> TextStream:
+        return TextStream(self.tokenizer, stops)
 
     async def tokenise(self, text: str) -> list[int]:
         """Long texts go to a thread and do not stop the streams of others. Raises InvalidRequest."""
         admission.check_text(text)
         return await self._encode(text, special=True)
 
-    async def tokenise_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Raises InvalidRequest, also for a model without a template."""
-        return await self._encode(render_chat(self.template, messages), special=False)
+    async def tokenise_chat(
+        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """variables: further values for the template. Raises InvalidRequest, also for a model without one."""
+        return await self._encode(render_chat(self.template, messages, variables=variables), special=False)
+
+    async def detokenise(self, ids: Sequence[int]) -> str:
+        if len(ids) <= INLINE_CHARS:
+            return self.tokenizer.decode(ids)
+        return await asyncio.to_thread(self.tokenizer.decode, ids)
 
     async def _encode(self, text: str, special: bool) -> list[int]:
         if len(text) <= INLINE_CHARS:

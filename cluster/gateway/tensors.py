@@ -1,7 +1,9 @@
-"""Tensors of the open inference protocol: one element in, one element out, bytes checked."""
+"""Tensors of the open inference protocol: one element (or a list of strings) in, one element out, bytes
+checked."""
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,28 +33,32 @@ KINDS: Mapping[type, tuple[str, ...]] = {
     int: ("INT32", "INT64", "UINT32", "UINT64", "INT8", "INT16", "UINT8", "UINT16"),
     float: ("FP32", "FP64"),
     str: ("BYTES",),
+    list: ("BYTES",),
 }
 LENGTH = struct.Struct("<I")
 
 
-def read_inputs(request: pb.ModelInferRequest, known: Mapping[str, type]) -> dict[str, Element]:
+def read_inputs(request: pb.ModelInferRequest, known: Mapping[str, type]) -> dict[str, Element | list[str]]:
     """The one element of every input by name. Raises InvalidRequest naming the tensor and what is wrong.
 
-    known: input name to the Python type its datatype must give.
+    known: input name to the Python type its datatype must give; list: any number of strings.
     """
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequest(
             f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs; send one each"
         )
-    values: dict[str, Element] = {}
+    values: dict[str, Element | list[str]] = {}
     for place, tensor in enumerate(request.inputs):
         if tensor.name not in known:
             raise InvalidRequest(f"unknown input {tensor.name!r}; known are {', '.join(known)}")
         if tensor.name in values:
             raise InvalidRequest(f"input {tensor.name!r} is there twice")
         _check_head(tensor, known[tensor.name])
-        values[tensor.name] = _raw_element(tensor, raw[place]) if raw else _typed_element(tensor)
+        if known[tensor.name] is list:
+            values[tensor.name] = _strings(tensor, raw[place] if raw else None)
+        else:
+            values[tensor.name] = _raw_element(tensor, raw[place]) if raw else _typed_element(tensor)
     return values
 
 
@@ -61,7 +67,10 @@ def _check_head(tensor: pb.ModelInferRequest.InferInputTensor, kind: type) -> No
         raise InvalidRequest(
             f"input {tensor.name!r} is {tensor.datatype or 'without datatype'}; it must be {KINDS[kind][0]}"
         )
-    if list(tensor.shape) not in ([1], [1, 1]):
+    if kind is list:
+        if len(tensor.shape) not in (1, 2) or any(size < 0 for size in tensor.shape):
+            raise InvalidRequest(f"input {tensor.name!r} has shape {list(tensor.shape)}; it must be [n]")
+    elif list(tensor.shape) not in ([1], [1, 1]):
         raise InvalidRequest(f"input {tensor.name!r} has shape {list(tensor.shape)}; it must be [1]")
 
 
@@ -88,6 +97,29 @@ def _typed_element(tensor: pb.ModelInferRequest.InferInputTensor) -> Element:
         raise InvalidRequest(f"input {tensor.name!r} has {len(elements)} elements in {field}; it must have 1")
     element: Element = _text(tensor.name, elements[0]) if tensor.datatype == "BYTES" else elements[0]
     return element
+
+
+def _strings(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> list[str]:
+    """raw: every string behind its 4-byte little-endian length; None: they are in bytes_contents."""
+    parts = list(tensor.contents.bytes_contents) if raw is None else _split(tensor.name, raw)
+    if len(parts) != math.prod(tensor.shape):
+        raise InvalidRequest(
+            f"input {tensor.name!r} has {len(parts)} elements and shape {list(tensor.shape)}; they must agree"
+        )
+    return [_text(tensor.name, part) for part in parts]
+
+
+def _split(name: str, data: bytes) -> list[bytes]:
+    parts: list[bytes] = []
+    place = 0
+    while place < len(data):
+        begin = place + LENGTH.size
+        size = LENGTH.unpack_from(data, place)[0] if begin <= len(data) else len(data)
+        place = begin + size
+        if place > len(data):
+            raise InvalidRequest(f"input {name!r}: raw bytes end within element {len(parts)}; send its bytes")
+        parts.append(data[begin:place])
+    return parts
 
 
 def _text(name: str, data: bytes) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import InvalidRequest
 from cluster.gateway.admission import MODEL_VERSION, Wishes
 from cluster.gateway.run import Delta
 from cluster.gateway.tensors import Element, read_inputs, write_output
+from cluster.types import GRAMMAR_KINDS, Grammar, GrammarKind
 from protos import open_inference_pb2 as pb
 
 SCALARS: Mapping[str, tuple[str, type]] = {
@@ -20,6 +21,9 @@ SCALARS: Mapping[str, tuple[str, type]] = {
     "top_p": ("FP32", float),
     "min_p": ("FP32", float),
     "repetition_penalty": ("FP32", float),
+    "presence_penalty": ("FP32", float),
+    "frequency_penalty": ("FP32", float),
+    "priority": ("INT32", int),
     "seed": ("UINT64", int),
     "ignore_eos": ("BOOL", bool),
 }
@@ -27,8 +31,10 @@ INPUTS: Mapping[str, tuple[str, type]] = {
     "text_input": ("BYTES", str),
     "stream": ("BOOL", bool),
     "sampling_parameters": ("BYTES", str),
+    "stop_words": ("BYTES", list),
     **SCALARS,
 }
+REQUIRED = frozenset({"text_input"})
 OUTPUTS: Mapping[str, str] = {
     "text_output": "BYTES",
     "finish_reason": "BYTES",
@@ -39,7 +45,8 @@ OUTPUTS: Mapping[str, str] = {
 EMPTY_FINAL = "triton_enable_empty_final_response"
 FINAL = "triton_final_response"
 KNOWN_TYPES = {name: kind for name, (_, kind) in INPUTS.items()}
-JSON_KEYS = frozenset(field.name for field in fields(Wishes))
+JSON_KEYS = frozenset({*SCALARS, "stop_token_ids", "stop", *GRAMMAR_KINDS})
+"""Of sampling_parameters. One answer has one text, so there is no n; nor outputs for alternatives."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,9 @@ def read_request(request: pb.ModelInferRequest) -> TextRequest:
         raise InvalidRequest("input 'text_input' is missing")
     sampling = _json_sampling(str(values.pop("sampling_parameters", "{}")))
     text, stream = str(values.pop("text_input")), bool(values.pop("stream", False))
+    words = values.pop("stop_words", None)
+    if isinstance(words, list):
+        sampling["stop"] = tuple(words)
     sampling.update(values)
     return TextRequest(text, stream, Wishes(**sampling), _outputs(request), _empty_final(request))
 
@@ -76,15 +86,34 @@ def _json_sampling(text: str) -> dict[str, Any]:
         raise InvalidRequest(
             f"sampling_parameters has unknown key {unknown[0]!r}; known are {', '.join(sorted(JSON_KEYS))}"
         )
-    return {key: _json_value(key, value) for key, value in given.items()}
+    grammars = [_json_grammar(kind, given.pop(kind)) for kind in GRAMMAR_KINDS if kind in given]
+    if len(grammars) > 1:
+        raise InvalidRequest(f"sampling_parameters: send one of {', '.join(GRAMMAR_KINDS)}")
+    values = {key: _json_value(key, value) for key, value in given.items()}
+    return {**values, "grammar": grammars[0]} if grammars else values
+
+
+def _json_grammar(kind: GrammarKind, value: Any) -> Grammar:
+    """A schema may come as the JSON that it is."""
+    if kind == "json_schema" and isinstance(value, dict | bool):
+        value = json.dumps(value)
+    if not isinstance(value, str):
+        raise InvalidRequest(f"sampling_parameters: {kind} must be a string")
+    return Grammar(kind, value)
+
+
+def _json_list(key: str, value: Any, kind: type, noun: str) -> tuple[Any, ...]:
+    if not isinstance(value, list) or not all(type(item) is kind for item in value):
+        raise InvalidRequest(f"sampling_parameters: {key} must be a list of {noun}")
+    return tuple(value)
 
 
 def _json_value(key: str, value: Any) -> Any:
     """Numbers may come as strings, as some published clients send them."""
     if key == "stop_token_ids":
-        if not isinstance(value, list) or not all(type(item) is int for item in value):
-            raise InvalidRequest("sampling_parameters: stop_token_ids must be a list of integers")
-        return tuple(value)
+        return _json_list(key, value, int, "integers")
+    if key == "stop":
+        return _json_list(key, [value] if isinstance(value, str) else value, str, "strings")
     kind = SCALARS[key][1]
     if kind is bool:
         if not isinstance(value, bool):

@@ -22,7 +22,7 @@ _REASONS: Mapping[str, str] = {
 OTHERWISE = "reflection lists what there is"
 
 
-class Unoffered(grpc.GenericRpcHandler):  # type: ignore[misc]
+class Unoffered(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     """Looked at after all services: ends what none of them has, with a sentence that says why."""
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:

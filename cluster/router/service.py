@@ -21,6 +21,7 @@ from cluster.dispatch.server import FrameServer
 from cluster.errors import InvalidRequest, MoemeshError, ProtocolError, Unavailable
 from cluster.router.engine import Engine, EngineStats
 from cluster.types import (
+    Embedded,
     Emitted,
     EngineRequest,
     Event,
@@ -194,6 +195,8 @@ class RouterService:
             entries.append(_entry(number, event))
             if isinstance(event, Scored):
                 scores.append(event.logprobs)
+            if isinstance(event, Embedded):
+                scores.append(event.values)
             if not isinstance(event, Emitted):
                 del self._clients[event.request_id]
         for connection, (entries, scores) in outgoing.items():
@@ -241,6 +244,8 @@ def _entry(number: int, event: Event) -> list[Any]:
             return [number, "f", event.reason, event.prompt_tokens, event.completion_tokens]
         case Scored():
             return [number, "s", len(event.logprobs)]
+        case Embedded():
+            return [number, "e", len(event.values)]
         case Failed():
             return _failure(number, event.error, event.emitted)
 

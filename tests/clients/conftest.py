@@ -1,4 +1,4 @@
-"""Environments for stock clients, apart from ours: tritonclient needs another protobuf than the gateway does."""
+"""Environments for stock clients: tritonclient needs another protobuf than the gateway does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from support.gateways import gateway
 TRITON = ("tritonclient[grpc]==2.73.*", "grpcio-reflection<1.80", "grpcio-health-checking<1.80")
 OPENAI = ("openai==3.51.*",)
 INSTALL_S = 420
-UNREACHABLE = ("No matching distribution", "Connection", "Temporary failure", "ETIMEDOUT", "EAI_AGAIN", "ENOTFOUND")
+UNREACHABLE = (
+    "No matching distribution",
+    "Connection",
+    "Temporary failure",
+    "ETIMEDOUT",
+    "EAI_AGAIN",
+    "ENOTFOUND",
+)
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,9 @@ def run_sync(address, model):
         "token_logprobs": ids.choices[0].logprobs.token_logprobs,
         "extra": api.completions.create(
             prompt="ab", max_tokens=2, extra_body={"top_k": 1, "ignore_eos": True}, **greedy
-        ).choices[0].text,
+        )
+        .choices[0]
+        .text,
         "seeded": seeded.choices[0].text,
         "request_id": chat.id,
     }

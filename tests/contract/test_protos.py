@@ -73,7 +73,9 @@ def test_services_have_the_agreed_names() -> None:
     }
     generation = generation_pb2.DESCRIPTOR.services_by_name["Generation"]
     assert generation.full_name == "moemesh.v1.Generation"
-    assert set(generation.methods_by_name) == {"Generate", "Score", "Tokenize", "Abort"}
+    assert set(generation.methods_by_name) == {
+        *("Generate", "Chat", "Score", "Embed", "Tokenize", "Detokenize", "GetModel", "Abort"),
+    }
 
 
 def test_a_request_can_be_named_and_resumed() -> None:

@@ -56,7 +56,6 @@ def refusal(stub: Stub, asked: pb.GenerateRequest) -> grpc.RpcError:
         ({"text": ""}, "prompt is empty"),
         ({"token_ids": pb.TokenIds()}, "prompt is empty"),
         ({"token_ids": pb.TokenIds(ids=[256])}, "0..255"),
-        ({"messages": pb.ChatMessages()}, "no messages"),
         ({"text": "x" * 256}, "at most 255 fit"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"temperature": -1.0}, "temperature"),
@@ -115,8 +114,9 @@ def test_messages_need_a_template() -> None:
         generation_stub(service) as stub,
     ):
         assert not stub.Tokenize(pb.TokenizeRequest(text="a")).chat_template
-        messages = pb.ChatMessages(messages=[pb.ChatMessage(role="user", content="hi")])
-        error = refusal(stub, request(messages=messages))
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.Chat(pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="hi")])))
+        error = caught.value
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "no chat template" in error.details()
 

@@ -111,7 +111,8 @@ def test_every_sampling_field_reaches_the_router(
         "ignore_eos": True,
     }
     collect(stub.Generate(request(**fields)))
-    assert router.counts.submitted[0].sampling == fields
+    sent = router.counts.submitted[0].sampling
+    assert {name: sent[name] for name in fields} == fields
 
 
 def test_zero_tokens_need_no_router(router: FakeRouter, stub: generation_pb2_grpc.GenerationStub) -> None:
@@ -123,8 +124,8 @@ def test_zero_tokens_need_no_router(router: FakeRouter, stub: generation_pb2_grp
 def test_messages_are_rendered_by_the_template(
     router: FakeRouter, stub: generation_pb2_grpc.GenerationStub
 ) -> None:
-    messages = pb.ChatMessages(messages=[pb.ChatMessage(role="user", content="hi")])
-    collect(stub.Generate(request(messages=messages, max_tokens=1)))
+    said = [pb.ChatMessage(role="user", content="hi")]
+    collect(stub.Chat(pb.ChatRequest(messages=said, sampling=pb.Sampling(max_tokens=1))))
     assert byte_tokenizer().decode(router.counts.submitted[0].prompt) == "<user>hi<a>"
 
 
@@ -141,8 +142,8 @@ def test_a_resumed_stream_continues_where_the_first_was(
 
 
 def _pieces(text: str) -> list[str]:
-    decoder = served_model().stream_decoder()
-    return [decoder.push(token) for token in byte_tokenizer().encode(text)]
+    stream = served_model().text_stream()
+    return [stream.push([token])[0] for token in byte_tokenizer().encode(text)]
 
 
 def test_score_gives_one_logprob_for_every_token_after_the_first(

@@ -11,7 +11,6 @@ import pytest
 
 from cluster.config import EngineConfig
 from cluster.dispatch.handshake import Identity
-from cluster.gateway.admission import Limits
 from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
 from cluster.library.bundled import open_model
@@ -70,13 +69,7 @@ def serving(library: Library) -> Iterator[Served]:
         router = RouterService(engine, Identity("router", "router-0", 1, library.digest))
         address = router.start()
         router.open()
-        served = ServedModel(
-            library.name,
-            Limits(engine.context, library.spec.vocab),
-            library.tokenizer(),
-            library.chat_template(),
-            library.digest,
-        )
+        served = ServedModel.of(library, engine.context)
         try:
             with gateway({"router-0": address}, served) as front, generation_stub(front) as stub:
                 yield stub, front, engine

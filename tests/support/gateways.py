@@ -57,7 +57,7 @@ def wait_until(what: Callable[[], Any], message: str, seconds: float = 20.0) -> 
 def gateway(
     routers: Mapping[str, str], served: ServedModel | None = None, **config: Any
 ) -> Iterator[GatewayService]:
-    """Started, connected to all `routers` (id → address), shut down at the end."""
+    """Started, connected to all `routers` (id → address), shut down at the end. http_port=0 offers HTTP."""
     service = GatewayService(GatewayConfig(port=0, **config), served or served_model())
     service.start()
     try:
@@ -78,5 +78,5 @@ def request(text: str = "abc", **fields: Any) -> pb.GenerateRequest:
     """Sampling fields go into `sampling`, all others into the request."""
     names = set(pb.Sampling.DESCRIPTOR.fields_by_name)
     sampling = {name: fields.pop(name) for name in list(fields) if name in names}
-    prompt = {} if {"messages", "token_ids"} & set(fields) else {"text": text}
+    prompt = {} if "token_ids" in fields else {"text": text}
     return pb.GenerateRequest(sampling=pb.Sampling(**sampling), **prompt, **fields)

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from cluster.cli import chat, options
-from cluster.cli.chat import StopAt, transcript
+from cluster.cli.chat import transcript
 from cluster.cli.client import default_address
 from cluster.cli.completion import Recorder
 from cluster.cli.score import read_text
@@ -19,33 +19,10 @@ from cluster.errors import InvalidRequest
 from cluster.gateway.admission import Wishes
 
 
-@pytest.mark.parametrize("cut", range(1, 16))
-def test_a_marker_is_found_however_the_text_is_cut(cut: int) -> None:
-    text = "well\nUse it.\nUser: and more"
-    stop = StopAt("\nUser:")
-    pieces = [text[i : i + cut] for i in range(0, len(text), cut)]
-    assert "".join(stop.push(piece) for piece in pieces) == "well\nUse it."
-    assert stop.found
-
-
-def test_a_held_back_beginning_is_given_out_at_the_end() -> None:
-    stop = StopAt("\nUser:")
-    assert stop.push("yes\nUs") == "yes"
-    assert stop.flush() == "\nUs"
-    assert not stop.found
-
-
 def test_a_transcript_names_who_speaks_next() -> None:
     turns = [("system", "A play."), ("user", "Who is there?"), ("assistant", "I."), ("user", "You?")]
     assert transcript(turns) == "A play.\nUser: Who is there?\nAssistant: I.\nUser: You?\nAssistant:"
     assert chat.NEXT_TURN == "\nUser:"
-
-
-def test_absent_wishes_stay_absent_in_the_message() -> None:
-    sampling = options.to_sampling(Wishes(max_tokens=3, temperature=0.0))
-    assert sampling.max_tokens == 3
-    assert sampling.HasField("temperature")
-    assert not sampling.HasField("seed")
 
 
 @pytest.mark.parametrize("wishes", [Wishes(seed=-1), Wishes(seed=1 << 64), Wishes(max_tokens=1 << 40)])

@@ -10,7 +10,6 @@ from cluster.config import EngineConfig, GatewayConfig
 from cluster.controller.state import NO_TABLE, Role
 from cluster.fleet.control import ControlledRole, View
 from cluster.fleet.roles.process import Place, count_restarts, log_to_file
-from cluster.gateway.admission import Limits
 from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
 from cluster.library.reader import Library
@@ -33,10 +32,7 @@ class GatewayRole(ControlledRole):
         library = Library.open(self._place.library)
         dtype = kv_dtype(library.manifest.trunk.floating, self._engine.kv)
         context = longest_sequence(library.spec, self._engine, dtype)
-        limits = Limits(context=context, vocab=library.spec.vocab)
-        served = ServedModel(
-            library.name, limits, library.tokenizer(), library.chat_template(), library.digest
-        )
+        served = ServedModel.of(library, context, self._place.variant)
         service = GatewayService(self._config, served, self.name)
         self.address = service.start()
         self._service = service

@@ -38,6 +38,7 @@ def _routes(front: Front, config: GatewayConfig) -> Starlette:
         routes=[
             _route("/v1/completions", openai.completions, "POST"),
             _route("/v1/chat/completions", openai.chats, "POST"),
+            _route("/v1/embeddings", openai.embeddings, "POST"),
             _route("/v1/models", openai.models, "GET"),
             _route("/v1/models/{name:path}", openai.model, "GET"),
             _route("/health", operations.health, "GET"),

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
-from cluster.gateway import admission
+from cluster.gateway import admission, whole
 from cluster.gateway.admission import Admitted
 from cluster.gateway.admit import admit, draw_id
 from cluster.gateway.front import Front
@@ -26,6 +26,7 @@ from cluster.gateway.http.openai_request import (
     TextAsked,
     read_chat,
     read_completion,
+    read_embeddings,
 )
 from cluster.gateway.http.presence import while_connected
 from cluster.gateway.run import Delta, Run
@@ -60,6 +61,22 @@ class OpenAi:
     async def chats(self, request: Request) -> ASGIApp:
         asked = await self._read(request, read_chat)
         return await self._answer(request, asked, Chats(self._spelling(asked)))
+
+    async def embeddings(self, request: Request) -> Response:
+        """Of unit length, as the dialect's are."""
+        asked = read_embeddings(await read_object(request, self._most_bytes))
+        admission.check_model(asked.model, self._served.name)
+        limits = self._served.limits
+        prompts = [
+            admission.check_prompt(await self._tokens(each), limits, room=0) for each in asked.prompts
+        ]
+        async with while_connected(request.receive), asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(whole.embed(self._front.pool, each, normalise=True)) for each in prompts
+            ]
+        rows = [task.result() for task in tasks]
+        tokens = sum(map(len, prompts))
+        return JSONResponse(openai_answer.embeddings(self._served.name, rows, asked.base64, tokens))
 
     async def _read(self, request: Request, read: Callable[[Fields], TextAsked]) -> TextAsked:
         asked = read(await read_object(request, self._most_bytes))

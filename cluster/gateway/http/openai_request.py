@@ -173,8 +173,8 @@ def _include_usage(fields: Fields, stream: bool) -> bool:
 
 
 def _wishes(fields: Fields, alternatives: int, max_tokens: int) -> Wishes:
-    given = {name: fields.take(name, read) for name, read in _WISHES.items()}
-    given = {name: value for name, value in given.items() if value is not None}
+    taken = {name: fields.take(name, read) for name, read in _WISHES.items()}
+    given: dict[str, Any] = {name: value for name, value in taken.items() if value is not None}
     given.setdefault("temperature", TEMPERATURE)
     seed = fields.take("seed", integer)
     return Wishes(

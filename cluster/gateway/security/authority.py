@@ -121,7 +121,9 @@ def _load(authority: Pair) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey
         certificate = x509.load_pem_x509_certificate(authority.certificate)
         key = serialization.load_pem_private_key(authority.key, password=None)
     except ValueError as error:
-        raise ConfigError(f"the authority cannot be read ({error}); make one with `moemesh keys ca`") from None
+        raise ConfigError(
+            f"the authority cannot be read ({error}); make one with `moemesh keys ca`"
+        ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
         raise ConfigError("the authority's key does not belong to its certificate; restore both from a copy")
     return certificate, key

@@ -38,9 +38,9 @@ class Certificates:
         def renew(connection: ssl.SSLObject, name: str | None, first: ssl.SSLContext) -> None:
             connection.context = self._material.current().context
 
-        # Not one of those that `renew` hands out: they have no callback, so that none of them is entered twice.
+        # Its own, not one of those that `renew` hands out: they have no callback.
         entry = read(self._files).context
-        entry.sni_callback = renew  # type: ignore[assignment]
+        entry.sni_callback = renew
         return entry
 
     def for_grpc(self) -> grpc.ServerCredentials:

@@ -16,7 +16,7 @@ from cluster.gateway.status import Context, answering
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 
-class KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """The caller is set for the task that then runs the handler."""
 
     def __init__(self, guard: Guard, guard_health: bool) -> None:

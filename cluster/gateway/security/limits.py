@@ -57,8 +57,7 @@ class KeyLimits:
             )
             if wait_s:
                 raise RateLimited(
-                    f"this key may ask {who.requests_per_minute} times a minute; "
-                    f"try again in {wait_s:.1f} s",
+                    f"this key may ask {who.requests_per_minute} times a minute; try again in {wait_s:.1f} s",
                     wait_s,
                 )
         self._running[who.id] += 1

@@ -1,0 +1,46 @@
+"""From what a client asked for to a request that may be submitted: every service admits by these rules."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Sequence
+
+from cluster.gateway import admission
+from cluster.gateway.admission import Admitted, Wishes
+from cluster.gateway.served import ServedModel
+
+
+def draw_seed() -> int:
+    return secrets.randbits(64)
+
+
+def draw_id() -> str:
+    return uuid.uuid4().hex
+
+
+async def admit(
+    served: ServedModel,
+    prompt: Sequence[int],
+    wishes: Wishes,
+    *,
+    request_id: str = "",
+    tier: str = "",
+    resume_from: int = 0,
+) -> Admitted:
+    """Fill in defaults, draw a missing seed and id. Raises InvalidRequest, naming what is wrong."""
+    tier = admission.check_tier(tier)
+    name = admission.check_request_id(request_id, draw_id)
+    resume_from = admission.check_resume(resume_from, wishes)
+    ids = admission.check_prompt(prompt, served.limits)
+    sampling = admission.check_sampling(wishes, len(ids), served.limits, draw_seed)
+    return Admitted(
+        name,
+        ids,
+        sampling,
+        tier,
+        resume_from,
+        admission.check_stop(wishes.stop),
+        admission.check_samples(wishes.n),
+        admission.check_priority(wishes.priority),
+    )
