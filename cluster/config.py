@@ -86,11 +86,19 @@ class GatewayConfig:
     guard_health: bool = False
 
 
+class LogFormat(StrEnum):
+    """text: lines for people; json: one object a line, with the ids of requests as fields."""
+
+    text = "text"
+    json = "json"
+
+
 @dataclass(frozen=True)
 class ClusterConfig:
     """What `moemesh up` starts.
 
     model: a library folder, "" for the bundled one; variant: of its experts, "" for the default.
+    log_format: of the roles' log files.
     """
 
     model: str = ""
@@ -100,3 +108,4 @@ class ClusterConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     node: NodeConfig = field(default_factory=NodeConfig)
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    log_format: LogFormat = LogFormat.text

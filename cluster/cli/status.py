@@ -38,6 +38,7 @@ def status(
 def _as_json(record: Record, found: dict[str, Any]) -> dict[str, Any]:
     return {
         "grpc": record.grpc,
+        "http": record.http_url,
         "model": record.model,
         "variant": record.variant,
         "table": {"epoch": found["epoch"], "version": found["version"], "active": found["active"]},
@@ -51,9 +52,10 @@ def _as_json(record: Record, found: dict[str, Any]) -> dict[str, Any]:
 
 def _print(record: Record, found: dict[str, Any]) -> None:
     console = table_console()
+    http = f" and {record.http_url}" if record.http else ""
     active = "active" if found["active"] == found["version"] else "being loaded"
     console.print(
-        f"{record.model} ({record.variant}) at {record.grpc}, "
+        f"{record.model} ({record.variant}) at {record.grpc}{http}, "
         f"placement table {found['epoch']}.{found['version']} {active}{_copies(found)}"
     )
     for kind, columns in (("node", _NODE), ("router", _ROUTER), ("gateway", _GATEWAY)):

@@ -67,7 +67,7 @@ class Mailbox:
 
     __slots__ = (
         *("_batch", "_error", "_max_tokens", "_meter"),
-        *("bell", "ended", "received", "request_id", "started"),
+        *("bell", "ended", "reason", "received", "request_id", "started"),
     )
 
     def __init__(
@@ -82,6 +82,7 @@ class Mailbox:
         self.received = 0
         self.started = False
         self.ended = False
+        self.reason = ""
         self._max_tokens = max_tokens
         self._meter = meter
         self._batch = Batch()
@@ -121,7 +122,7 @@ class Mailbox:
             self._end(reason)
 
     def _end(self, reason: str) -> None:
-        self.ended = True
+        self.ended, self.reason = True, reason
         if self._meter is not None:
             self._meter.end(reason)
 

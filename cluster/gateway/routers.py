@@ -314,6 +314,7 @@ class RouterPool:
         if self._tickets.get(key) is ticket:
             del self._tickets[key]
             self._limits.leave(ticket.owner)
+            _report(ticket)
 
     def is_running(self, request_id: RequestId) -> bool:
         """Whether the caller has a request of this name."""
@@ -342,3 +343,15 @@ class RouterPool:
         if self.ready != self._was_ready:
             self._was_ready = self.ready
             self._on_ready(self._was_ready)
+
+
+def _report(ticket: Ticket) -> None:
+    """One line of log a request; of its content only sizes."""
+    fields = {
+        "request_id": ticket.request_id,
+        "key": ticket.owner.id,
+        "prompt_tokens": ticket.prompt_tokens,
+        "tokens": sum(mailbox.received for mailbox in ticket.mailboxes),
+        "ended": ",".join(mailbox.reason for mailbox in ticket.mailboxes),
+    }
+    log.info("request", extra={"fields": fields})

@@ -71,8 +71,8 @@ class GatewayService:
         return self._http_address
 
     def start(self) -> str:
-        """Listen; returns the address. Raises PortInUse, or ClusterError for a host beyond loopback."""
-        check_host(self._config)
+        """Listen; returns gRPC's address. Raises PortInUse, and what `check_access` raises."""
+        check_access(self._config)
         self._thread.start()
         if not self._started.wait(START_S):
             raise StartFailed(f"the gateway did not listen within {START_S:g} s; its log says why")
@@ -165,9 +165,13 @@ def _web_server(
     return HttpServer(build_app(front, config, guard), config.http_host, config.http_port, context)
 
 
-def check_host(config: GatewayConfig) -> None:
+def check_access(config: GatewayConfig) -> None:
     """Raises ClusterError for hosts that others can reach, unless there are TLS and keys, or the
-    configuration says `insecure`."""
+    configuration says `insecure`; ConfigError for files of keys and certificates that cannot be used."""
+    if config.keys:
+        Guard(Path(config.keys))
+    if config.tls:
+        Certificates(config.tls)
     if config.insecure or (config.tls is not None and config.keys):
         return
     for host in (config.host, config.http_host):

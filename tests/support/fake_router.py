@@ -50,6 +50,7 @@ class Counts:
     submitted: list[Submitted] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
     frames: int = 0
+    probes: int = 0
 
 
 class FakeRouter:
@@ -151,6 +152,7 @@ class FakeRouter:
                 self.running.pop((connection, number), None)
             return
         assert frame.kind is Kind.SUBMIT
+        self.counts.probes += number == PROBE_NUMBER
         if number == PROBE_NUMBER and self._refuse is None:
             # Answered whatever the script is, and not counted: tests are about their own requests.
             connection.send(Kind.EVENTS, {"e": [[number, "t", 0, 0.0], [number, "f", "length", 1, 1]]})

@@ -30,7 +30,7 @@ class RouterRole(ControlledRole):
     role = Role.ROUTER
 
     def __init__(self, place: Place, config: EngineConfig) -> None:
-        log_to_file(place.logs, place.name)
+        log_to_file(place.logs, place.name, place.log_format)
         self._place, self._config = place, config
         self._restarts = count_restarts(place.logs, place.name)
         self._workers: Workers | None = None

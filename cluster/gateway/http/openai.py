@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -31,6 +31,8 @@ from cluster.gateway.http.openai_request import (
 from cluster.gateway.http.presence import while_connected
 from cluster.gateway.run import Delta, Run
 from cluster.model.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 REQUEST_ID = "x-request-id"
 LEFT = 499
@@ -67,16 +69,12 @@ class OpenAi:
         asked = read_embeddings(await read_object(request, self._most_bytes))
         admission.check_model(asked.model, self._served.name)
         limits = self._served.limits
-        prompts = [
-            admission.check_prompt(await self._tokens(each), limits, room=0) for each in asked.prompts
-        ]
-        async with while_connected(request.receive), asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(whole.embed(self._front.pool, each, normalise=True)) for each in prompts
-            ]
-        rows = [task.result() for task in tasks]
+        prompts = [admission.check_prompt(await self._tokens(each), limits, room=0) for each in asked.prompts]
         tokens = sum(map(len, prompts))
-        return JSONResponse(openai_answer.embeddings(self._served.name, rows, asked.base64, tokens))
+        async with while_connected(request.receive):
+            rows = await _together([whole.embed(self._front.pool, each, True) for each in prompts])
+            return JSONResponse(openai_answer.embeddings(self._served.name, rows, asked.base64, tokens))
+        return Response(status_code=LEFT)
 
     async def _read(self, request: Request, read: Callable[[Fields], TextAsked]) -> TextAsked:
         asked = read(await read_object(request, self._most_bytes))
@@ -187,6 +185,16 @@ class Runs:
                 raise news
             left -= news[1].outcome is not None
             yield news
+
+
+async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results; the first error ends the others."""
+    tasks = [asyncio.create_task(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def _whole(runs: Runs, dialect: Dialect, head: Head) -> Answer:
