@@ -116,15 +116,19 @@ class Mailbox:
             self._error = error
             self.bell.ring()
 
-    def abandon(self, reason: FinishReason) -> None:
-        """Nobody reads it any more."""
-        if not self.ended:
-            self._end(reason)
+    def close(self, reason: FinishReason | None) -> None:
+        """Nobody reads it any more. reason: why, if the reader knows better than the router's last event: a
+        stop string may be complete with a sequence's last token."""
+        if self.reason != FAILED:
+            self.reason = reason or self.reason or "aborted"
+        self.ended = True
+        if self._meter is not None:
+            self._meter.end(self.reason)
 
     def _end(self, reason: str) -> None:
         self.ended, self.reason = True, reason
         if self._meter is not None:
-            self._meter.end(reason)
+            self._meter.stop()
 
     def poll(self) -> Batch | None:
         """Everything since the last call; None if there is neither a token nor the end.

@@ -82,16 +82,9 @@ class RouterLink:
         prompt = np.asarray(request.prompt_ids, "<i4").tobytes()
         self._outbox.put_nowait((Kind.SUBMIT, header, prompt))
 
-    def release(self, number: int, reason: FinishReason = "aborted") -> None:
-        """The client is gone or has everything. A request that still runs is aborted at once.
-
-        reason: why that one ends, for the metrics.
-        """
-        mailbox = self.outstanding.pop(number, None)
-        if mailbox is None:
-            return
-        mailbox.abandon(reason)
-        if self.connected:
+    def release(self, number: int) -> None:
+        """The client is gone or has everything. A request that still runs is aborted at once."""
+        if self.outstanding.pop(number, None) is not None and self.connected:
             self._outbox.put_nowait((Kind.ABORT, {"n": number}, b""))
 
     async def close(self) -> None:
@@ -206,9 +199,13 @@ class Ticket:
     def ended(self) -> bool:
         return all(mailbox.ended for mailbox in self.mailboxes)
 
-    def drop(self, place: int, reason: FinishReason = "aborted") -> None:
-        """One sequence has given all that is wanted of it: free it at its router. Twice is fine."""
-        self.link.release(self.numbers[place], reason)
+    def drop(self, place: int, reason: FinishReason | None = None) -> None:
+        """One sequence has given all that is wanted of it: free it at its router. Twice is fine.
+
+        reason: why it ended, if its reader knows better than the router.
+        """
+        self.link.release(self.numbers[place])
+        self.mailboxes[place].close(reason)
 
 
 class RouterPool:

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from cluster.errors import PortInUse
 
 BACKLOG = 1024
+POLL_S = 0.2
 MAX_HEAD_BYTES = 32 << 10
 """Request line and headers together."""
 
@@ -64,6 +65,7 @@ class HttpServer:
             if self._socket is not None:
                 self._socket.close()
             return
-        self._server.config.timeout_graceful_shutdown = max(1, round(grace_s)) if grace_s else 0
+        # uvicorn looks every tenth of a second, and complains where even an idle server had no time for that.
+        self._server.config.timeout_graceful_shutdown = grace_s + POLL_S  # type: ignore[assignment]
         self._server.should_exit = True
         await self._task
