@@ -61,7 +61,8 @@ class Mailbox:
     """One sequence's tokens between the router's connection and its stream. Used by the gateway's loop only.
 
     It holds at most `max_tokens` tokens, so a client that does not read costs no more than its own
-    request; one that reads slowly gets several tokens at once. `bell` rings at every change.
+    request; one that reads slowly gets several tokens at once. `bell` rings at every change; `started`: its
+    router has sent something, or it has ended otherwise.
     """
 
     __slots__ = ("_batch", "_error", "_max_tokens", "bell", "ended", "received", "request_id", "started")
@@ -79,6 +80,7 @@ class Mailbox:
     def token(self, token_id: int, logprob: float, alternatives: Alternatives = ()) -> None:
         if self.ended:
             return
+        self.started = True
         if self.received == self._max_tokens:
             self.fail(ProtocolError(f"a router sent more than the {self._max_tokens} tokens asked for"))
             return
@@ -91,14 +93,14 @@ class Mailbox:
 
     def finish(self, end: End) -> None:
         if not self.ended:
-            self.ended = True
+            self.started = self.ended = True
             self._batch.end = end
             self.bell.ring()
 
     def fail(self, error: MoemeshError) -> None:
         """The reader gets what came before first, then this."""
         if not self.ended:
-            self.ended = True
+            self.started = self.ended = True
             self._error = error
             self.bell.ring()
 
