@@ -8,5 +8,6 @@ from cluster.model.grammar import Grammars
 
 def grammars_of(library: Library) -> Grammars | None:
     """None for a library without a tokenizer."""
-    tokenizer = library.tokenizer_bytes()
-    return None if tokenizer is None else Grammars(tokenizer, library.spec.vocab, library.spec.eos_ids)
+    if library.manifest.tokenizer is None:
+        return None
+    return Grammars(library.tokenizer(), library.spec.vocab, library.spec.eos_ids)

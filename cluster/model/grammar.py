@@ -16,6 +16,7 @@ import llguidance.numpy
 import numpy as np
 
 from cluster.errors import InvalidRequest
+from cluster.model.tokenizer import Tokenizer
 from cluster.types import Grammar
 
 WHITESPACE = r"(\n[ ]{0,16}| )?"
@@ -62,13 +63,13 @@ class GrammarState:
 class Grammars:
     """Compiles grammars for one tokenizer. Safe to share between threads.
 
-    tokenizer: bytes of a tokenizer.json; vocab: width of the model's logits; eos_ids: ids that may end a
-    complete output, beside the tokenizer's own if there are none.
+    vocab: width of the model's logits; eos_ids: ids that may end a complete output, the tokenizer's own if
+    there are none. The first grammar has the tokenizer read: tens of milliseconds.
     """
 
-    def __init__(self, tokenizer: bytes, vocab: int, eos_ids: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab: int, eos_ids: Sequence[int]) -> None:
         self.words = -(-vocab // 32)
-        self._tokenizer_json, self._vocab, self._eos_ids = tokenizer.decode(), vocab, list(eos_ids)
+        self._text, self._vocab, self._eos_ids = tokenizer, vocab, list(eos_ids)
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
@@ -88,7 +89,7 @@ class Grammars:
     def _new(self, grammar: Grammar) -> llguidance.LLMatcher:
         if self._tokenizer is None:
             eos = self._eos_ids or None
-            self._tokenizer = llguidance.LLTokenizer(self._tokenizer_json, n_vocab=self._vocab, eos_token=eos)
+            self._tokenizer = llguidance.LLTokenizer(self._text.to_json(), n_vocab=self._vocab, eos_token=eos)
         matcher = llguidance.LLMatcher(self._tokenizer, _source(grammar), log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise InvalidRequest(f"grammar ({grammar.kind}): {_line(matcher.get_error())}")
