@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from kernels import (
+    alternatives,
     attention,
     choice,
     experts,
@@ -32,6 +33,7 @@ from kernels import (
 from kernels.apart import compile_apart
 
 MODULES = (
+    alternatives,
     attention,
     choice,
     experts,
