@@ -28,6 +28,7 @@ class EngineConfig:
     micro_batches: 1, or 2 to compute one half of the batch while the other is at the experts.
     context: longest sequence in tokens; 0 takes the model's own limit.
     threads: compute threads of this process.
+    prefix_cache: whether a prompt may begin with KV pages that an earlier one has filled, to the same bits.
     choice: import path of the policy that shares rows among the copies of an expert
         (cluster/balance/choice.py).
     """
@@ -41,6 +42,7 @@ class EngineConfig:
     micro_batches: int = 1
     context: int = 0
     threads: int = 1
+    prefix_cache: bool = True
     choice: str = "cluster.balance.choice:flow"
 
 

@@ -92,13 +92,15 @@ class EngineRequest:
     """A request as a router's engine sees it: token ids, never text.
 
     kind "generate" continues the prompt; "score" returns the log-probability of every prompt token
-    after the first and generates nothing.
+    after the first and generates nothing. tier: quality. tenant: whose it is; two tenants share no KV page.
     """
 
     request_id: RequestId
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams = SamplingParams()
     kind: RequestKind = "generate"
+    tier: str = "exact"
+    tenant: str = ""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class RouterLink:
             "n": number,
             "id": request.request_id,
             "kind": request.kind,
+            "tier": request.tier,
+            "tenant": request.tenant,
             "sampling": dataclasses.asdict(request.sampling),
         }
         prompt = np.asarray(request.prompt_ids, "<i4").tobytes()

@@ -69,7 +69,9 @@ class Run:
                 )
             self._pool.abort(admitted.request_id)
         if admitted.sampling.max_tokens > 0:
-            request = EngineRequest(admitted.request_id, admitted.prompt_ids, admitted.sampling)
+            request = EngineRequest(
+                admitted.request_id, admitted.prompt_ids, admitted.sampling, tier=admitted.tier
+            )
             self._ticket = self._pool.submit(request)
         return self
 
