@@ -41,7 +41,8 @@ def local_engine(
     store = ExpertStore(library, variant, all_experts(library), memory_bytes)
     try:
         compute = build_compute(library, store, workers)
-        yield Engine(build_trunk(library, variant, workers), LocalExperts(compute), config, probe)
+        trunk = build_trunk(library, variant, workers)
+        yield Engine(trunk, LocalExperts(compute), config, probe, library.digest)
     finally:
         workers.close()
         store.close()

@@ -14,8 +14,11 @@ class Sequence:
     """Mutable; owned by the engine. Two are equal only if they are the same one.
 
     number: order of arrival. tokens: prompt and generated ids. computed: tokens whose K and V are
-    stored. pages: KV pages it owns. slot: its row in the engine's page table, -1 while it waits.
+    stored. pages: KV pages it holds. slot: its row in the engine's page table, -1 while it waits.
     scores: log-probabilities gathered so far ("score" requests). emitted: tokens given to the client.
+    sole: pages that nobody else holds; right while pages are short.
+    found: pages of others that it could begin with, of which nobody holds `idle`; keys: of its full pages;
+    published: tokens whose pages others can find (cluster/router/paging.py).
     """
 
     request: EngineRequest
@@ -26,6 +29,11 @@ class Sequence:
     slot: int = -1
     scores: list[np.ndarray] = field(default_factory=list)
     emitted: int = 0
+    sole: int = 0
+    found: list[int] = field(default_factory=list)
+    idle: int = 0
+    keys: list[bytes] = field(default_factory=list)
+    published: int = 0
 
     @property
     def id(self) -> RequestId:
@@ -39,9 +47,13 @@ class Sequence:
     def held(self) -> int:
         return len(self.pages)
 
+    @property
+    def shareable(self) -> int:
+        return len(self.found)
+
     def restart(self) -> None:
         """Its KV pages are gone: all of its tokens are computed, and scored, once more."""
-        self.computed = 0
+        self.computed = self.published = 0
         self.scores = []
 
     @property

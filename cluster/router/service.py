@@ -231,9 +231,10 @@ def parse_request(client: Client, frame: Frame) -> EngineRequest:
         kind = header["kind"]
         if kind not in ("generate", "score"):
             raise ValueError(f"unknown kind {kind!r}")
+        tier, tenant = str(header.get("tier", "exact")), str(header.get("tenant", ""))
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequest(f"malformed request to the router: {error}") from error
-    return EngineRequest(request_key(client), tuple(ids.tolist()), sampling, kind)
+    return EngineRequest(request_key(client), tuple(ids.tolist()), sampling, kind, tier=tier, tenant=tenant)
 
 
 def _entry(number: int, event: Event) -> list[Any]:

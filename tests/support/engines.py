@@ -128,7 +128,7 @@ def engine_over(
             )
         floating = library.variant(variant).floating
         trunk = Trunk(spec or library.spec, trunk_weights(library), workers, floating)
-        yield Engine(trunk, transport, config, probe)
+        yield Engine(trunk, transport, config, probe, library.digest)
 
 
 @contextmanager

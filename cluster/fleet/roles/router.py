@@ -69,7 +69,8 @@ class RouterRole(ControlledRole):
         choice = resolve(self._config.choice)
         self._exchange = Exchange(identity, shape, table, addresses, choice=choice)
         self._exchange.connect(CONNECT_S)
-        self._service = RouterService(Engine(self._trunk, self._exchange, self._config), identity)
+        engine = Engine(self._trunk, self._exchange, self._config, library=self._library.digest)
+        self._service = RouterService(engine, identity)
         self.address = self._service.start()
         self._service.open()
 
