@@ -51,7 +51,8 @@ class Line(Generic[Entry]):
     Every key gets an equal part of the work that is let in while others wait, whatever it asks for; the
     requests of one key keep their order within a priority. At most `most` sequences wait, and those of one
     key only while they are fewer than the places left: one key alone fills half of them, and the rest stays
-    for others (dynamic thresholds, Choudhury and Hahne 1998).
+    for others (dynamic thresholds, Choudhury and Hahne 1998). The key "" is everybody's, where no keys are
+    asked for, and may fill all.
     """
 
     def __init__(self, most: int) -> None:
@@ -68,6 +69,8 @@ class Line(Generic[Entry]):
 
     def has_room(self, key: str, sequences: int) -> bool:
         free = self._most - self.sequences
+        if not key:
+            return sequences <= free
         mine = sum(place.sequences for place in self._places.values() if place.key == key)
         return sequences <= free and (mine == 0 or mine + sequences <= free)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
 from cluster.errors import MoemeshError, Overloaded, Unavailable
-from cluster.gateway.caller import Caller, caller
+from cluster.gateway.caller import Caller, caller, time_left
 from cluster.gateway.line import Line, Pace, left
 from cluster.gateway.mailbox import Bell, End, Mailbox
 from cluster.gateway.meter import Meter
@@ -129,16 +129,15 @@ class RouterPool:
                 self._links[name] = RouterLink(name, address, self._identity, self._changed)
         self._changed()
 
-    def submit(self, *requests: EngineRequest, within_s: float | None = None) -> Ticket:
+    def submit(self, *requests: EngineRequest) -> Ticket:
         """Sequences of one request: they share its id. All go to one router.
 
-        within_s: the client's deadline; one that would still wait by then is refused.
         Raises Overloaded when they do not fit the line or would wait too long in it, RateLimited when the
         caller's key may not have them now, Unavailable when no router is connected.
         """
         who = caller()
         try:
-            self._check(who.id, requests, within_s)
+            self._check(who.id, requests)
             self._limits.enter(who)
         except MoemeshError as error:
             self.meter.refuse(type(error).__name__)
@@ -191,7 +190,7 @@ class RouterPool:
         self.update({})
         await asyncio.gather(*self._closing)
 
-    def _check(self, key: str, requests: tuple[EngineRequest, ...], within_s: float | None) -> None:
+    def _check(self, key: str, requests: tuple[EngineRequest, ...]) -> None:
         """Raises Overloaded or Unavailable for what should not even wait."""
         self._least_busy()
         if not len(self._line) and self._place_for(len(requests)) is not None:
@@ -203,7 +202,7 @@ class RouterPool:
                 f"try again in {wait_s:.1f} s",
                 wait_s,
             )
-        limit_s = self._config.max_wait_s if within_s is None else min(within_s, self._config.max_wait_s)
+        limit_s = min(self._config.max_wait_s, time_left() or self._config.max_wait_s)
         wait_s = self._pace.interval * (1 + self._line.ahead(key, requests[0].priority))
         if wait_s > limit_s:
             retry_s = max(SOONEST_RETRY_S, wait_s - limit_s)
