@@ -114,8 +114,8 @@ def test_what_would_wait_too_long_is_refused_with_the_time_to_come_back() -> Non
                     ask(pool, f"first{number}", tokens=1)
                 for _ in range(3):  # the line moves once a second
                     clock.now += 1.0
-                    before = len(names(router))
                     await until(lambda: len(router.running) == 1)
+                    before = len(names(router))
                     router.step()
                     await until(lambda before=before: len(names(router)) == before + 1)
                 tickets = [ask(pool, f"second{number}") for number in range(3)]
