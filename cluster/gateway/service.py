@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
-from cluster.errors import ClusterError, StartFailed
+from cluster.errors import ClusterError, PortInUse, StartFailed
 from cluster.gateway import grpc_server
 from cluster.gateway.cluster_view import ClusterView
 from cluster.gateway.front import Front
@@ -131,9 +131,15 @@ class GatewayService:
         certificates = Certificates(config.tls) if config.tls else None
         server = grpc_server.build(front, health, config, guard)
         web = _web_server(front, config, guard, certificates)
-        port = grpc_server.bind(server, config.host, config.port, certificates)
+        http_port = 0 if web is None else web.bind()
+        try:
+            port = grpc_server.bind(server, config.host, config.port, certificates)
+        except PortInUse:
+            if web is not None:
+                await web.stop(0.0)
+            raise
         if web is not None:
-            self._http_address = join_address(config.http_host, web.bind())
+            self._http_address = join_address(config.http_host, http_port)
             web.start()
         await server.start()
         loop = asyncio.get_running_loop()

@@ -20,7 +20,7 @@ STATUS: Mapping[str, int] = {
     "NOT_FOUND": 404,
     "RESOURCE_EXHAUSTED": 429,
     "CANCELLED": 499,
-    "UNIMPLEMENTED": 501,
+    "UNIMPLEMENTED": 400,  # a key of the body; clients of this dialect send it again after a 501
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
