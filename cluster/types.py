@@ -66,7 +66,10 @@ class Grammar:
 
     def __post_init__(self) -> None:
         _require("grammar.kind", repr(self.kind), self.kind in GRAMMAR_KINDS, " or ".join(GRAMMAR_KINDS))
-        size = len(self.text.encode(errors="surrogatepass"))
+        try:
+            size = len(self.text.encode())
+        except UnicodeEncodeError:
+            raise InvalidRequest("grammar.text is not valid Unicode (a lone surrogate?)") from None
         fits = 0 < size <= MOST_GRAMMAR_BYTES
         _require("grammar.text", f"{size} bytes long", fits, f"1 to {MOST_GRAMMAR_BYTES} bytes long")
 
@@ -203,6 +206,7 @@ class Embedded:
 
     request_id: RequestId
     values: np.ndarray
+    prompt_tokens: int
 
 
 @dataclass(frozen=True)

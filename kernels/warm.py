@@ -18,6 +18,7 @@ from kernels.apart import compile_apart
 MODULES = tuple(
     import_module(f"kernels.{name}")
     for name in (
+        "alternatives",
         "attention",
         "choice",
         "experts",

@@ -14,6 +14,7 @@ from cluster.expert.build import all_experts, build_compute
 from cluster.expert.local import LocalExperts
 from cluster.expert.store import ExpertStore
 from cluster.library.bundled import open_model
+from cluster.library.grammars import grammars_of
 from cluster.library.reader import Library
 from cluster.router.build import build_trunk
 from cluster.router.engine import Engine, Probe
@@ -42,7 +43,7 @@ def local_engine(
     try:
         compute = build_compute(library, store, workers)
         trunk = build_trunk(library, variant, workers)
-        yield Engine(trunk, LocalExperts(compute), config, probe, library.digest)
+        yield Engine(trunk, LocalExperts(compute), config, probe, grammars_of(library), library.digest)
     finally:
         workers.close()
         store.close()

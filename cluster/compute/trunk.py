@@ -266,6 +266,12 @@ class Trunk:
         self._product(matrix, self._norm(hidden, self.weights.final_norm, normed, matrix.floating), logits)
         return logits, normed.finite
 
+    def final(self, work: Workspace, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """([T, Hp] float32 rows behind the final norm, [T] uint8 finite flags) of [T, Hp] float32 rows."""
+        normed = self._normed(work, "head", len(hidden))
+        self._norm(hidden, self.weights.final_norm, normed, floating=True)
+        return normed.hidden, normed.finite
+
     def _by_row(self, kernel: Kernel, rows: int, *args: Any) -> None:
         """Run a kernel whose work items are rows."""
         if 1 < rows < SPLIT_ROWS and self.workers.threads > 1:

@@ -34,6 +34,8 @@ async def admit(
     resume_from = admission.check_resume(resume_from, wishes)
     ids = admission.check_prompt(prompt, served.limits)
     sampling = admission.check_sampling(wishes, len(ids), served.limits, draw_seed)
+    if sampling.grammar is not None:
+        await served.check_grammar(sampling.grammar)
     return Admitted(
         name,
         ids,

@@ -62,7 +62,8 @@ class Mailbox:
     """One sequence's tokens between the router's connection and its stream. Used by the gateway's loop only.
 
     It holds at most `max_tokens` tokens, so a client that does not read costs no more than its own
-    request; one that reads slowly gets several tokens at once. `bell` rings at every change.
+    request; one that reads slowly gets several tokens at once. `bell` rings at every change; `started`: its
+    router has sent something, or it has ended otherwise.
     """
 
     __slots__ = (
@@ -91,6 +92,7 @@ class Mailbox:
     def token(self, token_id: int, logprob: float, alternatives: Alternatives = ()) -> None:
         if self.ended:
             return
+        self.started = True
         if self.received == self._max_tokens:
             self.fail(ProtocolError(f"a router sent more than the {self._max_tokens} tokens asked for"))
             return
@@ -122,7 +124,8 @@ class Mailbox:
             self._end(reason)
 
     def _end(self, reason: str) -> None:
-        self.ended, self.reason = True, reason
+        self.started = self.ended = True
+        self.reason = reason
         if self._meter is not None:
             self._meter.end(reason)
 

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import logging
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
 
 from cluster.dispatch.aio import FrameStream
 from cluster.dispatch.frames import Header
 from cluster.dispatch.handshake import Identity, error_of
 from cluster.dispatch.kinds import Kind
+from cluster.dispatch.requests import Entry, Payload, pack_request, unpack_alternatives
 from cluster.errors import MoemeshError, ProtocolError, Unavailable, error_from_wire
 from cluster.gateway.mailbox import End, Mailbox
 from cluster.types import EngineRequest, FinishReason, RequestId, RouterId, SamplingParams
@@ -72,16 +69,7 @@ class RouterLink:
     def _pass_on(self, number: int, request: EngineRequest, mailbox: Mailbox) -> None:
         assert self.connected
         self.outstanding[number] = mailbox
-        header = {
-            "n": number,
-            "id": request.request_id,
-            "kind": request.kind,
-            "tier": request.tier,
-            "tenant": request.tenant,
-            "sampling": dataclasses.asdict(request.sampling),
-        }
-        prompt = np.asarray(request.prompt_ids, "<i4").tobytes()
-        self._outbox.put_nowait((Kind.SUBMIT, header, prompt))
+        self._outbox.put_nowait((Kind.SUBMIT, *pack_request(number, request)))
 
     def release(self, number: int, reason: FinishReason = "aborted") -> None:
         """The client is gone or has everything. A request that still runs is aborted at once.
@@ -157,31 +145,38 @@ class RouterLink:
             )
         self._on_change()
 
-    def _deliver(self, events: list[list[Any]], payload: memoryview) -> None:
+    def _deliver(self, events: list[Entry], data: memoryview) -> None:
         """One step of the router: the tokens of all its streams of this gateway."""
-        scored, ended = 0, False
+        payload, ended = Payload(data), False
         for event in events:
             number, kind = event[0], event[1]
             mailbox = self.outstanding.get(number)
-            if kind == "s":
-                logprobs = np.frombuffer(payload, "<f4", count=event[2], offset=scored)
-                scored += logprobs.nbytes
-            if mailbox is None:
-                continue  # released: the abort and this event crossed
-            mailbox.started = True
             # A broken event raises before its mailbox is let go, so that its reader hears of it.
             if kind == "t":
-                mailbox.token(event[2], event[3])
+                if mailbox is not None:
+                    mailbox.token(event[2], event[3], unpack_alternatives(event[4]) if event[4:] else ())
                 continue
-            if kind == "f":
-                mailbox.finish(End(event[2], event[3], event[4]))
-            elif kind == "s":
-                mailbox.finish(End("length", logprobs.size + 1, 0, logprobs))
-            elif kind == "x":
-                mailbox.fail(error_from_wire(event[2], event[3]))
+            end = self._end(event, payload)  # read even if nobody wants it: the next one's values follow
+            if mailbox is None:
+                continue  # released: the abort and this event crossed
+            if isinstance(end, End):
+                mailbox.finish(end)
             else:
-                raise ProtocolError(f"router {self.name} sent an event of kind {kind!r}")
+                mailbox.fail(end)
             del self.outstanding[number]
             ended = True
         if ended:
             self._on_change()
+
+    def _end(self, event: Entry, payload: Payload) -> End | MoemeshError:
+        match event[1]:
+            case "f":
+                return End(event[2], event[3], event[4])
+            case "s":
+                logprobs = payload.floats(event[2])
+                return End("length", len(logprobs) + 1, 0, logprobs, payload.alternatives(event[2], event[3]))
+            case "e":
+                return End("length", event[3], 0, payload.floats(event[2]))
+            case "x":
+                return error_from_wire(event[2], event[3])
+        raise ProtocolError(f"router {self.name} sent an event of kind {event[1]!r}")

@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.errors import InvalidRequest
 from cluster.gateway import admission
 from cluster.gateway.admission import Limits
+from cluster.library.grammars import grammars_of
 from cluster.library.reader import Library
+from cluster.model.grammar import Grammars
 from cluster.model.template import ChatTemplate, Message, render_chat
 from cluster.model.text_stream import TextStream
 from cluster.model.tokenizer import Tokenizer
+from cluster.types import Grammar
 
 INLINE_CHARS = 2048
 """Up to this length tokenising costs less than handing it to a thread and back."""
@@ -43,6 +47,7 @@ class ServedModel:
     template: ChatTemplate | None = None
     library: str = ""
     facts: Facts = Facts()
+    grammars: Grammars | None = None
 
     @staticmethod
     def of(library: Library, context: int, variant: str = "") -> ServedModel:
@@ -60,7 +65,8 @@ class ServedModel:
         )
         limits = Limits(context, spec.vocab)
         template = library.chat_template()
-        return ServedModel(library.name, limits, library.tokenizer(), template, library.digest, facts)
+        tokenizer, grammars = library.tokenizer(), grammars_of(library)
+        return ServedModel(library.name, limits, tokenizer, template, library.digest, facts, grammars)
 
     def text_stream(self, stops: Sequence[str] = ()) -> TextStream:
         return TextStream(self.tokenizer, stops)
@@ -80,6 +86,15 @@ class ServedModel:
         if len(ids) <= INLINE_CHARS:
             return self.tokenizer.decode(ids)
         return await asyncio.to_thread(self.tokenizer.decode, ids)
+
+    async def check_grammar(self, grammar: Grammar) -> None:
+        """Routers compile it again; here its author hears of what is wrong before anything is queued.
+
+        Raises InvalidRequest.
+        """
+        if self.grammars is None:
+            raise InvalidRequest("this model has no tokenizer, so its output cannot follow a grammar")
+        await asyncio.to_thread(self.grammars.compile, grammar)
 
     async def _encode(self, text: str, special: bool) -> list[int]:
         if len(text) <= INLINE_CHARS:

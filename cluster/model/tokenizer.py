@@ -40,6 +40,10 @@ class Tokenizer:
             )
         return tokenizer
 
+    def to_json(self) -> str:
+        """As a tokenizer.json."""
+        return str(self._inner.to_str())
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. add_special_tokens: let the tokenizer's own rules add e.g. a beginning of sequence;
         False for text from a chat template, which has them already."""

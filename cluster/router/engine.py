@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,13 +14,24 @@ from cluster.compute.weights import kv_dtype, kv_name
 from cluster.config import EngineConfig
 from cluster.dispatch.transport import ExpertTransport
 from cluster.errors import InvalidRequest, MoemeshError, NonFinite, Overloaded
+from cluster.model.grammar import Grammars, GrammarState
 from cluster.router.forward import GateProbe, Outcome, drive, forward
 from cluster.router.kv import KvCache, longest_sequence
 from cluster.router.paging import Paging
 from cluster.router.sampler import Sampler
 from cluster.router.scheduler import Limits, plan_step
 from cluster.router.sequence import Batch, Piece, Sequence, build_batch
-from cluster.types import Emitted, EngineRequest, Event, Failed, Finished, FinishReason, RequestId, Scored
+from cluster.types import (
+    Embedded,
+    Emitted,
+    EngineRequest,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    RequestId,
+    Scored,
+)
 
 HEAD_ROWS = 64
 """Rows whose logits are held at a time: bounds memory at large vocabularies."""
@@ -59,6 +71,8 @@ class Engine:
 
     The output of a request depends on the library, its prompt and its sampling parameters alone, never
     on what else is in the batch, on chunking, paging or placement.
+
+    grammars: None where the model has no tokenizer; requests with a grammar are refused then.
     """
 
     def __init__(
@@ -67,9 +81,11 @@ class Engine:
         experts: ExpertTransport,
         config: EngineConfig,
         probe: Probe | None = None,
+        grammars: Grammars | None = None,
         library: str = "",
     ) -> None:
         self.trunk, self.experts, self.config, self.probe = trunk, experts, config, probe
+        self._grammars = grammars
         dtype = kv_dtype(trunk.weights.floating, config.kv)
         self.kv = KvCache(trunk.spec, config.page_tokens, config.kv_bytes, dtype)
         self.context = longest_sequence(trunk.spec, config, dtype)
@@ -111,13 +127,23 @@ class Engine:
             self._paging.shared_tokens,
         )
 
+    def prepare(self, request: EngineRequest) -> None:
+        """Compile the request's grammar, so that `submit` finds it compiled. Any thread may call this.
+
+        Raises InvalidRequest for a grammar that is wrong.
+        """
+        self._grammar(request)
+
     def submit(self, request: EngineRequest) -> None:
         """Queue a request. Raises InvalidRequest (empty or too long prompt, unknown token id, nothing to
-        generate, an id that is in use) and Overloaded when `max_waiting` requests wait already."""
+        generate, an id that is in use, a wrong grammar) and Overloaded when `max_waiting` requests wait
+        already."""
         self._check(request)
         if len(self._waiting) >= self.config.max_waiting:
             raise Overloaded(f"{len(self._waiting)} requests are waiting already; try again later")
-        self._waiting.append(Sequence(request, next(self._arrivals), list(request.prompt_ids)))
+        sequence = Sequence(request, next(self._arrivals), list(request.prompt_ids))
+        sequence.grammar = self._grammar(request)
+        bisect.insort(self._waiting, sequence, key=_rank)
 
     def abort(self, request_id: RequestId) -> bool:
         """Forget a request at once and free all it holds; False if it is not (or no longer) known."""
@@ -157,6 +183,14 @@ class Engine:
         """End every request with `error` and free all they hold."""
         return [self._fail(sequence, error) for sequence in [*self._running, *self._waiting]]
 
+    def _grammar(self, request: EngineRequest) -> GrammarState | None:
+        grammar = request.sampling.grammar
+        if grammar is None:
+            return None
+        if self._grammars is None:
+            raise InvalidRequest("this model has no tokenizer, so its output cannot follow a grammar")
+        return self._grammars.compile(grammar)
+
     def _check(self, request: EngineRequest) -> None:
         ids = request.prompt_ids
         if any(s.id == request.request_id for s in itertools.chain(self._running, self._waiting)):
@@ -188,8 +222,7 @@ class Engine:
     def _admit(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)
         sequence.slot = self._free_slots.pop()
-        self._running.append(sequence)
-        self._running.sort(key=lambda s: s.number)
+        bisect.insort(self._running, sequence, key=_rank)
         self._paging.admit(sequence)
         self._sampler.assign(sequence.slot, sequence.request.sampling)
 
@@ -197,8 +230,7 @@ class Engine:
         self._release(sequence)
         self._running.remove(sequence)
         sequence.restart()
-        self._waiting.insert(0, sequence)
-        self._waiting.sort(key=lambda s: s.number)
+        bisect.insort(self._waiting, sequence, key=_rank)
         self._preemptions += 1
 
     def _split(self, pieces: list[Piece]) -> list[tuple[Piece, ...]]:
@@ -226,8 +258,9 @@ class Engine:
                 first += piece.count
                 continue
             self._paging.publish(sequence)
-            if sequence.request.kind == "score":
-                events += self._score(piece, outcome.hidden[first : last + 1])
+            if sequence.request.kind != "generate":
+                whole = self._score if sequence.request.kind == "score" else self._embed
+                events += whole(piece, outcome.hidden[first : last + 1])
             elif piece.completes:
                 rows.append(last)
                 sampled.append(sequence)
@@ -244,17 +277,20 @@ class Engine:
     def _sample(self, sequences: list[Sequence], hidden: np.ndarray) -> list[Event]:
         logits, finite = self._logits(hidden)
         self._observe(sequences, [s.length - 1 for s in sequences], logits)
-        tokens, logprobs = self._sampler.sample(logits, sequences)
+        sampled = self._sampler.sample(logits, sequences)
         events: list[Event] = []
-        for sequence, token, logprob, sound in zip(
-            sequences, tokens.tolist(), logprobs.tolist(), finite.tolist(), strict=True
-        ):
+        for sequence, token, logprob, listed, sound in zip(sequences, *sampled, finite.tolist(), strict=True):
             if not sound:
                 events.append(self._fail(sequence, NonFinite.at(self.trunk.spec.layers)))
                 continue
+            if sequence.grammar is not None:
+                sequence.grammar.advance(token)
+                if sequence.grammar.error:
+                    events.append(self._fail(sequence, InvalidRequest(f"grammar: {sequence.grammar.error}")))
+                    continue
             sequence.tokens.append(token)
             sequence.emitted += 1
-            events.append(Emitted(sequence.id, token, logprob))
+            events.append(Emitted(sequence.id, token, logprob, listed))
             reason = self._finish_reason(sequence, token)
             if reason:
                 self._retire(sequence)
@@ -272,10 +308,29 @@ class Engine:
             self._observe([sequence] * len(part), list(range(position, position + len(part))), logits)
             targets = np.array(sequence.tokens[position + 1 : position + 1 + len(part)], np.int32)
             sequence.scores.append(self._sampler.score(logits[: len(targets)], targets))
+            if count := sequence.request.sampling.top_logprobs:
+                sequence.alternatives += self._sampler.top(logits, list(range(len(targets))), count)
         if not piece.completes:
             return []
         self._retire(sequence)
-        return [Scored(sequence.id, np.concatenate(sequence.scores))]
+        return [Scored(sequence.id, np.concatenate(sequence.scores), tuple(sequence.alternatives))]
+
+    def _embed(self, piece: Piece, hidden: np.ndarray) -> list[Event]:
+        """Add the rows one by one in the order of the tokens, whatever the chunks were."""
+        sequence = piece.sequence
+        rows, finite = self.trunk.final(self._work[0], hidden)
+        if not finite.all():
+            return [self._fail(sequence, NonFinite.at(self.trunk.spec.layers))]
+        width = self.trunk.spec.hidden
+        if sequence.total is None:
+            sequence.total = np.zeros(width, np.float64)
+        for row in rows:
+            sequence.total += row[:width]
+        if not piece.completes:
+            return []
+        self._retire(sequence)
+        mean = (sequence.total / sequence.length).astype(np.float32)
+        return [Embedded(sequence.id, mean, sequence.length)]
 
     def _observe(self, sequences: list[Sequence], positions: list[int], logits: np.ndarray) -> None:
         if self.probe is None:
@@ -284,9 +339,9 @@ class Engine:
             self.probe.logits(sequence.id, position, row[: self.trunk.spec.vocab])
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
-        sampling = sequence.request.sampling
+        sampling, grammar = sequence.request.sampling, sequence.grammar
         ends = () if sampling.ignore_eos else self.trunk.spec.eos_ids
-        if token in ends or token in sampling.stop_token_ids:
+        if token in ends or token in sampling.stop_token_ids or (grammar is not None and grammar.complete):
             return "stop"
         if sequence.emitted >= sampling.max_tokens or sequence.length >= self.context:
             return "length"
@@ -307,3 +362,7 @@ class Engine:
         self._paging.release(sequence)
         self._free_slots.append(sequence.slot)
         sequence.slot = -1
+
+
+def _rank(sequence: Sequence) -> int:
+    return sequence.rank

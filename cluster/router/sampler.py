@@ -8,20 +8,35 @@ import numpy as np
 
 from cluster.compute.scratch import Scratch
 from cluster.compute.threads import Workers
+from cluster.router.edits import edit, edits
 from cluster.router.sequence import Sequence
-from cluster.types import SamplingParams
-from kernels import layout, sampling
+from cluster.types import Alternatives, SamplingParams
+from kernels import alternatives, layout, sampling
 
 _NO_TOKENS = np.zeros(0, np.int32)
 
 
 class Chosen(NamedTuple):
     """Sampling parameters of B sequences. options: temperature, top_k, top_p, min_p, repetition penalty, [B]
-    each; seed: [B] uint64; penalised: whether the penalty changes anything."""
+    each; seed: [B] uint64; penalised: whether the kernel's penalty changes anything; edited: rows whose
+    logits are changed before the kernel sees them; listed: rows that want alternatives; unlisted: B times
+    none."""
 
     options: tuple[np.ndarray, ...]
     seed: np.ndarray
     penalised: list[bool]
+    edited: list[int]
+    listed: list[int]
+    unlisted: list[Alternatives]
+
+
+class Sampled(NamedTuple):
+    """What B sequences go on with: tokens, their log-probabilities, and alternatives to them, () for a
+    sequence that asked for none."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    alternatives: list[Alternatives]
 
 
 class Sampler:
@@ -35,6 +50,8 @@ class Sampler:
         self._min_p = np.zeros(slots, np.float32)
         self._penalty = np.ones(slots, np.float32)
         self._seed = np.zeros(slots, np.uint64)
+        self._edited = np.zeros(slots, np.bool_)
+        self._listed = np.zeros(slots, np.int32)
         padded = layout.pad(vocab, layout.ROWS)
         self._scratch = [np.zeros((2, padded), np.float32) for _ in range(workers.threads)]
         self._ids = [np.zeros(padded, np.int32) for _ in range(workers.threads)]
@@ -47,11 +64,13 @@ class Sampler:
         self._top_k[slot] = params.top_k
         self._top_p[slot] = params.top_p
         self._min_p[slot] = params.min_p
-        self._penalty[slot] = params.repetition_penalty
+        self._edited[slot] = edits(params)
+        self._penalty[slot] = 1.0 if self._edited[slot] else params.repetition_penalty
+        self._listed[slot] = params.top_logprobs
         self._seed[slot] = params.seed
 
-    def sample(self, logits: np.ndarray, sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray]:
-        """([B] int32 tokens, [B] float32 log-probabilities) for logits [B, padded vocab].
+    def sample(self, logits: np.ndarray, sequences: list[Sequence]) -> Sampled:
+        """For logits [B, padded vocab], which stay as they are.
 
         The draw is keyed by the seed and by the new token's index in its sequence.
         """
@@ -62,6 +81,9 @@ class Sampler:
         token = self._work.vector("token", count, np.int32)
         logprob = self._work.vector("logprob", count, np.float32)
         rows = (*chosen.options, start, history, chosen.seed, position)
+        raw = logits
+        if chosen.edited:
+            logits = self._edit(raw, sequences, chosen.edited)
         self._workers.run_each(
             sampling.sample_rows,
             count,
@@ -70,7 +92,27 @@ class Sampler:
                 *(self._scratch[thread], self._ids[thread], token, logprob),
             ),
         )
-        return token, logprob
+        if chosen.edited:  # log-probabilities are those of the model
+            self._workers.run(sampling.score_rows, count, raw, self._vocab, token, logprob)
+        listed = self._list(raw, sequences, chosen.listed) if chosen.listed else chosen.unlisted
+        return Sampled(token.tolist(), logprob.tolist(), listed)
+
+    def _list(self, logits: np.ndarray, sequences: list[Sequence], rows: list[int]) -> list[Alternatives]:
+        """Of every sequence, as many as its request asked for; none but `rows` did."""
+        found: list[Alternatives] = [()] * len(sequences)
+        wanted = [sequences[row].request.sampling.top_logprobs for row in rows]
+        for row, count, pairs in zip(rows, wanted, self.top(logits, rows, max(wanted)), strict=True):
+            found[row] = pairs[:count]
+        return found
+
+    def top(self, logits: np.ndarray, rows: list[int], count: int) -> list[Alternatives]:
+        """The `count` most likely tokens of these rows of logits [B, padded vocab]."""
+        count = min(count, self._vocab)
+        ids, values = np.empty((len(rows), count), np.int32), np.empty((len(rows), count), np.float32)
+        at = np.array(rows, np.int64)
+        self._workers.run(alternatives.top_rows, len(rows), logits, self._vocab, at, ids, values)
+        lists = zip(ids.tolist(), values.tolist(), strict=True)
+        return [tuple(zip(row, value, strict=True)) for row, value in lists]
 
     def score(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """[B] float32 log-probabilities of `targets` [B] int32 under logits [B, padded vocab]."""
@@ -83,9 +125,26 @@ class Sampler:
         if self._chosen is None or self._chosen[0] != slots:
             options = (self._temperature, self._top_k, self._top_p, self._min_p, self._penalty)
             penalised = (self._penalty[slots] != 1).tolist()
-            chosen = Chosen(tuple(option[slots] for option in options), self._seed[slots], penalised)
+            edited, listed = np.flatnonzero(self._edited[slots]), np.flatnonzero(self._listed[slots])
+            chosen = Chosen(
+                tuple(option[slots] for option in options),
+                self._seed[slots],
+                penalised,
+                edited.tolist(),
+                listed.tolist(),
+                [()] * len(slots),
+            )
             self._chosen = slots, chosen
         return self._chosen[1]
+
+    def _edit(self, logits: np.ndarray, sequences: list[Sequence], rows: list[int]) -> np.ndarray:
+        """A copy of logits, edited in these rows."""
+        edited = self._work.take("edited", len(logits), logits.shape[1], np.float32)
+        np.copyto(edited, logits)
+        words = self._work.take("mask", 1, -(-self._vocab // 32), np.int32)
+        for row in rows:
+            edit(edited[row, : self._vocab], sequences[row], words)
+        return edited
 
     @staticmethod
     def _history(chosen: Chosen, sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.types import EngineRequest, RequestId
+from cluster.model.grammar import GrammarState
+from cluster.types import Alternatives, EngineRequest, RequestId
+
+AGEING = 256
+"""Arrivals that a level of priority is worth: a request is overtaken by no later one of the next higher
+priority once so many have arrived between them. So nothing waits for ever."""
 
 
 @dataclass(eq=False)
@@ -15,7 +20,8 @@ class Sequence:
 
     number: order of arrival. tokens: prompt and generated ids. computed: tokens whose K and V are
     stored. pages: KV pages it holds. slot: its row in the engine's page table, -1 while it waits.
-    scores: log-probabilities gathered so far ("score" requests). emitted: tokens given to the client.
+    scores, alternatives: log-probabilities gathered so far ("score" requests); total: [hidden] float64, sum
+    of the rows so far ("embed"). emitted: tokens given to the client. grammar: how far the output has come.
     sole: pages that nobody else holds; right while pages are short.
     found: pages of others that it could begin with, of which nobody holds `idle`; keys: of its full pages;
     published: tokens whose pages others can find (cluster/router/paging.py).
@@ -28,12 +34,21 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     slot: int = -1
     scores: list[np.ndarray] = field(default_factory=list)
+    alternatives: list[Alternatives] = field(default_factory=list)
+    total: np.ndarray | None = None
     emitted: int = 0
+    grammar: GrammarState | None = None
     sole: int = 0
     found: list[int] = field(default_factory=list)
     idle: int = 0
     keys: list[bytes] = field(default_factory=list)
     published: int = 0
+
+    @property
+    def rank(self) -> int:
+        """Place in every order of the engine, lower first: of two requests of one priority the older one,
+        else the one of higher priority unless it came AGEING arrivals a level later."""
+        return self.number - AGEING * self.request.priority
 
     @property
     def id(self) -> RequestId:
@@ -52,9 +67,10 @@ class Sequence:
         return len(self.found)
 
     def restart(self) -> None:
-        """Its KV pages are gone: all of its tokens are computed, and scored, once more."""
+        """Its KV pages are gone: all of its tokens are computed, and scored, once more. The grammar has seen
+        the tokens, which stay."""
         self.computed = self.published = 0
-        self.scores = []
+        self.scores, self.alternatives, self.total = [], [], None
 
     @property
     def prompt_length(self) -> int:

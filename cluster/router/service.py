@@ -9,28 +9,16 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
-
-import numpy as np
 
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.frames import Frame
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
+from cluster.dispatch.requests import Entry, pack_event, pack_failure, parse_request
 from cluster.dispatch.server import FrameServer
-from cluster.errors import InvalidRequest, MoemeshError, ProtocolError, Unavailable
+from cluster.errors import MoemeshError, ProtocolError, Unavailable
 from cluster.router.engine import Engine, EngineStats
-from cluster.types import (
-    Embedded,
-    Emitted,
-    EngineRequest,
-    Event,
-    Failed,
-    Finished,
-    RequestId,
-    SamplingParams,
-    Scored,
-)
+from cluster.types import Emitted, EngineRequest, Event, Failed, RequestId
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +112,10 @@ class RouterService:
         try:
             if not self.ready:
                 raise Unavailable("the router is not ready yet; try again")
-            request = parse_request(client, frame)
+            request = parse_request(request_key(client), frame.header, frame.payload)
+            self._engine.prepare(request)
         except MoemeshError as error:
-            connection.send(Kind.EVENTS, {"e": [_failure(number, error, 0)]})
+            connection.send(Kind.EVENTS, {"e": [pack_failure(number, error, 0)]})
             return
         self._inbox.append(lambda: self._submit(client, request))
 
@@ -185,23 +174,21 @@ class RouterService:
 
     def _publish(self, events: list[Event]) -> None:
         """One EVENTS frame for every gateway that any of them concerns."""
-        outgoing: dict[Connection, tuple[list[list[Any]], list[np.ndarray]]] = {}
+        outgoing: dict[Connection, tuple[list[Entry], list[bytes]]] = {}
         for event in events:
             client = self._clients.get(event.request_id)
             if client is None:
                 continue
             connection, number = client
-            entries, scores = outgoing.setdefault(connection, ([], []))
-            entries.append(_entry(number, event))
-            if isinstance(event, Scored):
-                scores.append(event.logprobs)
-            if isinstance(event, Embedded):
-                scores.append(event.values)
+            entries, payload = outgoing.setdefault(connection, ([], []))
+            entry, parts = pack_event(number, event)
+            entries.append(entry)
+            payload.extend(parts)
             if not isinstance(event, Emitted):
                 del self._clients[event.request_id]
-        for connection, (entries, scores) in outgoing.items():
+        for connection, (entries, payload) in outgoing.items():
             try:
-                connection.send(Kind.EVENTS, {"e": entries}, *(row.tobytes() for row in scores))
+                connection.send(Kind.EVENTS, {"e": entries}, *payload)
             except MoemeshError as error:
                 log.warning(
                     "a gateway cannot be told of %d events, its requests end: %s", len(entries), error
@@ -218,38 +205,3 @@ class RouterService:
 def request_key(client: Client) -> RequestId:
     """Unique within this router, whatever ids the clients of several gateways choose."""
     return RequestId(f"{id(client[0]):x}/{client[1]}")
-
-
-def parse_request(client: Client, frame: Frame) -> EngineRequest:
-    """Raises InvalidRequest on a malformed SUBMIT and on sampling parameters out of range."""
-    header = frame.header
-    try:
-        ids = np.frombuffer(frame.payload, "<i4")
-        fields = dict(header["sampling"])
-        fields["stop_token_ids"] = tuple(fields.get("stop_token_ids", ()))
-        sampling = SamplingParams(**fields)
-        kind = header["kind"]
-        if kind not in ("generate", "score"):
-            raise ValueError(f"unknown kind {kind!r}")
-        tier, tenant = str(header.get("tier", "exact")), str(header.get("tenant", ""))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidRequest(f"malformed request to the router: {error}") from error
-    return EngineRequest(request_key(client), tuple(ids.tolist()), sampling, kind, tier=tier, tenant=tenant)
-
-
-def _entry(number: int, event: Event) -> list[Any]:
-    match event:
-        case Emitted():
-            return [number, "t", event.token_id, event.logprob]
-        case Finished():
-            return [number, "f", event.reason, event.prompt_tokens, event.completion_tokens]
-        case Scored():
-            return [number, "s", len(event.logprobs)]
-        case Embedded():
-            return [number, "e", len(event.values)]
-        case Failed():
-            return _failure(number, event.error, event.emitted)
-
-
-def _failure(number: int, error: Exception, emitted: int) -> list[Any]:
-    return [number, "x", type(error).__name__, str(error), emitted]

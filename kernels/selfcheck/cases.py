@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels import experts, fused, gate, maths, matmul, norm, quantise, sampling
+from kernels import alternatives, experts, fused, gate, maths, matmul, norm, quantise, sampling
 from kernels.layout import BF16, F32, INT4, INT8
 from kernels.selfcheck.draws import Draws, F
 from kernels.selfcheck.weights import bf16_bits, matrix
@@ -256,6 +256,15 @@ def score_rows(draws: Draws) -> Arrays:
     logits, logprob = draws.floats(12, 1008), np.zeros(12, F)
     sampling.score_rows(logits, 1000, draws.integers(0, 1000, 12).astype(np.int32), logprob, 0, 12)
     yield logprob
+
+
+@case
+def top_rows(draws: Draws) -> Arrays:
+    logits, rows = draws.floats(12, 1008), np.array([3, 0, 11, 7, 7])
+    logits[7] = np.round(logits[7])  # ties
+    ids, logprobs = np.zeros((5, 20), np.int32), np.zeros((5, 20), F)
+    alternatives.top_rows(logits, 1000, rows, ids, logprobs, 0, 5)
+    yield from (ids, logprobs)
 
 
 @case

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from cluster.config import EngineConfig, NodeConfig
@@ -17,6 +16,7 @@ from cluster.controller.state import Shape
 from cluster.dispatch.aio import FrameStream
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
+from cluster.dispatch.requests import pack_request
 from cluster.errors import Unavailable
 from cluster.expert.mapping import PAGE
 from cluster.fleet import control
@@ -85,9 +85,7 @@ async def generate(address: str, stop: asyncio.Event) -> list[tuple[int, list[in
             for i, prompt in enumerate(PROMPTS):
                 number = turn * len(PROMPTS) + i
                 tokens[number] = []
-                sampling = {"max_tokens": TOKENS, "ignore_eos": True}
-                header = {"n": number, "id": f"r{number}", "kind": "generate", "sampling": sampling}
-                await stream.send(Kind.SUBMIT, header, np.asarray(prompt, "<i4").tobytes())
+                await stream.send(Kind.SUBMIT, *pack_request(number, request(f"r{number}", prompt, TOKENS)))
             left = len(tokens)
             while left:
                 frame = await asyncio.wait_for(stream.recv(), 30)

@@ -94,7 +94,13 @@ async def submit(
     stream: FrameStream, number: int = 1, kind: str = "generate", prompt: list[int] = PROMPT, **sampling: Any
 ) -> None:
     fields = {"max_tokens": TOKENS, "ignore_eos": True, **sampling}
-    header = {"n": number, "id": f"request-{number}", "kind": kind, "sampling": fields}
+    header = {
+        "n": number,
+        "id": f"request-{number}",
+        "kind": kind,
+        "prompt": len(prompt),
+        "sampling": fields,
+    }
     await stream.send(Kind.SUBMIT, header, np.asarray(prompt, "<i4").tobytes())
 
 
@@ -126,7 +132,7 @@ def test_it_generates_scores_and_tells_how_it_is(library: Library, expected: lis
         events = await ask(stream)
         assert tokens_of(events) == expected
         assert events[-1] == [1, "f", "length", len(PROMPT), TOKENS]
-        number, kind, count, scores = (await ask(stream, number=2, kind="score", max_tokens=0))[-1]
+        number, kind, count, _, scores = (await ask(stream, number=2, kind="score", max_tokens=0))[-1]
         assert (number, kind, count, len(scores)) == (2, "s", len(PROMPT) - 1, len(PROMPT) - 1)
         await stream.send(Kind.STATUS, {})
         frame = await stream.recv()

@@ -21,13 +21,25 @@ from cluster.expert.local import LocalExperts
 from cluster.expert.node import ExpertNode
 from cluster.expert.store import ExpertStore
 from cluster.fleet.roles.wire import wire_shape
+from cluster.library.grammars import grammars_of
 from cluster.library.pack import pack
 from cluster.library.reader import Library
 from cluster.library.weights import trunk_weights
 from cluster.model.spec import ModelSpec
 from cluster.router.engine import Engine
 from cluster.router.sequence import Batch
-from cluster.types import Emitted, EngineRequest, Failed, NodeId, RequestId, SamplingParams, Scored
+from cluster.types import (
+    Alternatives,
+    Embedded,
+    Emitted,
+    EngineRequest,
+    Failed,
+    Finished,
+    NodeId,
+    RequestId,
+    SamplingParams,
+    Scored,
+)
 from support.checkpoints import case
 
 
@@ -71,7 +83,10 @@ class Answer:
 
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
+    alternatives: list[Alternatives] = dataclasses.field(default_factory=list)
+    reason: str = ""
     scores: np.ndarray | None = None
+    embedding: np.ndarray | None = None
     error: Exception | None = None
 
 
@@ -88,8 +103,14 @@ def run_all(engine: Engine, requests: Iterable[EngineRequest]) -> dict[str, Answ
                 case Emitted():
                     answer.tokens.append(event.token_id)
                     answer.logprobs.append(event.logprob)
+                    answer.alternatives.append(event.alternatives)
+                case Finished():
+                    answer.reason = event.reason
                 case Scored():
                     answer.scores = event.logprobs
+                    answer.alternatives = list(event.alternatives)
+                case Embedded():
+                    answer.embedding = event.values
                 case Failed():
                     answer.error = event.error
     return answers
@@ -128,7 +149,7 @@ def engine_over(
             )
         floating = library.variant(variant).floating
         trunk = Trunk(spec or library.spec, trunk_weights(library), workers, floating)
-        yield Engine(trunk, transport, config, probe, library.digest)
+        yield Engine(trunk, transport, config, probe, grammars_of(library), library.digest)
 
 
 @contextmanager

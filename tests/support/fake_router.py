@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,14 @@ from cluster.dispatch.connection import Connection
 from cluster.dispatch.frames import Frame
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
+from cluster.dispatch.requests import parse_request
 from cluster.dispatch.server import FrameServer
 from cluster.errors import MoemeshError
 from cluster.gateway.routers import PROBE_NUMBER
+from cluster.types import EngineRequest, RequestId
+
+WIDTH = 4
+"""Of an embedding: the first ids of the prompt."""
 
 Script = Callable[[list[int], Mapping[str, Any]], list[int]]
 
@@ -40,6 +46,7 @@ class Submitted:
     sampling: Mapping[str, Any]
     prompt: list[int]
     answer: list[int]
+    asked: EngineRequest
     sent: int = 0
 
 
@@ -132,11 +139,17 @@ class FakeRouter:
         if request.kind == "score":
             values = [logprob(place) for place in range(len(request.prompt) - 1)]
             scores.append(np.asarray(values, "<f4"))
-            entries.append([request.number, "s", len(values)])
+            entries.append([request.number, "s", len(values), 0])
+            return True
+        if request.kind == "embed":
+            scores.append(np.asarray(request.prompt[:WIDTH], "<f4"))
+            entries.append([request.number, "e", WIDTH, len(request.prompt)])
             return True
         if request.sent < len(request.answer):
             token = request.answer[request.sent]
             entries.append([request.number, "t", token, logprob(request.sent)])
+            if count := request.sampling["top_logprobs"]:
+                entries[-1].append([v for i in range(count) for v in (i, logprob(i))])
             request.sent += 1
         if request.sent < len(request.answer):
             return False
@@ -165,11 +178,10 @@ class FakeRouter:
 
     def _submit(self, connection: Connection, number: int, frame: Frame) -> None:
         header = frame.header
-        prompt = np.frombuffer(frame.payload, "<i4").tolist()
-        answer = self._script(prompt, header["sampling"]) if header["kind"] == "generate" else []
-        request = Submitted(
-            connection, number, header["id"], header["kind"], header["sampling"], prompt, answer
-        )
+        asked = parse_request(RequestId(header["id"]), header, frame.payload)
+        prompt, sampling = list(asked.prompt_ids), dataclasses.asdict(asked.sampling)
+        answer = self._script(prompt, sampling) if asked.kind == "generate" else []
+        request = Submitted(connection, number, header["id"], asked.kind, sampling, prompt, answer, asked)
         with self._lock:
             self.counts.submitted.append(request)
             self.running[connection, number] = request

@@ -15,6 +15,7 @@ from cluster.dispatch.handshake import Identity
 from cluster.fleet.control import ControlledRole, View
 from cluster.fleet.roles.process import Place, count_restarts, load_kernels, log_to_file
 from cluster.fleet.roles.wire import wire_shape
+from cluster.library.grammars import grammars_of
 from cluster.library.reader import Library
 from cluster.router.build import build_trunk
 from cluster.router.engine import Engine
@@ -69,7 +70,13 @@ class RouterRole(ControlledRole):
         choice = resolve(self._config.choice)
         self._exchange = Exchange(identity, shape, table, addresses, choice=choice)
         self._exchange.connect(CONNECT_S)
-        engine = Engine(self._trunk, self._exchange, self._config, library=self._library.digest)
+        engine = Engine(
+            self._trunk,
+            self._exchange,
+            self._config,
+            grammars=grammars_of(self._library),
+            library=self._library.digest,
+        )
         self._service = RouterService(engine, identity)
         self.address = self._service.start()
         self._service.open()
