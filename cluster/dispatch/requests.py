@@ -1,7 +1,8 @@
 """Requests and what becomes of them as frames between gateways and routers.
 
-SUBMIT: header {n, id, kind, prompt, sampling, priority?, tier?, tenant?, grammar?}; payload: `prompt`
-int32 token ids, then the grammar's text in UTF-8. `sampling` has what differs from the default; `grammar` is the kind.
+SUBMIT: header {n, id, kind, prompt, sampling, priority?, tier?, tenant?, grammar?}; payload: `prompt` int32
+token ids, then the grammar's text in UTF-8. `sampling` has what differs from the default; `grammar` is the
+kind.
 
 EVENTS: header {e: [[n, kind, ...], ...]}, n being the request's number on its connection:
 
