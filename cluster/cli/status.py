@@ -104,6 +104,12 @@ def _kv(member: Member) -> str:
     )
 
 
+def _prefixes(member: Member) -> str:
+    """Prompt tokens that were there already, of all that might have been."""
+    asked = member["stats"].get("prefix_tokens", 0)
+    return f"{100 * member['stats']['prefix_hits'] / asked:.0f} %" if asked else "–"
+
+
 def _share(member: Member) -> str:
     return "–" if member["share"] is None else f"{100 * member['share']:.0f} %"
 
@@ -120,6 +126,7 @@ _ROUTER: dict[str, Callable[[Member], object]] = {
     "running": _count("running"),
     "waiting": _count("waiting"),
     "KV": _kv,
+    "prefix hits": _prefixes,
     "steps": _count("steps"),
     "restarts": _count("restarts"),
 }

@@ -54,6 +54,10 @@ def up(
         str, typer.Option(metavar="SIZE", help="KV cache of each router, e.g. 64MiB.")
     ] = format_bytes(DEFAULTS.engine.kv_bytes),
     kv: options.Kv = DEFAULTS.engine.kv,
+    prefix_cache: Annotated[
+        bool,
+        typer.Option("--prefix-cache/--no-prefix-cache", help="Compute equal beginnings of prompts once."),
+    ] = DEFAULTS.engine.prefix_cache,
     grpc: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the gateway listens; port 0 takes a free one.")
     ] = f"{DEFAULTS.gateway.host}:{DEFAULTS.gateway.port}",
@@ -110,6 +114,7 @@ def up(
             kv_bytes=parse_bytes(kv_memory, "--kv-memory"),
             threads=threads,
             choice=choice,
+            prefix_cache=prefix_cache,
         ),
         node=replace(DEFAULTS.node, memory_bytes=memory_bytes, threads=threads),
         gateway=replace(

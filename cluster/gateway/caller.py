@@ -23,6 +23,9 @@ ANYBODY = Caller()
 _caller: ContextVar[Caller] = ContextVar("caller", default=ANYBODY)
 
 
+_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+
+
 def caller() -> Caller:
     return _caller.get()
 
@@ -30,3 +33,13 @@ def caller() -> Caller:
 def set_caller(who: Caller) -> None:
     """For this task and those that it starts."""
     _caller.set(who)
+
+
+def time_left() -> float | None:
+    """Seconds until whoever asked gives up, as far as they said."""
+    return _deadline.get()
+
+
+def set_time_left(seconds: float | None) -> None:
+    """As of now; read while the request is admitted, which takes no time that matters."""
+    _deadline.set(seconds)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.gateway.cluster_view import ClusterView
+from cluster.gateway.pool import RouterPool
 from cluster.gateway.readiness import Readiness
-from cluster.gateway.routers import RouterPool
 from cluster.gateway.served import ServedModel
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cluster.errors import MoemeshError
-from cluster.gateway.routers import RouterPool
+from cluster.gateway.pool import RouterPool
 
 log = logging.getLogger(__name__)
 

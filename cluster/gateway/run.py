@@ -11,8 +11,9 @@ from typing import Self
 
 from cluster.errors import InvalidRequest
 from cluster.gateway.admission import Admitted
+from cluster.gateway.caller import caller
 from cluster.gateway.mailbox import Batch, End
-from cluster.gateway.routers import RouterPool, Ticket
+from cluster.gateway.pool import RouterPool, Ticket
 from cluster.gateway.served import ServedModel
 from cluster.model.text_stream import TextStream
 from cluster.types import Alternatives, EngineRequest, FinishReason, sample_seed
@@ -94,7 +95,7 @@ class Run:
                 )
             self._pool.abort(admitted.request_id)
         if admitted.sampling.max_tokens > 0:
-            self._ticket = self._pool.submit(*_requests(admitted))
+            self._ticket = self._pool.submit(*_requests(admitted, caller().id))
         return self
 
     def __exit__(
@@ -169,7 +170,7 @@ class Run:
         )
 
 
-def _requests(admitted: Admitted) -> list[EngineRequest]:
+def _requests(admitted: Admitted, tenant: str) -> list[EngineRequest]:
     """One a sample, alike but for the seed."""
     return [
         EngineRequest(
@@ -177,6 +178,8 @@ def _requests(admitted: Admitted) -> list[EngineRequest]:
             admitted.prompt_ids,
             dataclasses.replace(admitted.sampling, seed=sample_seed(admitted.sampling.seed, index)),
             priority=admitted.priority,
+            tier=admitted.tier,
+            tenant=tenant,
         )
         for index in range(admitted.samples)
     ]

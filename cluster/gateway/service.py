@@ -22,8 +22,8 @@ from cluster.gateway.grpc_server import SERVICES, join_address
 from cluster.gateway.health import HealthService
 from cluster.gateway.http.app import build_app
 from cluster.gateway.http.server import HttpServer
+from cluster.gateway.pool import RouterPool
 from cluster.gateway.readiness import Readiness
-from cluster.gateway.routers import RouterPool
 from cluster.gateway.security.certificates import Certificates
 from cluster.gateway.security.guard import Guard
 from cluster.gateway.served import ServedModel
@@ -124,9 +124,7 @@ class GatewayService:
     async def _serve(self) -> None:
         config = self._config
         health = HealthService((*SERVICES, self._served.name))
-        pool = RouterPool(
-            self._identity, config.max_queued, lambda connected: readiness.routers_changed(connected)
-        )
+        pool = RouterPool(self._identity, config, lambda connected: readiness.routers_changed(connected))
         readiness = Readiness(pool, health.set)
         front = Front(self._served, pool, readiness, self._cluster)
         guard = Guard(Path(config.keys)) if config.keys else None

@@ -277,7 +277,7 @@ def test_an_error_in_a_stream_is_an_event() -> None:
 
 
 def test_a_full_queue_is_429_with_a_hint() -> None:
-    with FakeRouter(paused=True) as router, serving(router, max_queued=1) as (_, client):
+    with FakeRouter(paused=True) as router, serving(router, window=1, max_queued=0) as (_, client):
         body = {**GREEDY, "prompt": "abc", "stream": True}
         with client.stream("POST", "/v1/completions", json=body):
             wait_until(lambda: len(router.running) == 1, "a request to wait")

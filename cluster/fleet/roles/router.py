@@ -70,8 +70,13 @@ class RouterRole(ControlledRole):
         choice = resolve(self._config.choice)
         self._exchange = Exchange(identity, shape, table, addresses, choice=choice)
         self._exchange.connect(CONNECT_S)
-        grammars = grammars_of(self._library)
-        engine = Engine(self._trunk, self._exchange, self._config, grammars=grammars)
+        engine = Engine(
+            self._trunk,
+            self._exchange,
+            self._config,
+            grammars=grammars_of(self._library),
+            library=self._library.digest,
+        )
         self._service = RouterService(engine, identity)
         self.address = self._service.start()
         self._service.open()
