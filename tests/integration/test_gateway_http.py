@@ -12,6 +12,8 @@ import pytest
 
 from cluster.config import GatewayConfig
 from cluster.errors import NodeLost, PortInUse
+from cluster.gateway.http.body import Fields
+from cluster.gateway.http.openai_request import read_chat
 from cluster.gateway.service import GatewayService
 from support.fake_router import FakeRouter, logprob
 from support.gateways import gateway, served_model, wait_until
@@ -155,20 +157,21 @@ def test_every_field_reaches_the_router(client: httpx.Client, router: FakeRouter
     }
     assert complete(client, **fields).status_code == 200
     sampling = router.counts.submitted[-1].sampling
-    wanted = {**fields, "seed": (1 << 64) - 1}
+    wanted = {**fields, "seed": (1 << 64) - 1, "stop_token_ids": (4, 5)}
     assert {name: sampling[name] for name in wanted} == wanted
 
 
-def test_a_json_schema_becomes_a_grammar(client: httpx.Client, router: FakeRouter) -> None:
-    form = {
-        "type": "json_schema",
-        "json_schema": {"name": "n", "schema": {"type": "integer"}, "strict": True},
-    }
-    chat(client, response_format=form, max_tokens=1)
-    grammar = router.counts.submitted[-1].sampling["grammar"]
-    assert (grammar["kind"], json.loads(grammar["text"])) == ("json_schema", {"type": "integer"})
-    chat(client, response_format={"type": "text"}, max_tokens=1)
-    assert router.counts.submitted[-1].sampling["grammar"] is None
+def test_a_json_schema_becomes_a_grammar() -> None:
+    schema = {"name": "n", "schema": {"type": "integer"}, "strict": True}
+    for form, wanted in (
+        ({"type": "json_schema", "json_schema": schema}, {"type": "integer"}),
+        ({"type": "json_object"}, {"type": "object"}),
+    ):
+        body = {"messages": [{"role": "user", "content": "hi"}], "response_format": form}
+        grammar = read_chat(Fields(body)).wishes.grammar
+        assert grammar is not None
+        assert (grammar.kind, json.loads(grammar.text)) == ("json_schema", wanted)
+    assert read_chat(Fields({**body, "response_format": {"type": "text"}})).wishes.grammar is None
 
 
 def test_the_dialects_defaults_are_its_own(client: httpx.Client, router: FakeRouter) -> None:
