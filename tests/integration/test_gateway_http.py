@@ -152,7 +152,7 @@ def test_every_field_reaches_the_router(client: httpx.Client, router: FakeRouter
         "top_k": 5,
         "min_p": 0.05,
         "repetition_penalty": 1.1,
-        "stop_token_ids": [4, 5],
+        "stop_token_ids": (4, 5),
         "ignore_eos": True,
     }
     assert complete(client, **fields).status_code == 200
