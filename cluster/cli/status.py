@@ -26,8 +26,9 @@ def status(
     from cluster.fleet.ask import Controller
     from cluster.fleet.folder import Folder
 
-    record = Folder().require()
-    with Controller(record.controller) as controller:
+    folder = Folder()
+    record = folder.require()
+    with Controller(record.controller, folder) as controller:
         found = controller.status()
     if as_json:
         print_json(_as_json(record, found))

@@ -14,6 +14,8 @@ class Kind(IntEnum):
     REFUSED = 3
     PING = 4
     PONG = 5
+    CHALLENGE = 6
+    PROOF = 7
 
     DISPATCH = 16
     RESULT = 17
