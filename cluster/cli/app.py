@@ -28,6 +28,7 @@ VERBS = {
     "generate": "generate",
     "chat": "chat",
     "score": "score",
+    "embed": "embed",
     "pack": "pack",
     "library": "library",
     "trace": "trace",
