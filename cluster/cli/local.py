@@ -17,7 +17,8 @@ from cluster.library.bundled import open_model
 from cluster.library.grammars import grammars_of
 from cluster.library.reader import Library
 from cluster.router.build import build_trunk
-from cluster.router.engine import Engine, Probe
+from cluster.router.engine import Engine
+from cluster.router.readout import Probe
 from cluster.types import Embedded, EngineRequest, Event, Failed, RequestId, Scored
 from kernels import warm
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import itertools
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -15,13 +14,13 @@ from cluster.config import EngineConfig
 from cluster.dispatch.transport import ExpertTransport
 from cluster.errors import InvalidRequest, MoemeshError, NonFinite, Overloaded
 from cluster.model.grammar import Grammars, GrammarState
-from cluster.router.forward import GateProbe, Outcome, drive, forward
+from cluster.router.forward import Outcome, drive, forward
 from cluster.router.kv import KvCache, longest_sequence
+from cluster.router.readout import HEAD_ROWS, Probe, Readout
 from cluster.router.sampler import Sampler
 from cluster.router.scheduler import Chunk, Limits, plan_step
 from cluster.router.sequence import Batch, Piece, Sequence, build_batch
 from cluster.types import (
-    Embedded,
     Emitted,
     EngineRequest,
     Event,
@@ -29,18 +28,7 @@ from cluster.types import (
     Finished,
     FinishReason,
     RequestId,
-    Scored,
 )
-
-HEAD_ROWS = 64
-"""Rows whose logits are held at a time: bounds memory at large vocabularies."""
-
-
-class Probe(GateProbe, Protocol):
-    """Sees gates and logits as they are computed; for quality figures, traces and tests."""
-
-    def logits(self, request_id: RequestId, position: int, logits: np.ndarray) -> None:
-        """logits: [vocab] float32 after the token at `position`; copied by whoever keeps it."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +80,7 @@ class Engine:
         )
         self._work = [trunk.workspace() for _ in range(config.micro_batches)]
         self._sampler = Sampler(trunk.spec.vocab, config.max_running, trunk.workers)
+        self._readout = Readout(trunk, self._work[0], self._sampler, probe)
         self._free_slots = list(range(config.max_running))
         self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []
@@ -246,8 +235,7 @@ class Engine:
             if (broken >= 0).any():
                 events.append(self._fail(sequence, NonFinite.at(int(broken[broken >= 0][0]))))
             elif sequence.request.kind != "generate":
-                whole = self._score if sequence.request.kind == "score" else self._embed
-                events += whole(piece, outcome.hidden[first : last + 1])
+                events += self._take(piece, outcome.hidden[first : last + 1])
             elif piece.completes:
                 rows.append(last)
                 sampled.append(sequence)
@@ -257,16 +245,10 @@ class Engine:
             events += self._sample(sampled[part], outcome.hidden[rows[part]])
         return events
 
-    def _logits(self, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """([rows, padded vocab] float32, [rows] finite flags)."""
-        return self.trunk.head(self._work[0], hidden)
-
     def _sample(self, sequences: list[Sequence], hidden: np.ndarray) -> list[Event]:
-        logits, finite = self._logits(hidden)
-        self._observe(sequences, [s.length - 1 for s in sequences], logits)
-        sampled = self._sampler.sample(logits, sequences)
+        sampled, finite = self._readout.sample(sequences, hidden)
         events: list[Event] = []
-        for sequence, token, logprob, listed, sound in zip(sequences, *sampled, finite.tolist(), strict=True):
+        for sequence, token, logprob, listed, sound in zip(sequences, *sampled, finite, strict=True):
             if not sound:
                 events.append(self._fail(sequence, NonFinite.at(self.trunk.spec.layers)))
                 continue
@@ -284,46 +266,14 @@ class Engine:
                 events.append(Finished(sequence.id, reason, sequence.prompt_length, sequence.emitted))
         return events
 
-    def _score(self, piece: Piece, hidden: np.ndarray) -> list[Event]:
-        sequence = piece.sequence
-        for begin in range(0, piece.count, HEAD_ROWS):
-            part = hidden[begin : begin + HEAD_ROWS]
-            position = piece.begin + begin
-            logits, finite = self._logits(part)
-            if not finite.all():
-                return [self._fail(sequence, NonFinite.at(self.trunk.spec.layers))]
-            self._observe([sequence] * len(part), list(range(position, position + len(part))), logits)
-            targets = np.array(sequence.tokens[position + 1 : position + 1 + len(part)], np.int32)
-            sequence.scores.append(self._sampler.score(logits[: len(targets)], targets))
-            if count := sequence.request.sampling.top_logprobs:
-                sequence.alternatives += self._sampler.top(logits, list(range(len(targets))), count)
+    def _take(self, piece: Piece, hidden: np.ndarray) -> list[Event]:
+        """Rows of a request that generates nothing."""
+        if not self._readout.take(piece, hidden):
+            return [self._fail(piece.sequence, NonFinite.at(self.trunk.spec.layers))]
         if not piece.completes:
             return []
-        self._retire(sequence)
-        return [Scored(sequence.id, np.concatenate(sequence.scores), tuple(sequence.alternatives))]
-
-    def _embed(self, piece: Piece, hidden: np.ndarray) -> list[Event]:
-        """Add the rows one by one in the order of the tokens, whatever the chunks were."""
-        sequence = piece.sequence
-        rows, finite = self.trunk.final(self._work[0], hidden)
-        if not finite.all():
-            return [self._fail(sequence, NonFinite.at(self.trunk.spec.layers))]
-        width = self.trunk.spec.hidden
-        if sequence.total is None:
-            sequence.total = np.zeros(width, np.float64)
-        for row in rows:
-            sequence.total += row[:width]
-        if not piece.completes:
-            return []
-        self._retire(sequence)
-        mean = (sequence.total / sequence.length).astype(np.float32)
-        return [Embedded(sequence.id, mean, sequence.length)]
-
-    def _observe(self, sequences: list[Sequence], positions: list[int], logits: np.ndarray) -> None:
-        if self.probe is None:
-            return
-        for sequence, position, row in zip(sequences, positions, logits, strict=True):
-            self.probe.logits(sequence.id, position, row[: self.trunk.spec.vocab])
+        self._retire(piece.sequence)
+        return [self._readout.answer(piece.sequence)]
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
         sampling, grammar = sequence.request.sampling, sequence.grammar
