@@ -84,6 +84,7 @@ class Engine:
         self._free_slots = list(range(config.max_running))
         self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []
+        self._known: dict[RequestId, Sequence] = {}  # all of both
         self._arrivals = itertools.count()
         self._steps = self._rows = self._preemptions = 0
 
@@ -104,31 +105,39 @@ class Engine:
             kv_name(self.kv.keys.dtype),
         )
 
-    def prepare(self, request: EngineRequest) -> None:
-        """Compile the request's grammar, so that `submit` finds it compiled. Any thread may call this.
+    def prepare(self, request: EngineRequest) -> GrammarState | None:
+        """What `submit` needs besides the request and takes its time. Any thread may call this.
 
         Raises InvalidRequest for a grammar that is wrong.
         """
-        self._grammar(request)
+        grammar = request.sampling.grammar
+        if grammar is None:
+            return None
+        if self._grammars is None:
+            raise InvalidRequest("this model has no tokenizer, so its output cannot follow a grammar")
+        return self._grammars.compile(grammar)
 
-    def submit(self, request: EngineRequest) -> None:
-        """Queue a request. Raises InvalidRequest (empty or too long prompt, unknown token id, nothing to
-        generate, an id that is in use, a wrong grammar) and Overloaded when `max_waiting` requests wait
-        already."""
+    def submit(self, request: EngineRequest, prepared: GrammarState | None = None) -> None:
+        """Queue a request. prepared: what `prepare` gave for it, None to have it prepared here.
+
+        Raises InvalidRequest (empty or too long prompt, unknown token id, nothing to generate, an id that is
+        in use, a wrong grammar) and Overloaded when `max_waiting` requests wait already.
+        """
         self._check(request)
         if len(self._waiting) >= self.config.max_waiting:
             raise Overloaded(f"{len(self._waiting)} requests are waiting already; try again later")
         sequence = Sequence(request, next(self._arrivals), list(request.prompt_ids))
-        sequence.grammar = self._grammar(request)
+        sequence.grammar = prepared or self.prepare(request)
         bisect.insort(self._waiting, sequence, key=_rank)
+        self._known[sequence.id] = sequence
 
     def abort(self, request_id: RequestId) -> bool:
         """Forget a request at once and free all it holds; False if it is not (or no longer) known."""
-        for sequence in itertools.chain(self._running, self._waiting):
-            if sequence.id == request_id:
-                self._retire(sequence)
-                return True
-        return False
+        sequence = self._known.get(request_id)
+        if sequence is None:
+            return False
+        self._retire(sequence)
+        return True
 
     def step(self) -> list[Event]:
         """Compute one batch. A request submitted before the call takes part in it if there is room.
@@ -160,17 +169,9 @@ class Engine:
         """End every request with `error` and free all they hold."""
         return [self._fail(sequence, error) for sequence in [*self._running, *self._waiting]]
 
-    def _grammar(self, request: EngineRequest) -> GrammarState | None:
-        grammar = request.sampling.grammar
-        if grammar is None:
-            return None
-        if self._grammars is None:
-            raise InvalidRequest("this model has no tokenizer, so its output cannot follow a grammar")
-        return self._grammars.compile(grammar)
-
     def _check(self, request: EngineRequest) -> None:
         ids = request.prompt_ids
-        if any(s.id == request.request_id for s in itertools.chain(self._running, self._waiting)):
+        if request.request_id in self._known:
             raise InvalidRequest(f"request {request.request_id!r} is running already; choose another id")
         if request.kind == "generate" and request.sampling.max_tokens < 1:
             raise InvalidRequest("max_tokens is 0; the engine generates at least one token")
@@ -289,6 +290,7 @@ class Engine:
         return Failed(sequence.id, error, sequence.emitted)
 
     def _retire(self, sequence: Sequence) -> None:
+        del self._known[sequence.id]
         if sequence.slot < 0:
             self._waiting.remove(sequence)
             return
