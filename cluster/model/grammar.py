@@ -23,7 +23,7 @@ WHITESPACE = r"(\n[ ]{0,16}| )?"
 model may write blanks until max_tokens."""
 
 LIMITS = llguidance.LLParserLimits(max_lexer_states=5_000, verbose_errors=False)
-"""A state costs 1 to 2 kB, so no sequence's grammar takes more than some 10 MB. Ordinary ones need hundreds."""
+"""A state costs 1 to 2 kB: no sequence's grammar takes more than some 10 MB. Ordinary ones need hundreds."""
 
 MOST_MESSAGE = 300
 
