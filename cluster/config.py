@@ -28,6 +28,7 @@ class EngineConfig:
     micro_batches: 1, or 2 to compute one half of the batch while the other is at the experts.
     context: longest sequence in tokens; 0 takes the model's own limit.
     threads: compute threads of this process.
+    prefix_cache: whether a prompt may begin with KV pages that an earlier one has filled, to the same bits.
     choice: import path of the policy that shares rows among the copies of an expert
         (cluster/balance/choice.py).
     """
@@ -41,6 +42,7 @@ class EngineConfig:
     micro_batches: int = 1
     context: int = 0
     threads: int = 1
+    prefix_cache: bool = True
     choice: str = "cluster.balance.choice:flow"
 
 
@@ -54,14 +56,47 @@ class NodeConfig:
 
 
 @dataclass(frozen=True)
+class TlsFiles:
+    """PEM files, read again when they change. client_ca: clients must show a certificate of it; "": none."""
+
+    certificate: str
+    key: str
+    client_ca: str = ""
+
+
+@dataclass(frozen=True)
 class GatewayConfig:
-    """host: loopback unless `insecure` says out loud that the port may be reached from outside."""
+    """The gateway's ports and who may use them.
+
+    host: of gRPC; loopback, unless there are TLS and keys, or `insecure` says out loud that the ports may be
+        reached from outside without them.
+    http_port: None offers no HTTP.
+    window: sequences that a router is given at a time, as many as it runs (EngineConfig.max_running); the
+        rest wait, at most `max_queued` of them, and none that would wait for longer than max_wait_s.
+    drain_s: how long running requests may go on after the gateway was told to stop.
+    keys: file of API keys, "" asks for none. guard_health: ask for them on health checks too.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8471
+    http_host: str = "127.0.0.1"
+    http_port: int | None = None
     insecure: bool = False
+    window: int = EngineConfig.max_running
     max_queued: int = 256
+    max_wait_s: float = 1.0
     max_message_bytes: int = 16 * MiB
+    drain_s: float = 2.0
+    tls: TlsFiles | None = None
+    keys: str = ""
+    guard_health: bool = False
+
+
+class LogFormat(StrEnum):
+    """text: lines for people; json: one object a line, with the ids of requests as fields."""
+
+    text = "text"
+    json = "json"
 
 
 @dataclass(frozen=True)
@@ -69,6 +104,7 @@ class ClusterConfig:
     """What `moemesh up` starts.
 
     model: a library folder, "" for the bundled one; variant: of its experts, "" for the default.
+    log_format: of the roles' log files.
     """
 
     model: str = ""
@@ -78,3 +114,4 @@ class ClusterConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     node: NodeConfig = field(default_factory=NodeConfig)
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    log_format: LogFormat = LogFormat.text

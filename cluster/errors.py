@@ -3,10 +3,15 @@
     MoemeshError                     INTERNAL
     ├── InvalidRequest               INVALID_ARGUMENT     the request itself is wrong
     ├── UnknownModel                 NOT_FOUND
+    ├── Unsupported                  UNIMPLEMENTED        part of a protocol that this server does not offer
+    ├── Unauthenticated              UNAUTHENTICATED      no key, or none that is known
+    ├── Forbidden                    PERMISSION_DENIED    the key lacks the scope
     ├── ConfigError                  INVALID_ARGUMENT     a fleet, a load or a spec that makes no sense
     │   └── UnknownPolicy            NOT_FOUND            a policy's name leads to nothing that can be called
     ├── MissingExtra                 FAILED_PRECONDITION  an optional dependency is not installed
     ├── Overloaded                   RESOURCE_EXHAUSTED   try again after `retry_after_s`
+    │   └── RateLimited              RESOURCE_EXHAUSTED   the key's own limit, whatever others do
+    ├── TooLarge                     RESOURCE_EXHAUSTED   a request beyond the limit of bytes
     ├── Unavailable                  UNAVAILABLE          not ready, draining, or a peer is gone
     │   └── NodeLost                 UNAVAILABLE          an expert node died and did not come back in time
     ├── RequestAborted               CANCELLED
@@ -44,6 +49,18 @@ class UnknownModel(MoemeshError):
     code = "NOT_FOUND"
 
 
+class Unsupported(MoemeshError):
+    code = "UNIMPLEMENTED"
+
+
+class Unauthenticated(MoemeshError):
+    code = "UNAUTHENTICATED"
+
+
+class Forbidden(MoemeshError):
+    code = "PERMISSION_DENIED"
+
+
 class ConfigError(MoemeshError):
     code = "INVALID_ARGUMENT"
 
@@ -62,6 +79,14 @@ class Overloaded(MoemeshError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Overloaded):
+    pass
+
+
+class TooLarge(MoemeshError):
+    code = "RESOURCE_EXHAUSTED"
 
 
 class Unavailable(MoemeshError):

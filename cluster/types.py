@@ -154,6 +154,7 @@ class EngineRequest:
     kind "generate" continues the prompt; "score" returns the log-probability of every prompt token
     after the first and generates nothing; "embed" returns the mean of the prompt's last hidden states.
     priority: order of admission, higher first (cluster/router/sequence.py has the rule).
+    tier: quality. tenant: whose it is; two tenants share no KV page.
     Raises InvalidRequest for a priority out of range.
     """
 
@@ -162,6 +163,8 @@ class EngineRequest:
     sampling: SamplingParams = SamplingParams()
     kind: RequestKind = "generate"
     priority: int = 0
+    tier: str = "exact"
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         ranked = abs(self.priority) <= MOST_PRIORITY

@@ -36,6 +36,7 @@ from kernels.jit import (
     I32_2R,
     I64_1R,
     INT,
+    NONE,
     U16_4R,
     U16_5R,
     VOID,
@@ -230,8 +231,17 @@ def run_length(sequence, positions, t, most):
     return count
 
 
-@inline
-def attend_items(
+def _signature(*pages):
+    """pages: the types of keys, values and their scales."""
+    return VOID(F32_3R, *pages, I32_2R, I64_1R, I64_1R, INT, F32, F32_2, F32_2, INT, INT)
+
+
+@kernel(
+    _signature(U16_5R, U16_4R, NONE, NONE),
+    _signature(F32_5R, F32_4R, NONE, NONE),
+    _signature(I8_5R, I8_4R, F32_3R, F32_3R),
+)
+def attend(
     q,
     k_pages,
     v_pages,
@@ -247,6 +257,18 @@ def attend_items(
     begin,
     end,
 ):
+    """Attention outputs of items begin <= item < end, an item being kv head item // T of token item % T.
+
+    q: [T, heads, Dp] float32, rotated. k_pages: [pages, kv_heads, page_size / 16, Dp, 16], v_pages:
+    [pages, kv_heads, page_size, Dp], float32, bf16 bits, or int8 with k_scales, v_scales: [pages, kv_heads,
+    page_size] float32, else None. Query head h reads kv head h // (heads/kv_heads).
+    page_table: [sequences, pages of a sequence] int32; sequence[t] is token t's row in it, positions[t] its
+    position. Token t sees positions max(0, p - window + 1) … p, all from 0 with window 0; their keys and
+    values, its own included, are already in the pages. out: [T, ldo >= heads·Dp] float32, head h from column
+    h·Dp on, columns past the last head zero. scores: this thread's scratch,
+    [rows >= heads / kv_heads, >= longest context rounded up to a multiple of BLOCK] float32: as many rows as
+    it has, whole tokens, are computed together.
+    """
     tokens, heads, padded = q.shape
     kv_heads = v_pages.shape[1]
     together = max(scores.shape[0] // (heads // kv_heads), 1)
@@ -257,85 +279,11 @@ def attend_items(
         count = run_length(sequence, positions, t, min(together, min(end - item, tokens - t)))
         place, stop = (page_table, sequence[t], head), positions[t] + 1
         attend_tokens(
-            *(
-                q,
-                k_pages,
-                v_pages,
-                k_scales,
-                v_scales,
-                place,
-                t,
-                count,
-                stop,
-                window,
-                scale,
-                out,
-                scores,
-                sums,
-            )
+            *(q, k_pages, v_pages, k_scales, v_scales, place, t, count, stop, window, scale),
+            *(out, scores, sums),
         )
         if head == kv_heads - 1:
             for row in range(t, t + count):
                 for i in range(heads * padded, out.shape[1]):
                     out[row, i] = _ZERO
         item += count
-
-
-def _signature(k_pages, v_pages, *scales):
-    return VOID(F32_3R, k_pages, v_pages, *scales, I32_2R, I64_1R, I64_1R, INT, F32, F32_2, F32_2, INT, INT)
-
-
-@kernel(_signature(U16_5R, U16_4R), _signature(F32_5R, F32_4R))
-def attend(q, k_pages, v_pages, page_table, sequence, positions, window, scale, out, scores, begin, end):
-    """Attention outputs of items begin <= item < end, an item being kv head item // T of token item % T.
-
-    q: [T, heads, Dp] float32, rotated. k_pages: [pages, kv_heads, page_size / 16, Dp, 16], v_pages:
-    [pages, kv_heads, page_size, Dp], float32 or bf16 bits; query head h reads kv head h // (heads/kv_heads).
-    page_table: [sequences, pages of a sequence] int32; sequence[t] is token t's row in it, positions[t] its
-    position. Token t sees positions max(0, p - window + 1) … p, all from 0 with window 0; their keys and
-    values, its own included, are already in the pages. out: [T, ldo >= heads·Dp] float32, head h from column
-    h·Dp on, columns past the last head zero. scores: this thread's scratch,
-    [rows >= heads / kv_heads, >= longest context rounded up to a multiple of BLOCK] float32: as many rows as
-    it has, whole tokens, are computed together.
-    """
-    attend_items(
-        *(q, k_pages, v_pages, None, None, page_table, sequence, positions, window, scale, out, scores),
-        *(begin, end),
-    )
-
-
-@kernel(_signature(I8_5R, I8_4R, F32_3R, F32_3R))
-def attend_int8(
-    q,
-    k_pages,
-    v_pages,
-    k_scales,
-    v_scales,
-    page_table,
-    sequence,
-    positions,
-    window,
-    scale,
-    out,
-    scores,
-    begin,
-    end,
-):
-    """The same over int8 pages. k_scales, v_scales: [pages, kv_heads, page_size] float32."""
-    attend_items(
-        *(
-            q,
-            k_pages,
-            v_pages,
-            k_scales,
-            v_scales,
-            page_table,
-            sequence,
-            positions,
-            window,
-            scale,
-            out,
-            scores,
-        ),
-        *(begin, end),
-    )

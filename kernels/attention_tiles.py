@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.jit import inline
-from kernels.kv import TILE, in_tile, key_scales, load_kv
+from kernels.kv import TILE, in_tile, key_scales
 from kernels.simd import fma, load_f32, load_f32x16, select_lt, splat_f32, store_f32x16
+from kernels.simd.elements import load_elements
 
 ROWS = 8
 _ZERO = np.float32(0.0)
@@ -57,10 +58,10 @@ def score_1(q, at, k_pages, k_scales, tiles, scale, scores, byte):
     s3 = s0
     for i in range(k_pages.shape[3]):
         x = query(q, at + i)
-        s0 = fma(x, load_kv(k_pages, a + i * TILE), s0)
-        s1 = fma(x, load_kv(k_pages, b + i * TILE), s1)
-        s2 = fma(x, load_kv(k_pages, c + i * TILE), s2)
-        s3 = fma(x, load_kv(k_pages, d + i * TILE), s3)
+        s0 = fma(x, load_elements(k_pages, a + i * TILE), s0)
+        s1 = fma(x, load_elements(k_pages, b + i * TILE), s1)
+        s2 = fma(x, load_elements(k_pages, c + i * TILE), s2)
+        s3 = fma(x, load_elements(k_pages, d + i * TILE), s3)
     put_scores(scores, byte, s0, key_scales(k_scales, k_pages, a), scale)
     put_scores(scores, byte + 64, s1, key_scales(k_scales, k_pages, b), scale)
     put_scores(scores, byte + 128, s2, key_scales(k_scales, k_pages, c), scale)
@@ -88,8 +89,8 @@ def score_8(q, q_rows, k_pages, k_scales, a, b, scale, scores, s_rows, column):
     b6 = a0
     b7 = a0
     for i in range(k_pages.shape[3]):
-        ka = load_kv(k_pages, a + i * TILE)
-        kb = load_kv(k_pages, b + i * TILE)
+        ka = load_elements(k_pages, a + i * TILE)
+        kb = load_elements(k_pages, b + i * TILE)
         x = query(q, q0 + i)
         a0 = fma(x, ka, a0)
         b0 = fma(x, kb, b0)
@@ -158,10 +159,10 @@ def weigh_1x4(scores, byte, v_pages, tiles, start, stop, column, out, at):
         v = in_tile(tiles, width, token) + column
         for j in range(token, end):
             p = splat_f32(load_f32(scores, byte + (j - start) * 4))
-            o0 = fma(p, load_kv(v_pages, v), o0)
-            o1 = fma(p, load_kv(v_pages, v + 16), o1)
-            o2 = fma(p, load_kv(v_pages, v + 32), o2)
-            o3 = fma(p, load_kv(v_pages, v + 48), o3)
+            o0 = fma(p, load_elements(v_pages, v), o0)
+            o1 = fma(p, load_elements(v_pages, v + 16), o1)
+            o2 = fma(p, load_elements(v_pages, v + 32), o2)
+            o3 = fma(p, load_elements(v_pages, v + 48), o3)
             v += width
         token = end
     add_to(out, at, o0)
@@ -181,7 +182,7 @@ def weigh_1x1(scores, byte, v_pages, tiles, start, stop, column, out, at):
         v = in_tile(tiles, width, token) + column
         for j in range(token, end):
             p = splat_f32(load_f32(scores, byte + (j - start) * 4))
-            total = fma(p, load_kv(v_pages, v), total)
+            total = fma(p, load_elements(v_pages, v), total)
             v += width
         token = end
     add_to(out, at, total)
@@ -208,8 +209,8 @@ def weigh_span(scores, s_rows, shift, v_pages, tiles, start, stop, column, guard
         v = in_tile(tiles, width, token) + column
         for j in range(token, end):
             at = j * 4 - shift
-            va = load_kv(v_pages, v)
-            vb = load_kv(v_pages, v + 16)
+            va = load_elements(v_pages, v)
+            vb = load_elements(v_pages, v + 16)
             p = splat_f32(load_f32(scores, p0 + at))
             a0 = joined(p, va, a0, guarded)
             b0 = joined(p, vb, b0, guarded)

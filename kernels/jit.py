@@ -11,6 +11,7 @@ llvmlite, the CPU and the instruction set: a stale kernel cannot be found.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -24,6 +25,7 @@ import llvmlite
 import llvmlite.binding
 import numba
 from numba import njit, types
+from numba.extending import overload
 
 from kernels import amx_permission, hwcap
 
@@ -181,6 +183,19 @@ part = njit(**_INSIDE)
 splice = njit(inline="always", error_model="numpy")
 """A helper around parts: its source goes into the kernel's before anything is compiled."""
 
+
+def by_type(choose: Callable[..., Any]) -> Callable[..., Any]:
+    """A helper whose source depends on types: choose(types of the arguments) returns the function, of the
+    same parameters, that is compiled into the caller."""
+
+    @functools.wraps(choose)
+    def helper(*_: Any) -> Any:
+        raise TypeError(f"{choose.__name__} can be called from compiled code only")
+
+    overload(helper, jit_options={"forceinline": True})(choose)
+    return helper
+
+
 probe = njit(nogil=True, cache=True, error_model="numpy")
 """A kernel that only measures: no part of serving, compiled at its first call instead of by compile_all."""
 
@@ -274,6 +289,7 @@ F64_1, F64_1R = array(types.float64, 1), array(types.float64, 1, True)
 F64_2, F64_2R = array(types.float64, 2), array(types.float64, 2, True)
 BOOL_2R, BOOL_3 = array(types.boolean, 2, True), array(types.boolean, 3)
 INT = types.int64
+NONE = types.none
 F32 = types.float32
 F64 = types.float64
 U64 = types.uint64

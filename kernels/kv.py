@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
-from kernels.jit import array, inline
+from kernels.jit import array, by_type, inline
 from kernels.quantise import ONE_PLANE, SMALLEST, levels, row_max
-from kernels.simd import load_f32x16, load_i8x16, select_lt, splat_f32, store_f32x16, store_i8x16, to_f32
-from kernels.simd.elements import load_elements, store_elements
+from kernels.simd import load_f32x16, select_lt, splat_f32, store_f32x16, store_i8x16
+from kernels.simd.elements import store_elements
 from kernels.simd.ops import address, narrow_bf16
 from kernels.simd.vectors import I8, I32, I64, LANES, f32x16, i32x16, vector
 
@@ -30,18 +30,6 @@ TILE = 16
 """Tokens whose keys lie side by side, one in each lane."""
 
 _ZERO = np.float32(0.0)
-
-
-def load_kv(pages, index):
-    """Sixteen elements from `index` on as float32; of int8 pages the integers, without their scale."""
-    raise NotImplementedError("only compiled kernels load pages")
-
-
-@overload(load_kv, jit_options={"forceinline": True})
-def _load_kv(pages, index):
-    if pages.dtype == types.int8:
-        return lambda pages, index: to_f32(load_i8x16(pages, index))
-    return lambda pages, index: load_elements(pages, index)
 
 
 @inline
@@ -161,25 +149,18 @@ def head_scale(x, span, width):
     return top / ONE_PLANE + poison, ONE_PLANE / top
 
 
+@by_type
 def put_head(pages, x, byte, at, step, width, factor):
     """`width` float32 at `byte` of x to the elements at, at + step …: rounded to the type of the pages, or,
     for int8 pages, multiplied by `factor` and rounded. step: 1 or TILE."""
-    raise NotImplementedError("only compiled kernels store pages")
 
-
-@overload(put_head, jit_options={"forceinline": True})
-def _put_head(pages, x, byte, at, step, width, factor):
-    if pages.dtype == types.int8:
-
-        def quantised(pages, x, byte, at, step, width, factor):
-            for i in range(0, width, 16):
-                value = levels(x, byte + i * 4, factor, ONE_PLANE)
-                if step == 1:
-                    store_i8x16(pages, at + i, value)
-                else:
-                    scatter(pages, at + i * step, value)
-
-        return quantised
+    def quantised(pages, x, byte, at, step, width, factor):
+        for i in range(0, width, 16):
+            value = levels(x, byte + i * 4, factor, ONE_PLANE)
+            if step == 1:
+                store_i8x16(pages, at + i, value)
+            else:
+                scatter(pages, at + i * step, value)
 
     def rounded(pages, x, byte, at, step, width, factor):
         for i in range(0, width, 16):
@@ -189,7 +170,7 @@ def _put_head(pages, x, byte, at, step, width, factor):
             else:
                 scatter(pages, at + i * step, value)
 
-    return rounded
+    return quantised if pages.dtype == types.int8 else rounded
 
 
 @inline

@@ -14,6 +14,7 @@ from kernels.jit import (
     F32_5,
     I64_1R,
     INT,
+    NONE,
     U8_1,
     U16_4,
     U16_5,
@@ -130,8 +131,20 @@ def _is_finite(qkv, t):  # type: ignore[no-untyped-def]
     return reduce_add_f32(total) == _ZERO
 
 
-@inline
-def _prepare(  # type: ignore[no-untyped-def]
+_TABLES = (F32_2R, F32_2R, I64_1R, I64_1R)
+
+
+def _signature(*pages: object) -> object:
+    """pages: the types of keys, values and their scales."""
+    return VOID(F32_2, F32_1R, F32_1R, F32_1R, INT, F32, F32, INT, *_TABLES, *pages, F32_3, U8_1, INT, INT)
+
+
+@kernel(
+    _signature(U16_5, U16_4, NONE, NONE),
+    _signature(F32_5, F32_4, NONE, NONE),
+    _signature(I8_5, I8_4, F32_3, F32_3),
+)
+def prepare_qkv(  # type: ignore[no-untyped-def]
     qkv,
     bias,
     q_norm,
@@ -153,6 +166,21 @@ def _prepare(  # type: ignore[no-untyped-def]
     begin,
     end,
 ):
+    """Finish the projections of tokens begin <= t < end and put their keys and values into the cache.
+
+    qkv: [tokens, (heads + 2·kv_heads)·Dp] float32, rows q | k | v, used as scratch. In the order of OLMoE:
+    add bias, RMSNorm of q and k (qk_mode), clamp q, k and v to ±clip (0 is off), rotate the two halves of
+    every head of q and k,  x1·cos - x2·sin | x2·cos + x1·sin, round k and v to the page type, store.
+
+    bias: padded like a qkv row, or of length 0. q_norm, k_norm: [Dp] for QK_HEAD, [heads·Dp] and
+    [kv_heads·Dp] for QK_FULL, padding zero; of length 0 for QK_NONE. cos, sin: [positions, head_dim / 2].
+    positions: token positions; slots: page·page_size + offset of each token.
+    k_pages: [pages, kv_heads, page_size / 16, Dp, 16], v_pages: [pages, kv_heads, page_size, Dp], both
+    float32, both bf16 bits, or both int8 with one scale for every token and head, absmax / 127
+    (kernels/quantise.py): k_scales, v_scales: [pages, kv_heads, page_size] float32, else None.
+    q_out: [tokens, heads, Dp] float32. Padding of Dp is stored as zero.
+    finite[t] becomes 0, and zeros are stored, where a row or its norms hold NaN or Inf; else it is 1.
+    """
     _, heads, padded = q_out.shape
     _, kv_heads, size, _ = v_pages.shape
     half, spans = head_dim // 2, heads + 2 * kv_heads
@@ -178,81 +206,3 @@ def _prepare(  # type: ignore[no-untyped-def]
                 page, inside = slots[t] // size, slots[t] % size
                 store_key(k_pages, k_scales, page, head, inside, qkv, t * spans + head)
                 store_value(v_pages, v_scales, page, head, inside, qkv, t * spans + heads + kv_heads + head)
-
-
-def _signature(*pages: object) -> object:
-    tables = (F32_2R, F32_2R, I64_1R, I64_1R)
-    return VOID(F32_2, F32_1R, F32_1R, F32_1R, INT, F32, F32, INT, *tables, *pages, F32_3, U8_1, INT, INT)
-
-
-@kernel(_signature(U16_5, U16_4), _signature(F32_5, F32_4))
-def prepare_qkv(  # type: ignore[no-untyped-def]
-    qkv,
-    bias,
-    q_norm,
-    k_norm,
-    qk_mode,
-    clip,
-    eps,
-    head_dim,
-    cos,
-    sin,
-    positions,
-    slots,
-    k_pages,
-    v_pages,
-    q_out,
-    finite,
-    begin,
-    end,
-):
-    """Finish the projections of tokens begin <= t < end and put their keys and values into the cache.
-
-    qkv: [tokens, (heads + 2·kv_heads)·Dp] float32, rows q | k | v, used as scratch. In the order of OLMoE:
-    add bias, RMSNorm of q and k (qk_mode), clamp q, k and v to ±clip (0 is off), rotate the two halves of
-    every head of q and k,  x1·cos - x2·sin | x2·cos + x1·sin, round k and v to the page type, store.
-
-    bias: padded like a qkv row, or of length 0. q_norm, k_norm: [Dp] for QK_HEAD, [heads·Dp] and
-    [kv_heads·Dp] for QK_FULL, padding zero; of length 0 for QK_NONE. cos, sin: [positions, head_dim / 2].
-    positions: token positions; slots: page·page_size + offset of each token.
-    k_pages: [pages, kv_heads, page_size / 16, Dp, 16], v_pages: [pages, kv_heads, page_size, Dp], both
-    float32 or both bf16 bits. q_out: [tokens, heads, Dp] float32. Padding of Dp is stored as zero.
-    finite[t] becomes 0, and zeros are stored, where a row or its norms hold NaN or Inf; else it is 1.
-    """
-    _prepare(
-        *(qkv, bias, q_norm, k_norm, qk_mode, clip, eps, head_dim, cos, sin, positions, slots),
-        *(k_pages, v_pages, None, None, q_out, finite, begin, end),
-    )
-
-
-@kernel(_signature(I8_5, I8_4, F32_3, F32_3))
-def prepare_qkv_int8(  # type: ignore[no-untyped-def]
-    qkv,
-    bias,
-    q_norm,
-    k_norm,
-    qk_mode,
-    clip,
-    eps,
-    head_dim,
-    cos,
-    sin,
-    positions,
-    slots,
-    k_pages,
-    v_pages,
-    k_scales,
-    v_scales,
-    q_out,
-    finite,
-    begin,
-    end,
-):
-    """The same into int8 pages: k and v quantised with one scale for every token and head.
-
-    k_scales, v_scales: [pages, kv_heads, page_size] float32 = absmax of the head / 127 (kernels/quantise.py).
-    """
-    _prepare(
-        *(qkv, bias, q_norm, k_norm, qk_mode, clip, eps, head_dim, cos, sin, positions, slots),
-        *(k_pages, v_pages, k_scales, v_scales, q_out, finite, begin, end),
-    )

@@ -10,46 +10,34 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 
-from kernels import (
-    alternatives,
-    attention,
-    choice,
-    experts,
-    express,
-    flow,
-    fused,
-    gate,
-    jit,
-    matmul,
-    norm,
-    permute,
-    placement,
-    quantise,
-    replicas,
-    rope,
-    sampling,
-)
+from kernels import jit
 from kernels.apart import compile_apart
 
-MODULES = (
-    alternatives,
-    attention,
-    choice,
-    experts,
-    express,
-    flow,
-    fused,
-    gate,
-    matmul,
-    norm,
-    permute,
-    placement,
-    quantise,
-    replicas,
-    rope,
-    sampling,
+MODULES = tuple(
+    import_module(f"kernels.{name}")
+    for name in (
+        "alternatives",
+        "attention",
+        "choice",
+        "experts",
+        "express",
+        "flow",
+        "fused",
+        "gate",
+        "matmul",
+        "norm",
+        "permute",
+        "placement",
+        "placement_search",
+        "quantise",
+        "replicas",
+        "rope",
+        "sampling",
+    )
 )
+"""All that have kernels."""
 
 
 def compile_all(progress: Callable[[int, int, str], None] | None = None, apart: bool = False) -> jit.Warmth:

@@ -18,7 +18,8 @@ from cluster.balance.fleet import Floats
 from cluster.balance.objective import Objective, cost
 from cluster.balance.ordered import Ordered, State, packed, trimmed
 from cluster.balance.problem import Placement, Problem
-from kernels.placement import fill_layer, improve_layer
+from kernels.placement import fill_layer
+from kernels.placement_search import improve_layer
 
 ENOUGH = 1.01
 """A makespan so close to the least that any placement allows is not improved further."""

@@ -25,6 +25,7 @@ VERBS = {
     "status": "status",
     "rebalance": "rebalance",
     "doctor": "doctor",
+    "keys": "keys",
     "generate": "generate",
     "chat": "chat",
     "score": "score",

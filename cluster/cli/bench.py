@@ -95,7 +95,9 @@ def bench_engine(
     report = Report(preset.value)
     with Progress() as progress:
         progress.phase("loading the model and its kernels")
-        with local_engine(model, variant, EngineConfig(kv=kv, kv_bytes=KV_BYTES)) as engine:
+        with local_engine(
+            model, variant, EngineConfig(kv=kv, kv_bytes=KV_BYTES, prefix_cache=False)
+        ) as engine:
             report.results += measure_engine(engine, ENGINE_PRESETS[preset.value], progress.phase)
     report.show(as_json)
 

@@ -12,7 +12,7 @@ from typing import Annotated, TextIO
 import typer
 
 from cluster.cli import options
-from cluster.cli.client import Client, connect
+from cluster.cli.client import Access, Client, connect
 from cluster.cli.completion import Completion, Recorder
 from cluster.cli.options import MaxTokens, MinP, RepetitionPenalty, Temperature, TopK, TopP
 from cluster.errors import MoemeshError
@@ -35,6 +35,10 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     address: options.Address = "",
+    api_key: options.ApiKey = "",
+    ca: options.Ca = "",
+    client_cert: options.ClientCert = "",
+    client_key: options.ClientKey = "",
     model: Annotated[str, typer.Option(help="A name that the gateway serves.")] = "",
     system: Annotated[str, typer.Option(help="Instructions that stand before the conversation.")] = "",
     max_tokens: MaxTokens = 200,
@@ -63,7 +67,7 @@ def chat(
         stop=tuple(stop or ()),
     )
     options.check_ranges(wishes)
-    with connect(address) as client:
+    with connect(address, Access(api_key, ca, client_cert, client_key)) as client:
         info = client.tokenize(pb.TokenizeRequest(model=model, text=" "))
         if not info.chat_template:
             typer.echo(BASE_MODEL.format(model=info.model, user=USER, assistant=ASSISTANT), err=True)

@@ -105,7 +105,7 @@ def _bits() -> Finding:
     from kernels import selfcheck
 
     count, wrong = len(selfcheck.stored()), selfcheck.wrong_bits()
-    text = f"{count} kernels give the bits of the manifest"
+    text = f"{count} cases give the bits of the manifest"
     if wrong:
         text = (
             f"other bits than the manifest's from {', '.join(wrong)}: results differ from those of other "

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli import options
-from cluster.cli.client import connect
+from cluster.cli.client import Access, connect
 from cluster.cli.completion import Completion, remote_completions, show
 from cluster.cli.local_completion import local_completions
 from cluster.cli.output import Progress, print_json
@@ -28,6 +28,10 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from stdin.")],
     local: options.Local = False,
     address: options.Address = "",
+    api_key: options.ApiKey = "",
+    ca: options.Ca = "",
+    client_cert: options.ClientCert = "",
+    client_key: options.ClientKey = "",
     model: options.Model = "",
     variant: options.Variant = "",
     kv: options.LocalKv = None,
@@ -84,7 +88,7 @@ def generate(
         request = pb.GenerateRequest(
             model=model, text=text, sampling=sampling_of(wishes), tier=tier, priority=priority
         )
-        with connect(address) as client:
+        with connect(address, Access(api_key, ca, client_cert, client_key)) as client:
             done = remote_completions(client, request, None if as_json else sys.stdout)
     _print(done, as_json, logprobs is not None)
 

@@ -44,7 +44,7 @@ def local_engine(
     try:
         compute = build_compute(library, store, workers)
         trunk = build_trunk(library, variant, workers)
-        yield Engine(trunk, LocalExperts(compute), config, probe, grammars_of(library))
+        yield Engine(trunk, LocalExperts(compute), config, probe, grammars_of(library), library.digest)
     finally:
         workers.close()
         store.close()

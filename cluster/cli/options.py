@@ -24,6 +24,17 @@ HINTS = {"n": "-n", "top_logprobs": "--logprobs"}
 Address = Annotated[
     str, typer.Option(help="Gateway's HOST:PORT; the cluster that `moemesh up` started if absent.")
 ]
+ApiKey = Annotated[
+    str, typer.Option(envvar="MOEMESH_API_KEY", help="Key for a gateway that asks for one.", show_envvar=True)
+]
+Ca = Annotated[
+    str,
+    typer.Option(envvar="MOEMESH_CA", help="PEM of the authority of a gateway with TLS; or: system."),
+]
+ClientCert = Annotated[
+    str, typer.Option(envvar="MOEMESH_CLIENT_CERT", help="PEM to show to a gateway that asks for one.")
+]
+ClientKey = Annotated[str, typer.Option(envvar="MOEMESH_CLIENT_KEY", help="Private key of --client-cert.")]
 Model = Annotated[
     str, typer.Option(help="With --local a library folder, else a name that the gateway serves.")
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from cluster.cli import options
-from cluster.cli.client import Client, connect
+from cluster.cli.client import Access, Client, connect
 from cluster.cli.output import Progress, print_json
 from cluster.cli.progress import progress_bar
 from cluster.cli.quality import Quality, measure, perplexity, windows
@@ -31,6 +31,10 @@ def score(
     file: Annotated[Path, typer.Argument(help="Text in UTF-8.", exists=True, dir_okay=False, readable=True)],
     local: options.Local = False,
     address: options.Address = "",
+    api_key: options.ApiKey = "",
+    ca: options.Ca = "",
+    client_cert: options.ClientCert = "",
+    client_key: options.ClientKey = "",
     model: options.Model = "",
     variant: options.Variant = "",
     kv: options.LocalKv = None,
@@ -57,7 +61,7 @@ def score(
         ids, quality = _local(text, model, variant, config, window, reference)
     else:
         options.refuse_without_local(variant, kv)
-        with connect(address) as client:
+        with connect(address, Access(api_key, ca, client_cert, client_key)) as client:
             ids, quality = _remote(client, text, model, window)
     _show(ids, quality, as_json)
 

@@ -38,6 +38,7 @@ def status(
 def _as_json(record: Record, found: dict[str, Any]) -> dict[str, Any]:
     return {
         "grpc": record.grpc,
+        "http": record.http_url,
         "model": record.model,
         "variant": record.variant,
         "table": {"epoch": found["epoch"], "version": found["version"], "active": found["active"]},
@@ -51,9 +52,10 @@ def _as_json(record: Record, found: dict[str, Any]) -> dict[str, Any]:
 
 def _print(record: Record, found: dict[str, Any]) -> None:
     console = table_console()
+    http = f" and {record.http_url}" if record.http else ""
     active = "active" if found["active"] == found["version"] else "being loaded"
     console.print(
-        f"{record.model} ({record.variant}) at {record.grpc}, "
+        f"{record.model} ({record.variant}) at {record.grpc}{http}, "
         f"placement table {found['epoch']}.{found['version']} {active}{_copies(found)}"
     )
     for kind, columns in (("node", _NODE), ("router", _ROUTER), ("gateway", _GATEWAY)):
@@ -102,6 +104,12 @@ def _kv(member: Member) -> str:
     )
 
 
+def _prefixes(member: Member) -> str:
+    """Prompt tokens that were there already, of all that might have been."""
+    asked = member["stats"].get("prefix_tokens", 0)
+    return f"{100 * member['stats']['prefix_hits'] / asked:.0f} %" if asked else "–"
+
+
 def _share(member: Member) -> str:
     return "–" if member["share"] is None else f"{100 * member['share']:.0f} %"
 
@@ -118,6 +126,7 @@ _ROUTER: dict[str, Callable[[Member], object]] = {
     "running": _count("running"),
     "waiting": _count("waiting"),
     "KV": _kv,
+    "prefix hits": _prefixes,
     "steps": _count("steps"),
     "restarts": _count("restarts"),
 }

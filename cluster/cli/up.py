@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ import typer
 from cluster.cli import options
 from cluster.cli.output import Progress, print_json
 from cluster.cli.values import format_bytes, parse_address, parse_bytes
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, GatewayConfig, LogFormat, TlsFiles
 from cluster.errors import MoemeshError, OutOfMemoryBudget
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from cluster.library.reader import Library
 
 DEFAULTS = ClusterConfig()
+OFF = "off"
 SAMPLE_PROMPT = "And it came to pass"
 SAMPLE_TOKENS = 48
 GRPCURL_REQUEST = json.dumps({"text": SAMPLE_PROMPT, "sampling": {"max_tokens": 16}})
@@ -52,12 +54,41 @@ def up(
         str, typer.Option(metavar="SIZE", help="KV cache of each router, e.g. 64MiB.")
     ] = format_bytes(DEFAULTS.engine.kv_bytes),
     kv: options.Kv = DEFAULTS.engine.kv,
+    prefix_cache: Annotated[
+        bool,
+        typer.Option("--prefix-cache/--no-prefix-cache", help="Compute equal beginnings of prompts once."),
+    ] = DEFAULTS.engine.prefix_cache,
     grpc: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the gateway listens; port 0 takes a free one.")
     ] = f"{DEFAULTS.gateway.host}:{DEFAULTS.gateway.port}",
+    http: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where it speaks OpenAI's dialect; default: gRPC's host, the port after it; off: nowhere.",
+        ),
+    ] = "",
+    tls_cert: Annotated[str, typer.Option(metavar="PEM", help="Certificate of the gateway.")] = "",
+    tls_key: Annotated[str, typer.Option(metavar="PEM", help="Its private key.")] = "",
+    client_ca: Annotated[
+        str, typer.Option(metavar="PEM", help="Clients must show a certificate of this authority.")
+    ] = "",
+    keys: Annotated[
+        str, typer.Option(metavar="FILE", help="Ask for API keys of this file; see `moemesh keys`.")
+    ] = DEFAULTS.gateway.keys,
+    guard_health: Annotated[
+        bool, typer.Option("--guard-health", help="Ask for a key on health checks too.")
+    ] = DEFAULTS.gateway.guard_health,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow a host that other machines reach, unencrypted.")
+        bool, typer.Option("--insecure", help="Allow hosts that other machines reach, without TLS or keys.")
     ] = DEFAULTS.gateway.insecure,
+    drain: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="How long requests may go on after `moemesh down`."),
+    ] = DEFAULTS.gateway.drain_s,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Of the roles' log files: lines to read, or a JSON object each.")
+    ] = DEFAULTS.log_format,
     threads: Annotated[
         int, typer.Option(min=1, help="Compute threads of each process.")
     ] = DEFAULTS.node.threads,
@@ -70,7 +101,7 @@ def up(
     sample: Annotated[bool, typer.Option("--sample/--no-sample", help="Stream a sample completion.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; no sample.")] = False,
 ) -> None:
-    host, port = parse_address(grpc, "--grpc")
+    gateway = _gateway(grpc, http, tls_cert, tls_key, client_ca)
     memory_bytes = parse_bytes(memory_per_node, "--memory-per-node")
     config = ClusterConfig(
         model=model,
@@ -83,9 +114,17 @@ def up(
             kv_bytes=parse_bytes(kv_memory, "--kv-memory"),
             threads=threads,
             choice=choice,
+            prefix_cache=prefix_cache,
         ),
         node=replace(DEFAULTS.node, memory_bytes=memory_bytes, threads=threads),
-        gateway=replace(DEFAULTS.gateway, host=host, port=port, insecure=insecure),
+        gateway=replace(
+            gateway,
+            keys=_absolute(keys),
+            guard_health=guard_health,
+            insecure=insecure,
+            drain_s=drain,
+        ),
+        log_format=log_format,
     )
     begin = time.monotonic()
     folder, record = _start(config)
@@ -93,9 +132,28 @@ def up(
     if as_json:
         print_json(_summary(record, config, seconds))
         return
-    if sample:
+    if sample and not (config.gateway.tls or config.gateway.keys):  # else it would need what clients have
         _show_sample(folder, record)
     _say_what_next(record, config, seconds)
+
+
+def _gateway(grpc: str, http: str, tls_cert: str, tls_key: str, client_ca: str) -> GatewayConfig:
+    """Raises BadParameter for addresses that are none and files of TLS that lack another."""
+    host, port = parse_address(grpc, "--grpc")
+    http_host, http_port = (host, port + 1 if port else 0) if not http else ("", None)
+    if http not in ("", OFF):
+        http_host, http_port = parse_address(http, "--http")
+    if bool(tls_cert) != bool(tls_key) or (client_ca and not tls_cert):
+        raise typer.BadParameter("needs both --tls-cert and --tls-key", param_hint="TLS")
+    tls = TlsFiles(_absolute(tls_cert), _absolute(tls_key), _absolute(client_ca)) if tls_cert else None
+    return replace(
+        DEFAULTS.gateway, host=host, port=port, http_host=http_host or host, http_port=http_port, tls=tls
+    )
+
+
+def _absolute(path: str) -> str:
+    """Roles run in folders of their own."""
+    return str(Path(path).resolve()) if path else ""
 
 
 def _start(config: ClusterConfig) -> tuple[Folder, Record]:
@@ -121,11 +179,11 @@ def _plan(config: ClusterConfig) -> Plan:
     from cluster.controller.state import Shape
     from cluster.expert.mapping import PAGE
     from cluster.fleet.launch import Plan
-    from cluster.gateway.service import check_host
+    from cluster.gateway.service import check_access
     from cluster.library.bundled import open_model
     from kernels.layout import pad
 
-    check_host(config.gateway)
+    check_access(config.gateway)
     resolve(config.engine.choice)
     library = open_model(config.model)
     variant = config.variant or library.manifest.default_variant
@@ -181,7 +239,7 @@ def _say_what_next(record: Record, config: ClusterConfig, seconds: float) -> Non
     command = _command()
     typer.echo(
         f"\n{record.model} ({record.variant}) is up on {config.nodes} nodes after {seconds:.1f} s\n"
-        f"gRPC: {address}\n"
+        f"gRPC: {address}\n{_http_line(record)}"
         "\nTry next:\n"
         f'  {command} generate "To be, or not to be"{option}\n'
         f"  {command} chat{option}\n"
@@ -189,6 +247,10 @@ def _say_what_next(record: Record, config: ClusterConfig, seconds: float) -> Non
         f"  {command} status\n"
         f"  {command} down"
     )
+
+
+def _http_line(record: Record) -> str:
+    return f"OpenAI: {record.http_url}/v1, metrics at /metrics\n" if record.http else ""
 
 
 def _command() -> str:
@@ -201,6 +263,7 @@ def _command() -> str:
 def _summary(record: Record, config: ClusterConfig, seconds: float) -> dict[str, Any]:
     return {
         "grpc": record.grpc,
+        "http": record.http_url,
         "model": record.model,
         "variant": record.variant,
         "nodes": config.nodes,

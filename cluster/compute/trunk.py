@@ -51,10 +51,10 @@ class KvView:
     value_scales: np.ndarray | None = None
 
     @cached_property
-    def layers(self) -> list[tuple[np.ndarray, ...]]:
-        """Keys and values of every layer, and their scales where they have any."""
+    def layers(self) -> list[tuple[np.ndarray | None, ...]]:
+        """(keys, values, scales of keys, scales of values) of every layer."""
         if self.key_scales is None or self.value_scales is None:
-            return list(zip(self.keys, self.values, strict=True))
+            return [(keys, values, None, None) for keys, values in zip(self.keys, self.values, strict=True)]
         return list(zip(self.keys, self.values, self.key_scales, self.value_scales, strict=True))
 
 
@@ -183,17 +183,16 @@ class Trunk:
         """x += attention(norm(x)); stores K and V of the rows first. Returns finite flags [T]."""
         weights, rows, pages = self.weights.layers[layer], work.rows, kv.layers[layer]
         assert rows is not None
-        int8 = kv.key_scales is not None
         acts = self._norm(x, weights.attn_norm, rows.normed, weights.qkv.floating)
         self._product(weights.qkv, acts, rows.qkv)
         self._by_row(
-            rope.prepare_qkv_int8 if int8 else rope.prepare_qkv,
+            rope.prepare_qkv,
             *(len(x), rows.qkv, *self._prepare[layer], self._cos, self._sin, positions, slots),
             *(*pages, rows.q, rows.stored),
         )
         places = (kv.page_table, sequence, positions, self.spec.windows[layer], self._scale, rows.mixed)
         self.workers.run_each(
-            attention.attend_int8 if int8 else attention.attend,
+            attention.attend,
             len(x) * self.spec.kv_heads,
             lambda thread: (rows.q, *pages, *places, self._scores[thread]),
         )

@@ -208,6 +208,7 @@ def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
         and member.table == (state.table.epoch, state.table.version)
     )
     is_node = member is not None and member.role is Role.NODE
+    is_gateway = member is not None and member.role is Role.GATEWAY
     return {
         "epoch": state.epoch,
         "table": None if state.table is None or current else state.table.to_wire(),
@@ -231,6 +232,24 @@ def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
             for router in state.of(Role.ROUTER)
         },
         "stop": state.stopping,
+        "cluster": _observed(state, now) if is_gateway else None,
+    }
+
+
+def _observed(state: ControllerState, now: float) -> dict[str, Any]:
+    """What gateways publish as metrics: everybody's counts, and the load that all routers saw."""
+    load = load_of(state)
+    return {
+        "members": [
+            {
+                "id": member.id,
+                "role": member.role.value,
+                "health": health(member, now).value,
+                "stats": dict(member.stats),
+            }
+            for member in state.members.values()
+        ],
+        "load": None if load is None else load.to_wire(),
     }
 
 

@@ -1,7 +1,8 @@
 """Requests and what becomes of them as frames between gateways and routers.
 
-SUBMIT: header {n, id, kind, prompt, sampling, priority?, grammar?}; payload: `prompt` int32 token ids, then
-the grammar's text in UTF-8. `sampling` has what differs from the default; `grammar` is the kind.
+SUBMIT: header {n, id, kind, prompt, sampling, priority?, tier?, tenant?, grammar?}; payload: `prompt` int32
+token ids, then the grammar's text in UTF-8. `sampling` has what differs from the default; `grammar` is the
+kind.
 
 EVENTS: header {e: [[n, kind, ...], ...]}, n being the request's number on its connection:
 
@@ -41,6 +42,7 @@ from cluster.types import (
 
 KINDS = ("generate", "score", "embed")
 DEFAULTS = SamplingParams()
+PLAIN = EngineRequest(RequestId(""), ())
 PLAIN_FIELDS = tuple(f.name for f in dataclasses.fields(SamplingParams) if f.name != "grammar")
 
 Entry = list[Any]
@@ -61,8 +63,9 @@ def pack_request(number: int, request: EngineRequest) -> tuple[Header, bytes]:
         },
     }
     payload = np.asarray(request.prompt_ids, "<i4").tobytes()
-    if request.priority:
-        header["priority"] = request.priority
+    for name in ("priority", "tier", "tenant"):
+        if (value := getattr(request, name)) != getattr(PLAIN, name):
+            header[name] = value
     if sampling.grammar is not None:
         header["grammar"] = sampling.grammar.kind
         payload += sampling.grammar.text.encode()
@@ -82,8 +85,15 @@ def parse_request(request_id: RequestId, header: Header, payload: memoryview | b
         kind = header["kind"]
         if kind not in KINDS:
             raise ValueError(f"unknown kind {kind!r}")
-        priority = int(header.get("priority", 0))
-        return EngineRequest(request_id, tuple(ids), SamplingParams(**fields), kind, priority)
+        return EngineRequest(
+            request_id,
+            tuple(ids),
+            SamplingParams(**fields),
+            kind,
+            int(header.get("priority", PLAIN.priority)),
+            str(header.get("tier", PLAIN.tier)),
+            str(header.get("tenant", PLAIN.tenant)),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequest(f"malformed request to the router: {error}") from error
 

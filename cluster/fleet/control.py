@@ -77,11 +77,13 @@ class ControlledRole(abc.ABC):
 
     address: host:port where the service listens, set by build or apply, "" before.
     prepared: (epoch, version) of the table that it has loaded in advance, set by apply.
+    closing_s: how long `close` may take.
     """
 
     role: Role
     address: str = ""
     prepared: tuple[int, int] = NO_TABLE
+    closing_s: float = JOIN_S
 
     def __init__(self, name: str, controller: str) -> None:
         self.name = name
@@ -126,6 +128,9 @@ class ControlledRole(abc.ABC):
         """What it has seen of the experts' load, as LoadStats.to_wire; None for a role that sees none."""
         return None
 
+    def observe(self, cluster: Mapping[str, Any]) -> None:  # noqa: B027 - most roles look away
+        """What the controller knows of everybody's counts; with every sync, to gateways only."""
+
     @abc.abstractmethod
     def close(self) -> None:
         """Stop the service, if there is one; called once."""
@@ -139,7 +144,7 @@ class ControlledRole(abc.ABC):
             self._stop()
         for thread in self._threads:
             if thread is not threading.current_thread() and thread.is_alive():
-                thread.join(JOIN_S)
+                thread.join(self.closing_s)
 
     def _stop(self) -> None:
         with self._changed:
@@ -174,7 +179,7 @@ class ControlledRole(abc.ABC):
         while not self._stopping.is_set():
             self._sync_once()
             self._stopping.wait(SYNC_PERIOD_S if self.ready else SYNC_STARTING_S)
-        self._threads[0].join(JOIN_S)
+        self._threads[0].join(self.closing_s)
         self._say_goodbye()
 
     def _sync_once(self) -> None:
@@ -187,6 +192,8 @@ class ControlledRole(abc.ABC):
             self._stop()
             return
         self._epoch = int(answer["epoch"])
+        if (cluster := answer.get("cluster")) is not None:
+            self.observe(cluster)
         view = self._view.merged(answer)
         if view != self._view:
             with self._changed:

@@ -43,10 +43,17 @@ class Record:
     ray: str = ""
     controller: str = ""
     grpc: str = ""
+    http: str = ""
     model: str = ""
     variant: str = ""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     version: int = RECORD_VERSION
+
+    @property
+    def http_url(self) -> str:
+        """ "" where no HTTP is offered."""
+        scheme = "https" if self.config.get("gateway", {}).get("tls") else "http"
+        return f"{scheme}://{self.http}" if self.http else ""
 
     def alive(self) -> bool:
         """Whether anything of it runs."""

@@ -71,7 +71,9 @@ def launch(plan: Plan, folder: Folder, progress: Progress, signals: Signals) -> 
     with folder.locked():
         _clear_the_way(folder, progress)
         gateway = plan.config.gateway
-        ports.check_free(gateway.host, gateway.port)
+        ports.check_free(gateway.host, gateway.port, "--grpc")
+        if gateway.http_port is not None:
+            ports.check_free(gateway.http_host, gateway.http_port, "--http")
         start = _Start(plan, folder, progress, signals)
         try:
             return start.run()
@@ -117,8 +119,13 @@ class _Start:
         self._start_processes()
         self._prepare()
         self._start_actors()
-        grpc = self._wait_ready()
-        self._note(phase="up", grpc=grpc, processes=tuple(processes.family(self._record.processes)))
+        gateway = self._wait_ready()
+        self._note(
+            phase="up",
+            grpc=str(gateway["address"]),
+            http=str(gateway["stats"].get("http", "")),
+            processes=tuple(processes.family(self._record.processes)),
+        )
         _actors().disconnect()
         return self._record
 
@@ -176,7 +183,7 @@ class _Start:
         port = ports.free_port(HOST)
         logs = str(self._folder.logs)
         self._note(controller=f"{HOST}:{port}")
-        controller = ControllerPlace(plan.shape, HOST, port, str(self._folder.epoch), logs)
+        controller = ControllerPlace(plan.shape, HOST, port, str(self._folder.epoch), logs, config.log_format)
         wanted: dict[str, tuple[str, tuple[Any, ...]]] = {"controller": ("controller", (controller,))}
         for role, count, more in (
             (Role.NODE, config.nodes, (config.node,)),
@@ -185,7 +192,9 @@ class _Start:
         ):
             for number in range(count):
                 name = role.value if role is Role.GATEWAY else f"{role.value}-{number}"
-                place = Place(name, self._record.controller, plan.library, plan.variant, logs)
+                place = Place(
+                    name, self._record.controller, plan.library, plan.variant, logs, config.log_format
+                )
                 wanted[name] = (role.value, (place, *more))
         self._progress.phase(f"starting {len(wanted)} processes")
         self._signals.check()
@@ -209,8 +218,8 @@ class _Start:
         self._note(processes=tuple(processes.family(self._record.processes)))
         self._progress.done(self._timed(f"{len(actors)} processes"))
 
-    def _wait_ready(self) -> str:
-        """Wait until every role is ready; returns the gateway's address."""
+    def _wait_ready(self) -> dict[str, Any]:
+        """Wait until every role is ready; returns the gateway as the controller knows it."""
         deadline = time.monotonic() + READY_S
         expected = len(self._roles) - 1  # the controller is no member of its own cluster
         with Controller(self._record.controller) as controller:
@@ -229,7 +238,7 @@ class _Start:
                     )
                 time.sleep(POLL_S)
         self._progress.done(self._timed(_describe(status, self._plan.config)))
-        return next(str(m["address"]) for m in members if m["role"] == Role.GATEWAY)
+        return next(member for member in members if member["role"] == Role.GATEWAY)
 
     def _status(self, controller: Controller) -> dict[str, Any]:
         try:

@@ -12,14 +12,15 @@ from cluster.errors import PortInUse
 POLL_S = 0.05
 
 
-def check_free(host: str, port: int) -> None:
-    """Raises PortInUse, also if the host is none of ours. Port 0 is always free."""
+def check_free(host: str, port: int, option: str) -> None:
+    """Raises PortInUse, which names the option to change, also if the host is none of ours. Port 0 is always
+    free."""
     try:
         _bind(host, port).close()
     except OSError as error:
         raise PortInUse(
             f"port {port} on {host} cannot be used ({error.strerror or error}); "
-            f"stop what uses it or choose another: moemesh up --grpc {host}:{port + 1}"
+            f"stop what uses it or choose another: moemesh up {option} {host}:{port + 1}"
         ) from None
 
 

@@ -12,8 +12,8 @@ from cluster.fleet.folder import Folder, Record
 
 log = logging.getLogger(__name__)
 
-POLITE_S = 5.0
-"""Roles hear of it with their next sync, within a second; a gateway gives running streams two more."""
+POLITE_S = 3.0
+"""Roles hear of it with their next sync, within a second; beyond that, a gateway lets its requests end."""
 
 PORTS_S = 10.0
 POLL_S = 0.05
@@ -40,18 +40,22 @@ def clean(record: Record, folder: Folder, keep_logs: bool = False) -> None:
     if left:
         pids = ", ".join(str(one.pid) for one in left)
         raise ClusterError(f"processes {pids} do not end; end them by hand, then try again")
-    taken = ports.wait_free((record.controller, record.grpc), PORTS_S)
+    taken = ports.wait_free((record.controller, record.grpc, record.http), PORTS_S)
     head.remove_files(record.temp)
     folder.forget(keep_logs)
     if taken:
         raise ClusterError(f"{', '.join(taken)} is in use still, though everything of ours has ended")
 
 
+def _drain_s(record: Record) -> float:
+    return float(record.config.get("gateway", {}).get("drain_s", 0.0))
+
+
 def _ask(record: Record) -> None:
     """Let streams end and servers close. What does not answer is ended all the same."""
     if not record.controller:
         return
-    deadline = time.monotonic() + POLITE_S
+    deadline = time.monotonic() + POLITE_S + _drain_s(record)
     try:
         with Controller(record.controller) as controller:
             controller.shutdown()

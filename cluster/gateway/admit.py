@@ -50,14 +50,16 @@ async def admit(
     )
 
 
-def sample_requests(admitted: Admitted) -> list[EngineRequest]:
-    """One a sample, alike but for the seed."""
+def sample_requests(admitted: Admitted, tenant: str = "") -> list[EngineRequest]:
+    """One a sample, alike but for the seed. tenant: whose prompts may share pages with this one."""
     return [
         EngineRequest(
             admitted.request_id,
             admitted.prompt_ids,
             dataclasses.replace(admitted.sampling, seed=sample_seed(admitted.sampling.seed, index)),
             priority=admitted.priority,
+            tier=admitted.tier,
+            tenant=tenant,
         )
         for index in range(admitted.samples)
     ]

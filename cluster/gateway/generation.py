@@ -6,7 +6,7 @@ from cluster.errors import InvalidRequest
 from cluster.gateway import admission, messages, whole
 from cluster.gateway.admission import Admitted
 from cluster.gateway.admit import admit
-from cluster.gateway.routers import RouterPool
+from cluster.gateway.pool import RouterPool
 from cluster.gateway.run import Run
 from cluster.gateway.served import ServedModel
 from cluster.gateway.status import Context, answering

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cluster.errors import MoemeshError, ProtocolError
+from cluster.gateway.meter import FAILED, RequestMeter
 from cluster.types import Alternatives, FinishReason, RequestId
 
 
@@ -65,15 +66,26 @@ class Mailbox:
     router has sent something, or it has ended otherwise.
     """
 
-    __slots__ = ("_batch", "_error", "_max_tokens", "bell", "ended", "received", "request_id", "started")
+    __slots__ = (
+        *("_batch", "_error", "_max_tokens", "_meter"),
+        *("bell", "ended", "reason", "received", "request_id", "started"),
+    )
 
-    def __init__(self, request_id: RequestId, max_tokens: int, bell: Bell | None = None) -> None:
+    def __init__(
+        self,
+        request_id: RequestId,
+        max_tokens: int,
+        bell: Bell | None = None,
+        meter: RequestMeter | None = None,
+    ) -> None:
         self.request_id = request_id
         self.bell = bell or Bell()
         self.received = 0
         self.started = False
         self.ended = False
+        self.reason = ""
         self._max_tokens = max_tokens
+        self._meter = meter
         self._batch = Batch()
         self._error: MoemeshError | None = None
 
@@ -85,6 +97,8 @@ class Mailbox:
             self.fail(ProtocolError(f"a router sent more than the {self._max_tokens} tokens asked for"))
             return
         self.received += 1
+        if self._meter is not None:
+            self._meter.token()
         self._batch.token_ids.append(token_id)
         self._batch.logprobs.append(logprob)
         if alternatives:
@@ -93,16 +107,27 @@ class Mailbox:
 
     def finish(self, end: End) -> None:
         if not self.ended:
-            self.started = self.ended = True
+            self._end(end.reason)
             self._batch.end = end
             self.bell.ring()
 
     def fail(self, error: MoemeshError) -> None:
         """The reader gets what came before first, then this."""
         if not self.ended:
-            self.started = self.ended = True
+            self._end(FAILED)
             self._error = error
             self.bell.ring()
+
+    def abandon(self, reason: FinishReason) -> None:
+        """Nobody reads it any more."""
+        if not self.ended:
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        self.started = self.ended = True
+        self.reason = reason
+        if self._meter is not None:
+            self._meter.end(reason)
 
     def poll(self) -> Batch | None:
         """Everything since the last call; None if there is neither a token nor the end.

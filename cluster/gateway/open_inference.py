@@ -8,55 +8,67 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import cluster
 from cluster.errors import InvalidRequest, MoemeshError
 from cluster.gateway import admission
+from cluster.gateway import open_inference_model as describe
 from cluster.gateway.admission import Admitted
 from cluster.gateway.admit import admit
-from cluster.gateway.routers import RouterPool
+from cluster.gateway.front import Front
 from cluster.gateway.run import Delta, Run
-from cluster.gateway.served import ServedModel
 from cluster.gateway.status import Context, answering, line_of
-from cluster.gateway.text_tensors import FINAL, INPUTS, OUTPUTS, Answers, TextRequest, read_request
+from cluster.gateway.text_tensors import FINAL, Answers, TextRequest, read_request
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
-
-PLATFORM = "moemesh"
 
 Send = Callable[[pb.ModelStreamInferResponse], Awaitable[None]]
 
 
 class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
-    def __init__(self, served: ServedModel, pool: RouterPool) -> None:
-        self._served = served
-        self._pool = pool
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._served = front.served
+        self._pool = front.pool
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._pool.ready)
+        return pb.ServerReadyResponse(ready=self._front.readiness.ready)
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         async with answering(context):
             admission.check_model(request.name, self._served.name, request.version)
-        return pb.ModelReadyResponse(ready=self._pool.ready)
+        return pb.ModelReadyResponse(ready=self._front.readiness.ready)
 
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, context: Context
     ) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name=PLATFORM, version=cluster.__version__)
+        return pb.ServerMetadataResponse(name=describe.PLATFORM, version=cluster.__version__)
 
     async def ModelMetadata(
         self, request: pb.ModelMetadataRequest, context: Context
     ) -> pb.ModelMetadataResponse:
         async with answering(context):
             admission.check_model(request.name, self._served.name, request.version)
-        tensor = pb.ModelMetadataResponse.TensorMetadata
-        return pb.ModelMetadataResponse(
-            name=self._served.name,
-            versions=[admission.MODEL_VERSION],
-            platform=PLATFORM,
-            inputs=[tensor(name=name, datatype=kind, shape=[1]) for name, (kind, _) in INPUTS.items()],
-            outputs=[tensor(name=name, datatype=kind, shape=[1]) for name, kind in OUTPUTS.items()],
-        )
+        return describe.metadata(self._front)
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
+        async with answering(context):
+            admission.check_model(request.name, self._served.name, request.version)
+        return pb.ModelConfigResponse(config=describe.config(self._front))
+
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, context: Context
+    ) -> pb.ModelStatisticsResponse:
+        async with answering(context):
+            admission.check_model(request.name, self._served.name, request.version)
+        return pb.ModelStatisticsResponse(model_stats=[describe.statistics(self._front)])
+
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, context: Context
+    ) -> pb.RepositoryIndexResponse:
+        async with answering(context):
+            if request.repository_name:
+                raise InvalidRequest("there is one repository; leave repository_name empty")
+        return pb.RepositoryIndexResponse(models=describe.index(self._front, request.ready))
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         async with answering(context) as answer:

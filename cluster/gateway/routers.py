@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from cluster.dispatch.aio import FrameStream
 from cluster.dispatch.frames import Header
 from cluster.dispatch.handshake import Identity, error_of
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.requests import Entry, Payload, pack_request, unpack_alternatives
-from cluster.errors import MoemeshError, Overloaded, ProtocolError, Unavailable, error_from_wire
-from cluster.gateway.mailbox import Bell, End, Mailbox
-from cluster.types import EngineRequest, RequestId, RouterId
+from cluster.errors import MoemeshError, ProtocolError, Unavailable, error_from_wire
+from cluster.gateway.mailbox import End, Mailbox
+from cluster.types import EngineRequest, FinishReason, RequestId, RouterId, SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +26,16 @@ RECONNECT_FIRST_S = 0.05
 RECONNECT_MOST_S = 1.0
 RETRY_AFTER_S = 1.0
 
+PROBE = EngineRequest(RequestId("probe"), (0,), SamplingParams(max_tokens=1))
+PROBE_NUMBER = 0
+"""Requests are numbered from 1."""
+
 
 class RouterLink:
-    """One router: connects, connects again, and takes every event to the mailbox it is for."""
+    """One router: connects, connects again, and takes every event to the mailbox it is for.
+
+    on_change: called when it has connected, was lost, or has ended requests.
+    """
 
     def __init__(
         self, name: RouterId, address: str, identity: Identity, on_change: Callable[[], None]
@@ -45,19 +51,36 @@ class RouterLink:
         self._numbers = itertools.count(1)
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"router-{name}")
 
-    def submit(self, request: EngineRequest, bell: Bell) -> tuple[int, Mailbox]:
-        """Only while connected. Returns the request's number on this link and where its events arrive."""
-        assert self.connected
+    def submit(self, request: EngineRequest, mailbox: Mailbox) -> int:
+        """Only while connected. Returns the request's number on this link; its events go to `mailbox`."""
         number = next(self._numbers)
-        mailbox = Mailbox(request.request_id, request.sampling.max_tokens, bell)
+        self._pass_on(number, request, mailbox)
+        return number
+
+    async def probe(self) -> None:
+        """Have one token generated, which nobody counts. Raises what a request would."""
+        mailbox = Mailbox(PROBE.request_id, PROBE.sampling.max_tokens)
+        self._pass_on(PROBE_NUMBER, PROBE, mailbox)
+        try:
+            await mailbox.take()
+        finally:
+            self.release(PROBE_NUMBER)
+
+    def _pass_on(self, number: int, request: EngineRequest, mailbox: Mailbox) -> None:
+        assert self.connected
         self.outstanding[number] = mailbox
         self._outbox.put_nowait((Kind.SUBMIT, *pack_request(number, request)))
-        return number, mailbox
 
-    def release(self, number: int) -> None:
-        """The client is gone or has everything. A request that still runs is aborted at once."""
+    def release(self, number: int, reason: FinishReason = "aborted") -> None:
+        """The client is gone or has everything. A request that still runs is aborted at once.
+
+        reason: why that one ends, for the metrics.
+        """
         mailbox = self.outstanding.pop(number, None)
-        if mailbox is not None and self.connected:
+        if mailbox is None:
+            return
+        mailbox.abandon(reason)
+        if self.connected:
             self._outbox.put_nowait((Kind.ABORT, {"n": number}, b""))
 
     async def close(self) -> None:
@@ -124,7 +147,7 @@ class RouterLink:
 
     def _deliver(self, events: list[Entry], data: memoryview) -> None:
         """One step of the router: the tokens of all its streams of this gateway."""
-        payload = Payload(data)
+        payload, ended = Payload(data), False
         for event in events:
             number, kind = event[0], event[1]
             mailbox = self.outstanding.get(number)
@@ -141,6 +164,9 @@ class RouterLink:
             else:
                 mailbox.fail(end)
             del self.outstanding[number]
+            ended = True
+        if ended:
+            self._on_change()
 
     def _end(self, event: Entry, payload: Payload) -> End | MoemeshError:
         match event[1]:
@@ -154,127 +180,3 @@ class RouterLink:
             case "x":
                 return error_from_wire(event[2], event[3])
         raise ProtocolError(f"router {self.name} sent an event of kind {event[1]!r}")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ticket:
-    """A submitted request: read its mailboxes, then give the ticket to `RouterPool.release`.
-
-    mailboxes, numbers: one a sequence; all are at one router and share one bell.
-    """
-
-    request_id: RequestId
-    mailboxes: tuple[Mailbox, ...]
-    link: RouterLink
-    numbers: tuple[int, ...]
-    prompt_tokens: int
-
-    @property
-    def bell(self) -> Bell:
-        return self.mailboxes[0].bell
-
-    @property
-    def ended(self) -> bool:
-        return all(mailbox.ended for mailbox in self.mailboxes)
-
-    def drop(self, place: int) -> None:
-        """One sequence has given all that is wanted of it: free it at its router. Twice is fine."""
-        self.link.release(self.numbers[place])
-
-
-class RouterPool:
-    """The routers this gateway knows. Requests go to the connected one with the fewest outstanding.
-
-    on_ready: called with True when a first router can take requests, with False when none can.
-    """
-
-    def __init__(self, identity: Identity, max_queued: int, on_ready: Callable[[bool], None]) -> None:
-        self._identity = identity
-        self._max_queued = max_queued
-        self._on_ready = on_ready
-        self._links: dict[RouterId, RouterLink] = {}
-        self._tickets: dict[RequestId, Ticket] = {}
-        self._was_ready = False
-        self._closing: set[asyncio.Task[None]] = set()
-
-    @property
-    def ready(self) -> bool:
-        return any(link.connected for link in self._links.values())
-
-    @property
-    def connected(self) -> int:
-        return sum(link.connected for link in self._links.values())
-
-    @property
-    def outstanding(self) -> int:
-        return len(self._tickets)
-
-    @property
-    def queued(self) -> int:
-        """Sequences of which no router has sent anything yet."""
-        return sum(not mailbox.started for ticket in self._tickets.values() for mailbox in ticket.mailboxes)
-
-    def update(self, routers: Mapping[RouterId, str]) -> None:
-        """Connect to new routers and new addresses, drop those no longer named."""
-        for name, link in list(self._links.items()):
-            if routers.get(name) != link.address:
-                self._close(self._links.pop(name))
-        for name, address in routers.items():
-            if name not in self._links:
-                self._links[name] = RouterLink(name, address, self._identity, self._changed)
-        self._changed()
-
-    def submit(self, *requests: EngineRequest) -> Ticket:
-        """Sequences of one request: they share its id. All go to one router.
-
-        Raises Overloaded when they do not fit the queue, Unavailable when no router is connected.
-        """
-        if self.queued + len(requests) > self._max_queued:
-            raise Overloaded(
-                f"{self.queued} sequences wait and {self._max_queued} may; try again in {RETRY_AFTER_S:g} s",
-                RETRY_AFTER_S,
-            )
-        links = [link for link in self._links.values() if link.connected]
-        if not links:
-            raise Unavailable("no router is connected; try again when the cluster is ready")
-        link = min(links, key=lambda link: len(link.outstanding))
-        bell = Bell()
-        numbers, mailboxes = zip(*(link.submit(request, bell) for request in requests), strict=True)
-        first = requests[0]
-        ticket = Ticket(first.request_id, mailboxes, link, numbers, len(first.prompt_ids))
-        self._tickets[first.request_id] = ticket
-        return ticket
-
-    def release(self, ticket: Ticket) -> None:
-        """Give up whatever the request still holds here and at its router. Twice is fine."""
-        for place in range(len(ticket.numbers)):
-            ticket.drop(place)
-        if self._tickets.get(ticket.request_id) is ticket:
-            del self._tickets[ticket.request_id]
-
-    def is_running(self, request_id: RequestId) -> bool:
-        return request_id in self._tickets
-
-    def abort(self, request_id: RequestId) -> bool:
-        """End a request; its reader sees reason "aborted". False if none of this name is running."""
-        ticket = self._tickets.get(request_id)
-        if ticket is None or ticket.ended:
-            return False
-        for place, mailbox in enumerate(ticket.mailboxes):
-            ticket.drop(place)
-            mailbox.finish(End("aborted", ticket.prompt_tokens, mailbox.received))
-        return True
-
-    async def close(self) -> None:
-        self.update({})
-        await asyncio.gather(*self._closing)
-
-    def _close(self, link: RouterLink) -> None:
-        task = asyncio.get_running_loop().create_task(link.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-    def _changed(self) -> None:
-        if self.ready != self._was_ready:
-            self._was_ready = self.ready
-            self._on_ready(self._was_ready)

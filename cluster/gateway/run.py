@@ -11,8 +11,9 @@ from typing import Self
 from cluster.errors import InvalidRequest
 from cluster.gateway.admission import Admitted
 from cluster.gateway.admit import sample_requests
+from cluster.gateway.caller import caller
 from cluster.gateway.mailbox import Batch, End
-from cluster.gateway.routers import RouterPool, Ticket
+from cluster.gateway.pool import RouterPool, Ticket
 from cluster.gateway.served import ServedModel
 from cluster.model.text_stream import TextStream
 from cluster.types import Alternatives, FinishReason
@@ -94,7 +95,7 @@ class Run:
                 )
             self._pool.abort(admitted.request_id)
         if admitted.sampling.max_tokens > 0:
-            self._ticket = self._pool.submit(*sample_requests(admitted))
+            self._ticket = self._pool.submit(*sample_requests(admitted, caller().id))
         return self
 
     def __exit__(
@@ -158,7 +159,7 @@ class Run:
         """Nothing more is wanted of this sample, whether or not its router knows yet."""
         self._open.remove(sample)
         if self._ticket is not None:
-            self._ticket.drop(sample.index)
+            self._ticket.drop(sample.index, end.reason)
         return Outcome(
             reason=end.reason,
             prompt_tokens=end.prompt_tokens,

@@ -1,4 +1,4 @@
-"""The gateway as a plain class: a gRPC server with a thread and an event loop of its own."""
+"""The gateway as a plain class: gRPC and HTTP servers on a thread and an event loop of their own."""
 
 from __future__ import annotations
 
@@ -9,33 +9,29 @@ import logging
 import secrets
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
-
-import grpc
-from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
 from cluster.errors import ClusterError, PortInUse, StartFailed
-from cluster.gateway.generation import GenerationService
+from cluster.gateway import grpc_server
+from cluster.gateway.cluster_view import ClusterView
+from cluster.gateway.front import Front
+from cluster.gateway.grpc_server import SERVICES, join_address
 from cluster.gateway.health import HealthService
-from cluster.gateway.open_inference import OpenInferenceService
-from cluster.gateway.routers import RouterPool
+from cluster.gateway.http.app import build_app
+from cluster.gateway.http.server import HttpServer
+from cluster.gateway.pool import RouterPool
+from cluster.gateway.readiness import Readiness
+from cluster.gateway.security.certificates import Certificates
+from cluster.gateway.security.guard import Guard
 from cluster.gateway.served import ServedModel
 from cluster.types import RouterId
-from protos import generation_pb2, generation_pb2_grpc, open_inference_pb2, open_inference_pb2_grpc
 
 log = logging.getLogger(__name__)
 
 START_S = 20.0
-GRACE_S = 2.0
-SERVICES = (
-    generation_pb2.DESCRIPTOR.services_by_name["Generation"].full_name,
-    open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
-)
-HEALTH = "grpc.health.v1.Health"
-KEEPALIVE_MS = 20_000
 
 
 class GatewayService:
@@ -49,28 +45,34 @@ class GatewayService:
         self._config = config
         self._served = served
         self._identity = Identity("gateway", name, secrets.randbits(32), served.library)
-        self._pool: RouterPool | None = None
+        self._front: Front | None = None
+        self._cluster = ClusterView()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._started = threading.Event()
         self._failure: Exception | None = None
-        self._address = ""
-        self._grace_s = GRACE_S
+        self._address = self._http_address = ""
+        self._grace_s = config.drain_s
 
     @property
     def ready(self) -> bool:
-        """Whether a request sent now would reach a router."""
-        return self._pool is not None and self._pool.ready
+        """Whether a request sent now would get its tokens: one was generated lately."""
+        return self._front is not None and self._front.readiness.ready
 
     @property
     def address(self) -> str:
         """ "host:port", with the port that the system chose if 0 was asked for. Empty before start()."""
         return self._address
 
+    @property
+    def http_address(self) -> str:
+        """As `address`, "" also where no HTTP is offered."""
+        return self._http_address
+
     def start(self) -> str:
-        """Listen; returns the address. Raises PortInUse, or ClusterError for a host beyond loopback."""
-        check_host(self._config)
+        """Listen; returns gRPC's address. Raises PortInUse, and what `check_access` raises."""
+        check_access(self._config)
         self._thread.start()
         if not self._started.wait(START_S):
             raise StartFailed(f"the gateway did not listen within {START_S:g} s; its log says why")
@@ -83,21 +85,26 @@ class GatewayService:
         """The routers that take requests now: id → "host:port". Needs start()."""
         named = {RouterId(name): address for name, address in routers.items()}
         assert self._loop is not None, "start() first"
-        assert self._pool is not None, "start() first"
+        assert self._front is not None, "start() first"
         with contextlib.suppress(RuntimeError):  # the loop has closed: shutdown() was faster
-            self._loop.call_soon_threadsafe(self._pool.update, named)
+            self._loop.call_soon_threadsafe(self._front.pool.update, named)
+
+    def tell(self, cluster: Mapping[str, Any]) -> None:
+        """What the controller says of the whole cluster, for the metrics."""
+        self._cluster.update(cluster)
 
     def stats(self) -> dict[str, Any]:
         """Counts of now, for status displays: {"outstanding", "queued", "routers"}."""
-        pool = self._pool
-        if pool is None:
+        if self._front is None:
             return {"outstanding": 0, "queued": 0, "routers": 0}
+        pool = self._front.pool
         return {"outstanding": pool.outstanding, "queued": pool.queued, "routers": pool.connected}
 
-    def shutdown(self, grace_s: float = GRACE_S) -> None:
-        """Refuse new requests, let running ones end for `grace_s` seconds, then cut them; idempotent."""
+    def shutdown(self, grace_s: float | None = None) -> None:
+        """Say NOT_SERVING, refuse new requests, let running ones end for `grace_s` seconds (the
+        configuration's `drain_s` if None), then cut them; idempotent."""
         if self._loop is not None and self._stop is not None:
-            self._grace_s = grace_s
+            self._grace_s = self._config.drain_s if grace_s is None else grace_s
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._stop.set)
         if self._thread.is_alive():
@@ -115,63 +122,72 @@ class GatewayService:
             self._started.set()
 
     async def _serve(self) -> None:
-        health = HealthService(SERVICES)
-        pool = RouterPool(self._identity, self._config.max_queued, health.set)
-        server = self._server(pool, health)
-        port = self._bind(server)
+        config = self._config
+        health = HealthService((*SERVICES, self._served.name))
+        pool = RouterPool(self._identity, config, lambda connected: readiness.routers_changed(connected))
+        readiness = Readiness(pool, health.set)
+        front = Front(self._served, pool, readiness, self._cluster)
+        guard = Guard(Path(config.keys)) if config.keys else None
+        certificates = Certificates(config.tls) if config.tls else None
+        server = grpc_server.build(front, health, config, guard)
+        web = _web_server(front, config, guard, certificates)
+        http_port = 0 if web is None else web.bind()
+        try:
+            port = grpc_server.bind(server, config.host, config.port, certificates)
+        except PortInUse:
+            if web is not None:
+                await web.stop(0.0)
+            raise
+        if web is not None:
+            self._http_address = join_address(config.http_host, http_port)
+            web.start()
         await server.start()
-        self._loop, self._stop, self._pool = asyncio.get_running_loop(), asyncio.Event(), pool
-        self._address = join_address(self._config.host, port)
+        loop = asyncio.get_running_loop()
+        watching = loop.create_task(readiness.watch(), name="readiness")
+        self._loop, self._stop, self._front = loop, asyncio.Event(), front
+        self._address = join_address(config.host, port)
         self._started.set()
         try:
             await self._stop.wait()
         finally:
+            # First say so, then let running requests end, then cut them.
             health.close()
-            await server.stop(self._grace_s)
+            watching.cancel()
+            stopping = [server.stop(self._grace_s)]
+            if web is not None:
+                stopping.append(web.stop(self._grace_s))
+            await asyncio.gather(*stopping)
             await pool.close()
 
-    def _server(self, pool: RouterPool, health: HealthService) -> grpc.aio.Server:
-        server = grpc.aio.server(
-            options=(
-                ("grpc.so_reuseport", 0),  # or a second gateway would share the port in silence
-                ("grpc.max_receive_message_length", self._config.max_message_bytes),
-                # A client that vanished without a word is noticed, and its request freed.
-                ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-                ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
-                ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
-            )
-        )
-        generation = GenerationService(self._served, pool, self._config.max_message_bytes)
-        generation_pb2_grpc.add_GenerationServicer_to_server(generation, server)
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            OpenInferenceService(self._served, pool), server
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
-        return server
 
-    def _bind(self, server: grpc.aio.Server) -> int:
-        where = join_address(self._config.host, self._config.port)
-        try:
-            return server.add_insecure_port(where)
-        except RuntimeError:
-            raise PortInUse(f"cannot listen on {where}; stop what uses the port or choose another") from None
+def _web_server(
+    front: Front, config: GatewayConfig, guard: Guard | None, certificates: Certificates | None
+) -> HttpServer | None:
+    if config.http_port is None:
+        return None
+    context = None if certificates is None else certificates.for_http()
+    return HttpServer(build_app(front, config, guard), config.http_host, config.http_port, context)
 
 
-def check_host(config: GatewayConfig) -> None:
-    """Raises ClusterError for a host that others can reach, unless the configuration says `insecure`."""
-    if config.insecure or config.host == "localhost":
+def check_access(config: GatewayConfig) -> None:
+    """Raises ClusterError for hosts that others can reach, unless there are TLS and keys, or the
+    configuration says `insecure`; ConfigError for files of keys and certificates that cannot be used."""
+    if config.keys:
+        Guard(Path(config.keys))
+    if config.tls:
+        Certificates(config.tls)
+    if config.insecure or (config.tls is not None and config.keys):
         return
+    for host in (config.host, config.http_host):
+        if not _is_loopback(host):
+            raise ClusterError(
+                f"{host} can be reached from other machines, without encryption or keys; listen on "
+                "127.0.0.1, give --tls-cert, --tls-key and --keys, or say --insecure"
+            )
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        loopback = ipaddress.ip_address(config.host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
-        loopback = False
-    if not loopback:
-        raise ClusterError(
-            f"{config.host} can be reached from other machines, without encryption or keys; "
-            "listen on 127.0.0.1, or say --insecure"
-        )
-
-
-def join_address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return False

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from cluster.errors import MoemeshError, Overloaded
+from cluster.gateway.caller import set_time_left
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class answering:
         self._context = context
 
     async def __aenter__(self) -> Self:
+        set_time_left(self._context.time_remaining())
         return self
 
     async def __aexit__(

@@ -34,6 +34,7 @@ INPUTS: Mapping[str, tuple[str, type]] = {
     "stop_words": ("BYTES", list),
     **SCALARS,
 }
+REQUIRED = frozenset({"text_input"})
 OUTPUTS: Mapping[str, str] = {
     "text_output": "BYTES",
     "finish_reason": "BYTES",

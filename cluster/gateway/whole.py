@@ -8,7 +8,7 @@ import numpy as np
 
 from cluster.gateway.admit import draw_id
 from cluster.gateway.mailbox import End
-from cluster.gateway.routers import RouterPool
+from cluster.gateway.pool import RouterPool
 from cluster.types import Alternatives, EngineRequest, RequestId, RequestKind, SamplingParams
 
 Scores = tuple[np.ndarray, tuple[Alternatives, ...]]

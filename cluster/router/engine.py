@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.compute.trunk import KvView, Trunk
+from cluster.compute.trunk import Trunk
 from cluster.compute.weights import kv_dtype, kv_name
 from cluster.config import EngineConfig
 from cluster.dispatch.transport import ExpertTransport
@@ -16,9 +16,10 @@ from cluster.errors import InvalidRequest, MoemeshError, NonFinite, Overloaded
 from cluster.model.grammar import Grammars, GrammarState
 from cluster.router.forward import Outcome, drive, forward
 from cluster.router.kv import KvCache, longest_sequence
+from cluster.router.paging import Paging
 from cluster.router.readout import HEAD_ROWS, Probe, Readout
 from cluster.router.sampler import Sampler
-from cluster.router.scheduler import Chunk, Limits, plan_step
+from cluster.router.scheduler import Limits, plan_step
 from cluster.router.sequence import Batch, Piece, Sequence, build_batch
 from cluster.types import (
     Emitted,
@@ -33,7 +34,12 @@ from cluster.types import (
 
 @dataclass(frozen=True)
 class EngineStats:
-    """steps and rows count since the start; kv_type: f32, bf16 or int8; the rest is the present."""
+    """steps, rows, preemptions and the prefix counts are since the start, the rest is the present.
+
+    kv_type: f32, bf16 or int8. kv_pages_kept: held by nobody, with contents that a prompt may begin with.
+    prefix_tokens: of the sequences admitted that may share pages; prefix_hits: those of them that were
+    computed before.
+    """
 
     steps: int
     rows: int
@@ -42,7 +48,10 @@ class EngineStats:
     preemptions: int
     kv_pages_total: int
     kv_pages_used: int
+    kv_pages_kept: int
     kv_type: str
+    prefix_tokens: int
+    prefix_hits: int
 
 
 class Engine:
@@ -61,6 +70,7 @@ class Engine:
         config: EngineConfig,
         probe: Probe | None = None,
         grammars: Grammars | None = None,
+        library: str = "",
     ) -> None:
         self.trunk, self.experts, self.config, self.probe = trunk, experts, config, probe
         self._grammars = grammars
@@ -69,14 +79,13 @@ class Engine:
         self.context = longest_sequence(trunk.spec, config, dtype)
         trunk.prepare_positions(self.context)
         self._limits = Limits(config.page_tokens, config.chunk_tokens, config.max_running)
-        self._page_table = np.zeros((config.max_running, self.kv.pages_for(self.context)), np.int32)
-        self._view = KvView(
-            self.kv.keys,
-            self.kv.values,
-            config.page_tokens,
-            self._page_table,
-            self.kv.key_scales,
-            self.kv.value_scales,
+        self._paging = Paging(
+            self.kv,
+            kv_name(dtype),
+            slots=config.max_running,
+            context=self.context,
+            library=library,
+            share=config.prefix_cache,
         )
         self._work = [trunk.workspace() for _ in range(config.micro_batches)]
         self._sampler = Sampler(trunk.spec.vocab, config.max_running, trunk.workers)
@@ -102,7 +111,10 @@ class Engine:
             self._preemptions,
             self.kv.pages,
             self.kv.used_pages,
+            self.kv.pool.kept,
             kv_name(self.kv.keys.dtype),
+            self._paging.prompt_tokens,
+            self._paging.shared_tokens,
         )
 
     def prepare(self, request: EngineRequest) -> GrammarState | None:
@@ -150,10 +162,10 @@ class Engine:
         self._steps += 1
         self._rows += sum(piece.count for piece in pieces)
         batches = [
-            build_batch(part, self._page_table, self.config.page_tokens) for part in self._split(pieces)
+            build_batch(part, self._paging.table, self.config.page_tokens) for part in self._split(pieces)
         ]
         runs = [
-            forward(self.trunk, self._work[i], self._view, batch, self._steps, i, self.probe)
+            forward(self.trunk, self._work[i], self._paging.view, batch, self._steps, i, self.probe)
             for i, batch in enumerate(batches)
         ]
         try:
@@ -186,18 +198,22 @@ class Engine:
 
     def _schedule(self) -> list[Piece]:
         """Apply the plan of the next step to the sequences and the KV pages."""
+        for sequence in self._waiting[: len(self._free_slots)]:
+            self._paging.look(sequence)
+        self._paging.weigh(self._running)
         plan = plan_step(self._running, self._waiting, self.kv.free_pages, self._limits)
         known = [*self._running, *self._waiting]
         for index in plan.preempted:
             self._preempt(known[index])
         for index in plan.admitted:
             self._admit(known[index])
-        return [self._allocate(known[chunk.sequence], chunk) for chunk in plan.chunks]
+        return [self._paging.allocate(known[chunk.sequence], chunk) for chunk in plan.chunks]
 
     def _admit(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)
         sequence.slot = self._free_slots.pop()
         bisect.insort(self._running, sequence, key=_rank)
+        self._paging.admit(sequence)
         self._sampler.assign(sequence.slot, sequence.request.sampling)
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -206,12 +222,6 @@ class Engine:
         sequence.restart()
         bisect.insort(self._waiting, sequence, key=_rank)
         self._preemptions += 1
-
-    def _allocate(self, sequence: Sequence, chunk: Chunk) -> Piece:
-        held = sequence.held
-        sequence.pages += self.kv.take(chunk.pages)
-        self._page_table[sequence.slot, held : sequence.held] = sequence.pages[held:]
-        return Piece(sequence, sequence.computed, chunk.count)
 
     def _split(self, pieces: list[Piece]) -> list[tuple[Piece, ...]]:
         """Into micro-batches of about equal rows; a sequence is never in two."""
@@ -235,7 +245,10 @@ class Engine:
             sequence.computed += piece.count
             if (broken >= 0).any():
                 events.append(self._fail(sequence, NonFinite.at(int(broken[broken >= 0][0]))))
-            elif sequence.request.kind != "generate":
+                first += piece.count
+                continue
+            self._paging.publish(sequence)
+            if sequence.request.kind != "generate":
                 events += self._take(piece, outcome.hidden[first : last + 1])
             elif piece.completes:
                 rows.append(last)
@@ -298,8 +311,7 @@ class Engine:
         self._running.remove(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        self.kv.release(sequence.pages)
-        sequence.pages = []
+        self._paging.release(sequence)
         self._free_slots.append(sequence.slot)
         sequence.slot = -1
 

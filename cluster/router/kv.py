@@ -8,6 +8,7 @@ import psutil
 from cluster.config import EngineConfig
 from cluster.errors import OutOfMemoryBudget
 from cluster.model.spec import ModelSpec
+from cluster.router.pages import PagePool
 
 PAGE_MULTIPLE = 16
 """Tokens of a page are a multiple of this: K is stored in columns of 16 tokens."""
@@ -38,8 +39,8 @@ class KvCache:
     values: [layers, pages, kv_heads, page_tokens, padded_head]
     key_scales, value_scales: [layers, pages, kv_heads, page_tokens] float32, None unless pages are int8
 
-    Pages are handed out in no particular order: results do not depend on which page holds what.
-    A released page keeps its stale contents; attention never reads a slot that was not written.
+    pool: which pages are free. A released page keeps its stale contents; attention never reads a slot that
+    was not written.
     """
 
     def __init__(self, spec: ModelSpec, page_tokens: int, budget_bytes: int, dtype: type[np.generic]) -> None:
@@ -67,22 +68,24 @@ class KvCache:
         scaled = dtype is np.int8
         self.key_scales = np.zeros((*shape, page_tokens), np.float32) if scaled else None
         self.value_scales = np.zeros((*shape, page_tokens), np.float32) if scaled else None
-        self._free = list(range(self.pages - 1, -1, -1))
+        self.pool = PagePool(self.pages)
 
     @property
     def free_pages(self) -> int:
-        return len(self._free)
+        return self.pool.free
 
     @property
     def used_pages(self) -> int:
-        return self.pages - len(self._free)
+        """Pages that sequences hold."""
+        return self.pages - self.pool.free
 
     def pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_tokens)
 
     def take(self, count: int) -> list[int]:
         """`count` pages; the caller has checked `free_pages`."""
-        return [self._free.pop() for _ in range(count)]
+        return self.pool.take(count)
 
     def release(self, pages: list[int]) -> None:
-        self._free.extend(pages)
+        """pages: in the order of their sequence."""
+        self.pool.release(pages)

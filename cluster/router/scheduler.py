@@ -17,7 +17,9 @@ class SequenceState(Protocol):
     """What the scheduler reads of a sequence; it changes nothing.
 
     length: tokens known (prompt and generated); computed: tokens whose K and V are stored;
-    held: KV pages it owns.
+    held: KV pages it holds, of which nobody else holds `sole`.
+    shareable: full pages of its first tokens, computed by others, that a waiting sequence gets when it is
+    admitted; idle: how many of them nobody holds, so that they are free pages now.
     """
 
     @property
@@ -26,6 +28,12 @@ class SequenceState(Protocol):
     def computed(self) -> int: ...
     @property
     def held(self) -> int: ...
+    @property
+    def sole(self) -> int: ...
+    @property
+    def shareable(self) -> int: ...
+    @property
+    def idle(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -75,9 +83,9 @@ def plan_step(
     """
     alive, preempted, free = _make_room(running, free_pages, limits)
     draft = _Draft(free, limits.chunk_tokens)
-    prefilling = [i for i in alive if running[i].length - running[i].computed > 1]
+    prefilling = [i for i in alive if _uncomputed(running[i], limits) > 1]
     for i in alive:
-        if running[i].length - running[i].computed == 1:
+        if _uncomputed(running[i], limits) == 1:
             _add(draft, i, running[i], 1, limits)
     for i in prefilling:
         _add(draft, i, running[i], draft.budget, limits)
@@ -87,7 +95,11 @@ def plan_step(
 
 def _missing(state: SequenceState, limits: Limits) -> int:
     """Pages a sequence lacks to hold all the tokens it has now."""
-    return max(0, -(-state.length // limits.page_tokens) - state.held)
+    return max(0, -(-state.length // limits.page_tokens) - state.held - state.shareable)
+
+
+def _uncomputed(state: SequenceState, limits: Limits) -> int:
+    return state.length - state.computed - state.shareable * limits.page_tokens
 
 
 def _make_room(
@@ -100,18 +112,19 @@ def _make_room(
     while need > free and len(alive) > 1:
         victim = alive.pop()
         preempted.append(victim)
-        free += running[victim].held
+        free += running[victim].sole
         need -= _missing(running[victim], limits)
     return alive, preempted, free
 
 
 def _add(draft: _Draft, index: int, state: SequenceState, most: int, limits: Limits) -> None:
-    count = min(state.length - state.computed, most)
+    left = _uncomputed(state, limits)
+    count = min(left, most)
     if count < 1:
         return
     pages = _missing(state, limits)
-    draft.free -= pages
-    if state.length - state.computed > 1:
+    draft.free -= pages + state.idle
+    if left > 1:
         draft.budget -= count
     draft.chunks.append(Chunk(index, count, pages))
 
@@ -122,7 +135,7 @@ def _admit(
     admitted: list[int] = []
     for i, state in enumerate(waiting):
         full = alive + len(admitted) >= limits.max_running or draft.budget < 1
-        if full or _missing(state, limits) > draft.free:
+        if full or _missing(state, limits) + state.idle > draft.free:
             break  # strictly in order: a large request is not overtaken for ever
         admitted.append(offset + i)
         _add(draft, offset + i, state, draft.budget, limits)

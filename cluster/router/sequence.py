@@ -19,9 +19,12 @@ class Sequence:
     """Mutable; owned by the engine. Two are equal only if they are the same one.
 
     number: order of arrival. tokens: prompt and generated ids. computed: tokens whose K and V are
-    stored. pages: KV pages it owns. slot: its row in the engine's page table, -1 while it waits.
+    stored. pages: KV pages it holds. slot: its row in the engine's page table, -1 while it waits.
     scores, alternatives: log-probabilities gathered so far ("score" requests); total: [hidden] float64, sum
     of the rows so far ("embed"). emitted: tokens given to the client. grammar: how far the output has come.
+    sole: pages that nobody else holds; right while pages are short.
+    found: pages of others that it could begin with, of which nobody holds `idle`; keys: of its full pages;
+    published: tokens whose pages others can find (cluster/router/paging.py).
     """
 
     request: EngineRequest
@@ -35,6 +38,11 @@ class Sequence:
     total: np.ndarray | None = None
     emitted: int = 0
     grammar: GrammarState | None = None
+    sole: int = 0
+    found: list[int] = field(default_factory=list)
+    idle: int = 0
+    keys: list[bytes] = field(default_factory=list)
+    published: int = 0
 
     @property
     def rank(self) -> int:
@@ -54,10 +62,14 @@ class Sequence:
     def held(self) -> int:
         return len(self.pages)
 
+    @property
+    def shareable(self) -> int:
+        return len(self.found)
+
     def restart(self) -> None:
         """Its KV pages are gone: all of its tokens are computed, and scored, once more. The grammar has seen
         the tokens, which stay."""
-        self.computed = 0
+        self.computed = self.published = 0
         self.scores, self.alternatives, self.total = [], [], None
 
     @property

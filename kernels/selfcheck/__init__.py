@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels.selfcheck import balance_cases, wire_cases
+from kernels.selfcheck import attention_cases, balance_cases, permute_cases, wire_cases
 from kernels.selfcheck.cases import CASES, Case
 from kernels.selfcheck.draws import Draws
 
-REGISTERED = (wire_cases, balance_cases)
+REGISTERED = (attention_cases, permute_cases, wire_cases, balance_cases)
 """Files beside cases.py that add to CASES when they are imported."""
 
 MANIFEST = Path(__file__).with_name("bits.json")
@@ -42,7 +42,7 @@ def digests(cases: Mapping[str, Case] = CASES) -> dict[str, str]:
 
 
 def stored() -> dict[str, str]:
-    """The manifest: digest by kernel."""
+    """The manifest: digest by case."""
     found: dict[str, str] = json.loads(MANIFEST.read_text())
     return found
 

@@ -19,7 +19,7 @@ def main() -> int:
         selfcheck.write()
     wrong = selfcheck.wrong_bits()
     names = ", ".join(wrong) or "none"
-    sys.stdout.write(f"{len(selfcheck.stored())} kernels ({jit.ISA}); with other bits: {names}\n")
+    sys.stdout.write(f"{len(selfcheck.stored())} cases ({jit.ISA}); with other bits: {names}\n")
     return bool(wrong)
 
 

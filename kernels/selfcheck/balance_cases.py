@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels import choice, flow, placement, replicas
+from kernels import choice, flow, placement, placement_search, replicas
 from kernels.selfcheck.cases import Arrays, case
 from kernels.selfcheck.draws import Draws
 
@@ -150,7 +150,7 @@ def improve_layer(draws: Draws) -> Arrays:
     for near in (False, True):
         layer = _layer(draws, near)
         *state, _ = _filled(layer)
-        yield np.array([placement.improve_layer(*layer, 1.0, 200, np.uint64(3), *state)])
+        yield np.array([placement_search.improve_layer(*layer, 1.0, 200, np.uint64(3), *state)])
         yield from state
 
 

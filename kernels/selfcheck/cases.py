@@ -10,20 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels import (
-    alternatives,
-    attention,
-    experts,
-    fused,
-    gate,
-    maths,
-    matmul,
-    norm,
-    permute,
-    quantise,
-    rope,
-    sampling,
-)
+from kernels import alternatives, experts, fused, gate, maths, matmul, norm, quantise, sampling
 from kernels.layout import BF16, F32, INT4, INT8
 from kernels.selfcheck.draws import Draws, F
 from kernels.selfcheck.weights import bf16_bits, matrix
@@ -32,12 +19,22 @@ from kernels.selfcheck.weights import experts as experts_of
 Arrays = Iterator[np.ndarray]
 Case = Callable[[Draws], Arrays]
 CASES: dict[str, Case] = {}
-"""By the name of the kernel."""
+"""By the name of the kernel, or `kernel.variant` for one that a case of its own draws for."""
 
 
 def case(function: Case) -> Case:
     CASES[function.__name__] = function
     return function
+
+
+def case_of(name: str) -> Callable[[Case], Case]:
+    """`case` under a name that is not the function's."""
+
+    def register(function: Case) -> Case:
+        CASES[name] = function
+        return function
+
+    return register
 
 
 def planes(x: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -48,6 +45,11 @@ def planes(x: np.ndarray) -> tuple[np.ndarray, ...]:
     sums = np.zeros((len(x), groups), np.int32), np.zeros((len(x), groups), np.int32)
     quantise.quantise_planes(x, hi, lo, scale, *sums, 0, len(x))
     return hi, lo, scale, *sums
+
+
+def elements(draws: Draws, bf16: bool, *shape: int) -> np.ndarray:
+    x = draws.floats(*shape)
+    return bf16_bits(x) if bf16 else x
 
 
 def one_plane(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -230,171 +232,6 @@ def gate_rows(draws: Draws) -> Arrays:
     found = (np.zeros((6, 48), F), np.zeros((6, 5), np.int32), np.zeros((6, 5), F))
     fused.gate_rows(*arguments, weights, 41, 5, 1, *found, 0, 6)
     yield from (*arguments[4:], *found)
-
-
-def pages(draws: Draws, bf16: bool, *shape: int) -> np.ndarray:
-    x = draws.floats(*shape)
-    return bf16_bits(x) if bf16 else x
-
-
-@case
-def prepare_qkv(draws: Draws) -> Arrays:
-    heads, kv_heads, width, padded, tokens = 4, 2, 40, 48, 6
-    angles = draws.floats(2, 100, width // 2) / F(160)
-    none = np.zeros(0, F)
-    norms = {
-        rope.QK_NONE: (none, none),
-        rope.QK_HEAD: (draws.floats(padded), draws.floats(padded)),
-        rope.QK_FULL: (draws.floats(heads * padded), draws.floats(kv_heads * padded)),
-    }
-    for mode, (q_norm, k_norm) in norms.items():
-        for bf16 in (False, True):
-            row = (heads + 2 * kv_heads) * padded
-            qkv, bias = draws.floats(tokens, row), none if mode else draws.floats(row)
-            qkv[3, 5] = np.nan
-            k_pages = pages(draws, bf16, 3, kv_heads, 2, padded, 16)
-            v_pages = pages(draws, bf16, 3, kv_heads, 32, padded)
-            q_out, finite = np.zeros((tokens, heads, padded), F), np.zeros(tokens, np.uint8)
-            positions, slots = np.arange(60, 66), np.array([0, 17, 31, 32, 64, 95])
-            where = (angles[0], angles[1], positions, slots)
-            options = (q_norm, k_norm, mode, F(3 if mode == 2 else 0), F(1e-6), width)
-            rope.prepare_qkv(qkv, bias, *options, *where, k_pages, v_pages, q_out, finite, 0, tokens)
-            yield from (k_pages, v_pages, q_out, finite)
-
-
-@case
-def attend(draws: Draws) -> Arrays:
-    heads, kv_heads, padded, size = 4, 2, 80, 32
-    for bf16 in (False, True):
-        k_pages = pages(draws, bf16, 9, kv_heads, size // 16, padded, 16)
-        v_pages = pages(draws, bf16, 9, kv_heads, size, padded)
-        table = np.array([[3, 1, 4, 0, 5], [2, 6, 8, 7, 5]], np.int32)
-        sequence = np.array([0, 0, 1, 1, 1], np.int64)
-        positions = np.array([0, 63, 64, 65, 130], np.int64)
-        q = draws.floats(5, heads, padded)
-        for window in (0, 50):
-            out, scores = np.zeros((5, 384), F), np.zeros((heads // kv_heads, 192), F)
-            places = (table, sequence, positions, window, F(0.1))
-            attention.attend(q, k_pages, v_pages, *places, out, scores, 0, 5 * kv_heads)
-            yield out
-
-
-def int8_pages(draws: Draws, *shape: int) -> np.ndarray:
-    return draws.integers(-127, 128, shape, np.int8)
-
-
-def page_scales(draws: Draws, *shape: int) -> np.ndarray:
-    return (draws.integers(1, 2**10, shape) / F(2**12)).astype(F)
-
-
-@case
-def prepare_qkv_int8(draws: Draws) -> Arrays:
-    heads, kv_heads, width, padded, tokens = 4, 2, 40, 48, 6
-    angles, none = draws.floats(2, 100, width // 2) / F(160), np.zeros(0, F)
-    qkv = draws.floats(tokens, (heads + 2 * kv_heads) * padded)
-    qkv[2], qkv[3, 5] = 0, np.nan
-    k_pages = int8_pages(draws, 3, kv_heads, 2, padded, 16)
-    v_pages = int8_pages(draws, 3, kv_heads, 32, padded)
-    k_scales, v_scales = page_scales(draws, 3, kv_heads, 32), page_scales(draws, 3, kv_heads, 32)
-    q_out, finite = np.zeros((tokens, heads, padded), F), np.zeros(tokens, np.uint8)
-    where = (angles[0], angles[1], np.arange(60, 66), np.array([0, 17, 31, 32, 64, 95]))
-    options = (none, none, none, rope.QK_NONE, F(0), F(1e-6), width)
-    stored = (k_pages, v_pages, k_scales, v_scales)
-    rope.prepare_qkv_int8(qkv, *options, *where, *stored, q_out, finite, 0, tokens)
-    yield from (*stored, q_out, finite)
-
-
-@case
-def attend_int8(draws: Draws) -> Arrays:
-    heads, kv_heads, padded, size = 4, 2, 80, 32
-    k_pages = int8_pages(draws, 9, kv_heads, size // 16, padded, 16)
-    v_pages = int8_pages(draws, 9, kv_heads, size, padded)
-    scales = page_scales(draws, 9, kv_heads, size), page_scales(draws, 9, kv_heads, size)
-    table = np.array([[3, 1, 4, 0, 5], [2, 6, 8, 7, 5]], np.int32)
-    sequence, positions = np.array([0, 0, 1, 1, 1], np.int64), np.array([0, 63, 64, 65, 130], np.int64)
-    q = draws.floats(5, heads, padded)
-    for window in (0, 50):
-        out, scores = np.zeros((5, 384), F), np.zeros((16, 192), F)
-        places = (table, sequence, positions, window, F(0.1))
-        attention.attend_int8(q, k_pages, v_pages, *scales, *places, out, scores, 0, 5 * kv_heads)
-        yield out
-
-
-def drawn_ids(draws: Draws) -> np.ndarray:
-    return np.stack([draws.permutation(12)[:4] for _ in range(7)]).astype(np.int32)
-
-
-def plan(draws: Draws) -> tuple[np.ndarray, ...]:
-    ids, owner = drawn_ids(draws), draws.integers(0, 3, 12).astype(np.int32)
-    row_start, pair_start = np.zeros(4, np.int64), np.zeros(4, np.int64)
-    rows, counts = np.zeros(21, np.int32), np.zeros(21, np.uint8)
-    chosen, index = np.zeros(28, np.int32), np.zeros((7, 4), np.int32)
-    permute.plan_dispatch(ids, owner, row_start, pair_start, rows, counts, chosen, index)
-    return row_start, pair_start, rows, counts, chosen, index
-
-
-@case
-def plan_dispatch(draws: Draws) -> Arrays:
-    yield from plan(draws)
-
-
-@case
-def gather_int8(draws: Draws) -> Arrays:
-    q, scale, _ = one_plane(draws.floats(7, 128))
-    row_start, _, rows, *_ = plan(draws)
-    out = np.zeros(21 * 132, np.uint8)
-    permute.gather_int8(q, scale, rows, row_start, out)
-    yield out
-
-
-@case
-def plan_int8(draws: Draws) -> Arrays:
-    q, scale, _ = one_plane(draws.floats(7, 128))
-    ids, owner = drawn_ids(draws), draws.integers(0, 3, 12, np.int32)
-    starts = np.zeros(4, np.int64), np.zeros(4, np.int64)
-    rows, counts = np.zeros(21, np.int32), np.zeros(21, np.uint8)
-    chosen, index, out = np.zeros(28, np.int32), np.zeros((7, 4), np.int32), np.zeros(21 * 132, np.uint8)
-    permute.plan_int8(ids, owner, q, scale, *starts, rows, counts, chosen, index, out)
-    yield from (*starts, rows, counts, chosen, index, out)
-
-
-@case
-def gather_f32(draws: Draws) -> Arrays:
-    row_start, _, rows, *_ = plan(draws)
-    out = np.zeros(21 * 512, np.uint8)
-    permute.gather_f32(draws.floats(7, 128), rows, row_start, out)
-    yield out
-
-
-@case
-def arrange_int8(draws: Draws) -> Arrays:
-    counts, chosen = np.full(7, 4, np.uint8), drawn_ids(draws).reshape(-1)
-    q, sums = draws.integers(-127, 128, (7, 192), np.int8), np.zeros((7, 3), np.int32)
-    order, row_of, base = np.zeros((3, 28), np.int64)
-    group_start, offsets = np.zeros(29, np.int64), np.arange(12, dtype=np.int64) * 4096
-    for _ in range(2):
-        found = permute.arrange_int8(counts, chosen, offsets, q, order, row_of, base, group_start, sums)
-        yield from (order, row_of, base, group_start, sums, np.array([found]))
-        offsets[chosen[0]] = -1
-
-
-@case
-def group_pairs(draws: Draws) -> Arrays:
-    counts, chosen = np.full(7, 4, np.uint8), drawn_ids(draws).reshape(-1)
-    order, row_of = np.zeros(28, np.int64), np.zeros(28, np.int64)
-    group_expert, group_start = np.zeros(28, np.int32), np.zeros(29, np.int64)
-    groups = permute.group_pairs(counts, chosen, 12, order, row_of, group_expert, group_start)
-    yield from (order, row_of, group_expert, group_start, np.array([groups]))
-
-
-@case
-def combine(draws: Draws) -> Arrays:
-    index = draws.permutation(28).reshape(7, 4).astype(np.int32)
-    for bf16 in (False, True):
-        for extra in (np.zeros((0, 128), F), draws.floats(7, 128)):
-            x = draws.floats(7, 128)
-            permute.combine(x, pages(draws, bf16, 28, 128), index, draws.floats(7, 4), extra, 0, 7)
-            yield x
 
 
 @case

@@ -1,6 +1,6 @@
 """Loads and stores in the array's own element type, float32 or bf16 bits (uint16), and lane selection.
 
-One kernel source serves both KV page types and both result types: the type of the array decides here,
+One kernel source serves every type of KV pages and both result types: the type of the array decides here,
 when the kernel is compiled. Offsets count *elements* from the array's first; no alignment is needed and
 no bounds are checked.
 """
@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels.simd.ops import V_F32, V_I32, _require_contiguous, _splat_ir, address, narrow_bf16, widen_bf16
-from kernels.simd.vectors import FLOAT, I16, I32, I64, LANES, f32x16, vector
+from kernels.simd.vectors import FLOAT, I8, I16, I32, I64, LANES, f32x16, vector
 
 
 def _is_bf16(array: Any) -> bool:
@@ -25,19 +25,22 @@ def _is_bf16(array: Any) -> bool:
 
 
 def _place(context: Any, builder: Any, sig: Any, args: Any, pointee: ir.Type) -> Any:
-    size = 2 if sig.args[0].dtype == types.uint16 else 4
-    offset = builder.mul(args[1], I64(size))
+    offset = builder.mul(args[1], I64(sig.args[0].dtype.bitwidth // 8))
     return address(context, builder, sig.args[0], args[0], offset, pointee)
 
 
 @intrinsic
 def load_elements(typing: Any, array: Any, index: Any) -> Any:
-    """Sixteen elements from `index` on, as float32."""
-    bf16 = _is_bf16(array)
+    """Sixteen elements from `index` on, as float32; of an int8 array the integers."""
+    int8 = array.dtype == types.int8
+    bf16 = not int8 and _is_bf16(array)
+    stored = vector(I8) if int8 else vector(I16) if bf16 else V_F32
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value = builder.load(_place(context, builder, sig, args, vector(I16) if bf16 else V_F32))
+        value = builder.load(_place(context, builder, sig, args, stored))
         value.align = 1
+        if int8:
+            return builder.sitofp(value, V_F32)
         return widen_bf16(builder, value) if bf16 else value
 
     return f32x16(array, types.intp), generate

@@ -1,6 +1,6 @@
 """Talks to a gateway as a stock tritonclient does; prints one JSON object. Knows nothing of moemesh's code.
 
-python run_triton.py sync|aio|stream|aio_stream|errors|descriptors HOST:PORT MODEL
+python run_triton.py sync|aio|stream|aio_stream|errors|about|cancel|descriptors HOST:PORT MODEL
 """
 
 import asyncio
@@ -142,13 +142,62 @@ def run_errors(address, model):
             "empty_prompt": status(lambda: client.infer(model, inputs("", 1))),
             "negative": status(lambda: client.infer(model, inputs("a", -1))),
             "temperature": status(lambda: client.infer(model, inputs("a", 1, temperature=-1))),
-            "not_offered": status(client.get_model_repository_index),
+            "not_offered": status(lambda: client.load_model(model)),
         }
+
+
+def run_about(address, model):
+    """What the server tells of its model, before and after three requests."""
+    with triton.InferenceServerClient(address) as client:
+        before = client.get_inference_statistics(model, as_json=True)["model_stats"][0]
+        for _ in range(3):
+            client.infer(model, inputs("ab", 3))
+        after = client.get_inference_statistics(as_json=True)["model_stats"][0]
+        config = client.get_model_config(model).config
+        index = client.get_model_repository_index().models
+        try:
+            client.load_model(model)
+            sentence = ""
+        except InferenceServerException as error:
+            sentence = error.message()
+
+        def success(stats, name):
+            return int(stats.get("inference_stats", {}).get("success", {}).get(name, 0))
+
+        return {
+            "count": success(after, "count") - success(before, "count"),
+            "ns": success(after, "ns") - success(before, "ns"),
+            "inferences": int(after["inference_count"]) - int(before.get("inference_count", 0)),
+            "decoupled": config.model_transaction_policy.decoupled,
+            "required": [each.name for each in config.input if not each.optional],
+            "output_types": {each.name: each.data_type for each in config.output},
+            "index": [[each.name, each.version, each.state] for each in index],
+            "sentence": sentence,
+        }
+
+
+def run_cancel(address, model):
+    """Against a server that never answers: a deadline, a cancelled call, a cancelled stream."""
+    results = queue.Queue()
+    seen = {}
+    with triton.InferenceServerClient(address) as client:
+        try:
+            client.infer(model, inputs("ab", 3), client_timeout=0.3)
+        except InferenceServerException as error:
+            seen["deadline"] = error.status()
+        call = client.async_infer(model, inputs("ab", 3), lambda result, error: results.put(error))
+        call.cancel()
+        seen["cancelled"] = results.get(timeout=30).status()
+        client.start_stream(lambda result, error: results.put(error))
+        client.async_stream_infer(model, inputs("ab", 3, stream=True))
+        client.stop_stream(cancel_requests=True)
+        seen["stream"] = results.get(timeout=30).status()
+    return seen
 
 
 def run_descriptors(_address, _model):
     """Field numbers of the client's own protocol file, for comparison with ours."""
-    from tritonclient.grpc import service_pb2
+    from tritonclient.grpc import model_config_pb2, service_pb2
 
     def describe(message, into):
         into[message.full_name] = {f.name: [f.number, f.type] for f in message.fields}
@@ -156,8 +205,9 @@ def run_descriptors(_address, _model):
             describe(nested, into)
 
     found = {}
-    for message in service_pb2.DESCRIPTOR.message_types_by_name.values():
-        describe(message, found)
+    for module in (service_pb2, model_config_pb2):
+        for message in module.DESCRIPTOR.message_types_by_name.values():
+            describe(message, found)
     return found
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.gateway.service import SERVICES
+from cluster.gateway.service import SERVICES, GatewayService
 from protos import open_inference_pb2
-from support.gateways import MODEL
+from support.fake_router import FakeRouter, logprob
+from support.gateways import MODEL, gateway, wait_until
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
 HERE = Path(__file__).parent
@@ -69,6 +71,80 @@ def test_tritonclient_sees_our_status_codes(client_python: Path, address: str) -
         "temperature": "StatusCode.INVALID_ARGUMENT",
         "not_offered": "StatusCode.UNIMPLEMENTED",
     }
+
+
+def test_what_the_server_tells_of_its_model(client_python: Path, address: str) -> None:
+    seen = run(client_python, "run_triton.py", "about", address, MODEL)
+    assert (seen["count"], seen["inferences"]) == (3, 3)
+    assert seen["ns"] > 0
+    assert seen["decoupled"]
+    assert seen["required"] == ["text_input"]
+    assert seen["output_types"]["text_output"] == open_inference_pb2.TYPE_STRING
+    assert seen["index"] == [[MODEL, "1", "READY"]]
+    assert "RepositoryModelLoad is not offered" in seen["sentence"]
+
+
+def test_what_tritonclient_gives_up_is_ended(client_python: Path) -> None:
+    with FakeRouter(paused=True) as router, gateway({"r0": router.address}) as service:
+        seen = run(client_python, "run_triton.py", "cancel", service.address, MODEL)
+        assert seen == {
+            "deadline": "StatusCode.DEADLINE_EXCEEDED",
+            "cancelled": "StatusCode.CANCELLED",
+            "stream": "StatusCode.CANCELLED",
+        }
+        wait_until(lambda: not router.running, "the router to hear of it")
+        wait_until(lambda: service.stats()["outstanding"] == 0, "the gateway to forget them")
+
+
+def test_openai(openai_python: Path, service: GatewayService) -> None:
+    seen = run(openai_python, "run_openai.py", "sync", service.http_address, MODEL)
+    assert (seen["models"], seen["model"]) == ([MODEL], MODEL)
+    assert (seen["chat"], seen["role"], seen["finish"]) == ("<user>", "assistant", "length")
+    assert seen["chat_usage"] == {"prompt_tokens": 11, "completion_tokens": 6, "total_tokens": 17}
+    assert seen["chat_logprobs"] == [logprob(i) for i in range(6)]
+    assert seen["chat_tokens"] == "<user>"
+    assert (seen["streamed"], seen["stream_finish"]) == ("añ漢añ漢", ["length"])
+    assert seen["stream_usage"] == 6 + 12
+    assert seen["several"] == [[0, "abc"], [1, "abc"], [2, "xyx"], [3, "xyx"]]
+    assert seen["several_usage"] == 5 + 12
+    assert seen["stopped"] == ["abc", "stop"]
+    assert seen["token_logprobs"] == [logprob(0), logprob(1)]
+    assert (seen["extra"], seen["seeded"]) == ("ab", "cdab")
+    assert seen["request_id"].startswith("chatcmpl-")
+
+
+def test_openai_async_streams(openai_python: Path, service: GatewayService) -> None:
+    seen = run(openai_python, "run_openai.py", "aio", service.http_address, MODEL)
+    assert seen["texts"] == [f"<user>{n}ñ<a><u" for n in range(8)]
+
+
+def test_openai_sees_our_statuses(openai_python: Path, service: GatewayService) -> None:
+    assert run(openai_python, "run_openai.py", "errors", service.http_address, MODEL) == {
+        "unknown_model": ["NotFoundError", 404, "not_found_error"],
+        "empty_prompt": ["BadRequestError", 400, "invalid_request_error"],
+        "negative": ["BadRequestError", 400, "invalid_request_error"],
+        "temperature": ["BadRequestError", 400, "invalid_request_error"],
+        "not_offered": ["BadRequestError", 400, "invalid_request_error"],
+        "unknown_key": ["BadRequestError", 400, "invalid_request_error"],
+    }
+
+
+def test_what_openai_gives_up_is_ended(openai_python: Path) -> None:
+    """The first stream has one token when it is closed; the second never gets one."""
+    with FakeRouter(paused=True) as router, gateway({"r0": router.address}, http_port=0) as service:
+        stepping = threading.Thread(target=_step_once, args=(router,))
+        stepping.start()
+        seen = run(openai_python, "run_openai.py", "cancel", service.http_address, MODEL)
+        stepping.join()
+        assert seen["first"] == "a"
+        assert "Timeout" in seen["timed_out"]
+        wait_until(lambda: not router.running, "the router to hear of it")
+        wait_until(lambda: service.stats()["outstanding"] == 0, "the gateway to forget them")
+
+
+def _step_once(router: FakeRouter) -> None:
+    wait_until(lambda: len(router.running) == 1, "the first request", seconds=60)
+    router.step()
 
 
 def test_our_messages_have_the_clients_field_numbers(client_python: Path, address: str) -> None:

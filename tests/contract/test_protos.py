@@ -70,6 +70,9 @@ def test_services_have_the_agreed_names() -> None:
         "ModelMetadata",
         "ModelInfer",
         "ModelStreamInfer",
+        "ModelConfig",
+        "ModelStatistics",
+        "RepositoryIndex",
     }
     generation = generation_pb2.DESCRIPTOR.services_by_name["Generation"]
     assert generation.full_name == "moemesh.v1.Generation"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import selectors
 import socket
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from cluster.dispatch.aio import FrameStream
 from cluster.dispatch.client import ControlClient
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.decoder import FrameDecoder
@@ -23,18 +21,9 @@ from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.server import FrameServer
 from cluster.errors import InvalidRequest, Overloaded, PortInUse, ProtocolError, Unavailable
+from support.frames import echo, serving
 
 BIG = 16 << 20
-
-
-@contextmanager
-def serving(on_frame: Callable[[Connection, Frame], None], **options: Any) -> Iterator[FrameServer]:
-    server = FrameServer(on_frame=on_frame, **options)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
 
 
 @contextmanager
@@ -48,10 +37,6 @@ def pair(**options: Any) -> Iterator[tuple[Connection, Connection]]:
     finally:
         a.close()
         b.close()
-
-
-def echo(connection: Connection, frame: Frame) -> None:
-    connection.send(Kind.REPLY, frame.header, frame.payload)
 
 
 def read_until(connection: Connection, count: int) -> list[Frame]:
@@ -344,69 +329,6 @@ def test_nothing_is_left_after_shutdown() -> None:
     never_started.shutdown()
     assert len(os.listdir("/proc/self/fd")) == before
     assert not [t for t in threading.enumerate() if t.name == "frames"]
-
-
-def test_aio_streams_send_and_receive_large_and_small() -> None:
-    async def talk(address: str) -> None:
-        data = os.urandom(BIG)
-        async with await FrameStream.open(address, identity=Identity("gateway", "g")) as stream:
-            assert stream.server is not None
-            assert stream.server.id == "n"
-
-            async def send() -> None:
-                for number in range(3):
-                    await stream.send(Kind.SUBMIT, [number], data)
-                    await stream.send(Kind.SUBMIT, [number + 100])
-
-            sender = asyncio.create_task(send())
-            for number in (0, 100, 1, 101, 2, 102):
-                frame = await asyncio.wait_for(stream.recv(), 30)
-                assert frame.header == [number]
-                assert bytes(frame.payload) == (data if number < 100 else b"")
-            await sender
-
-    with serving(echo, identity=Identity("node", "n")) as server:
-        asyncio.run(talk(server.address))
-
-
-def test_aio_errors() -> None:
-    async def refused(address: str) -> None:
-        with pytest.raises(ProtocolError, match="numerics 3"):
-            await FrameStream.open(address, identity=Identity("gateway", "g", numerics=3))
-        stream = await FrameStream.open(address)
-        await stream.send(Kind.SUBMIT, [])
-        frame = await stream.recv()
-        assert frame.kind is Kind.REFUSED
-        assert "before HELLO" in frame.header["message"]
-        with pytest.raises(Unavailable):
-            await stream.recv()
-        await stream.close()
-        with pytest.raises(Unavailable):
-            await stream.send(Kind.SUBMIT, [])
-
-    with serving(echo, identity=Identity("node", "n")) as server:
-        asyncio.run(refused(server.address))
-    with pytest.raises(Unavailable, match="cannot connect"):
-        asyncio.run(FrameStream.open(server.address))
-
-
-def test_aio_does_not_read_ahead_of_its_owner_without_bound() -> None:
-    def flood(connection: Connection, frame: Frame) -> None:
-        for number in range(200):
-            connection.send(Kind.EVENTS, [number], bytes(100_000))
-
-    async def slow(address: str) -> None:
-        stream = await FrameStream.open(address)
-        await stream.send(Kind.SUBMIT, [])
-        await asyncio.sleep(0.2)
-        assert stream.ahead_bytes < 4 << 20
-        for number in range(200):
-            frame = await asyncio.wait_for(stream.recv(), 30)
-            assert frame.header == [number]
-        await stream.close()
-
-    with serving(flood) as server:
-        asyncio.run(slow(server.address))
 
 
 def test_a_prefix_in_two_pieces_reaches_the_server() -> None:

@@ -1,4 +1,4 @@
-"""The exchange against real nodes on loopback, and against a scripted one that misbehaves."""
+"""The exchange against real nodes on loopback."""
 
 from __future__ import annotations
 
@@ -7,43 +7,30 @@ import dataclasses
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cluster.balance.placement import PlacementTable, round_robin
-from cluster.dispatch.connection import Connection
+from cluster.balance.placement import round_robin
 from cluster.dispatch.exchange import Exchange
-from cluster.dispatch.frames import Frame, pack_header
 from cluster.dispatch.handshake import Identity
-from cluster.dispatch.kinds import Kind
-from cluster.dispatch.server import FrameServer
-from cluster.dispatch.transport import ExpertCall, WireShape
-from cluster.errors import MoemeshError, NodeLost, ProtocolError, Unavailable
-from cluster.types import ExpertId, NodeId
+from cluster.dispatch.transport import WireShape
+from cluster.types import NodeId
 from kernels import express, permute
 from support import permute_reference
 from support.expert_nodes import (
     FLOATS,
     LIBRARY,
     SHAPE,
-    FakeCompute,
     Gate,
     check,
     connected,
     expected,
     make_call,
-    router,
+    round_trip,
     running,
 )
-
-
-def round_trip(exchange: Exchange, call: ExpertCall, shape: WireShape = SHAPE) -> None:
-    exchange.send(call)
-    check(shape, call, exchange.wait(call.step, call.layer, call.micro_batch))
 
 
 @pytest.mark.parametrize("shape", [SHAPE, FLOATS, dataclasses.replace(SHAPE, experts=300, top_k=8)])
@@ -213,168 +200,6 @@ def test_two_routers_on_the_same_nodes() -> None:
             assert node.stats()["connections"] in (0, 1, 2)
 
 
-def test_a_node_killed_while_it_computes_and_started_again_loses_nothing() -> None:
-    gate = Gate()
-    with running(3, inline_us=0) as nodes, connected(nodes, deadline_s=30) as exchange:
-        victim = nodes.names[1]
-        nodes.computes[victim].before = gate
-        call = make_call(64)
-        exchange.send(call)
-        assert gate.reached.wait(10)
-
-        def restart() -> None:
-            old = nodes.nodes[victim]
-            closing = threading.Thread(target=old.shutdown)
-            closing.start()  # it waits for the compute, which waits at the gate
-            port = int(nodes.addresses[victim].split(":")[1])
-            wait_for_port(port)
-            nodes.computes[victim] = FakeCompute()
-            nodes.start(victim, port)
-            gate.opened.set()
-            closing.join()
-
-        restarting = threading.Thread(target=restart)
-        restarting.start()
-        check(SHAPE, call, exchange.wait(0, 0, 0))
-        restarting.join()
-        assert exchange.counters.resends == 1
-        round_trip(exchange, make_call(64, step=1))
-
-
-def wait_for_port(port: int) -> None:
-    for _ in range(1000):
-        try:
-            socket.create_server(("127.0.0.1", port)).close()
-            return
-        except OSError:
-            threading.Event().wait(0.01)
-    raise AssertionError(f"port {port} is still in use")
-
-
-def test_a_node_that_comes_back_elsewhere_is_followed() -> None:
-    with running(3) as nodes, connected(nodes, deadline_s=30) as exchange:
-        round_trip(exchange, make_call(8))
-        moved = nodes.names[0]
-        nodes.nodes[moved].shutdown()
-
-        def come_back() -> None:
-            nodes.start(moved)
-            exchange.update(nodes.table, nodes.addresses)
-
-        timer = threading.Timer(0.1, come_back)
-        timer.start()
-        call = make_call(8, step=1)
-        round_trip(exchange, call)
-        timer.join()
-        assert exchange.counters.resends <= 1  # 0 if the loss was noticed before sending
-
-
-def test_a_restarted_node_is_asked_again_until_it_has_loaded_its_experts() -> None:
-    with running(3) as nodes, connected(nodes, deadline_s=30) as exchange:
-        victim = nodes.names[2]
-        nodes.nodes[victim].shutdown()
-        node = nodes.start(victim, hold=False)
-        exchange.update(nodes.table, nodes.addresses)
-        timer = threading.Timer(0.2, lambda: node.hold(1, nodes.table.experts_of(victim)))
-        timer.start()
-        round_trip(exchange, make_call(16))
-        timer.join()
-        assert exchange.counters.resends >= 1
-        assert node.stats()["not_here"] >= 1
-
-
-def test_a_node_that_stays_away_is_named() -> None:
-    with running(3) as nodes, connected(nodes, deadline_s=0.3) as exchange:
-        lost = nodes.names[1]
-        nodes.nodes[lost].shutdown()
-        exchange.send(make_call(8))
-        with pytest.raises(
-            NodeLost, match=f"node {lost} at 127.0.0.1:.* did not answer layer 0 within 0.3 s"
-        ):
-            exchange.wait(0, 0, 0)
-        nodes.start(lost, int(nodes.addresses[lost].split(":")[1]))
-        exchange.connect(10)
-        round_trip(exchange, make_call(8, step=1))
-
-
-def test_a_silent_node_is_named() -> None:
-    gate = Gate()
-    with running(2, inline_us=0) as nodes, connected(nodes, deadline_s=0.3) as exchange:
-        nodes.computes[nodes.names[1]].before = gate
-        exchange.send(make_call(8))
-        with pytest.raises(NodeLost, match=r"node n1 .* it is silent"):
-            exchange.wait(0, 0, 0)
-        gate.opened.set()  # its reply comes late now, and belongs to nothing
-        round_trip(exchange, make_call(8, step=1))
-        assert exchange.counters.stale == 1
-
-
-def test_a_call_made_again_with_other_rows_is_not_answered_by_late_replies() -> None:
-    gate = Gate()
-    with running(2, inline_us=0) as nodes, connected(nodes, deadline_s=0.3) as exchange:
-        nodes.computes[nodes.names[1]].before = gate
-        exchange.send(make_call(8, seed=1))
-        with pytest.raises(NodeLost):
-            exchange.wait(0, 0, 0)
-        again = make_call(8, seed=2)
-        exchange.send(again)
-        gate.opened.set()
-        check(SHAPE, again, exchange.wait(0, 0, 0))
-        assert exchange.counters.stale == 1
-        assert exchange.counters.resends == 0
-
-
-def test_nobody_there_at_the_start() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-    table = round_robin(3, 32, [NodeId("a")])
-    exchange = Exchange(router(), SHAPE, table, {NodeId("a"): address})
-    with pytest.raises(NodeLost, match=f"node a at {address} cannot be reached: .*REFUSED"):
-        exchange.connect(0.2)
-    exchange.close()
-
-
-def test_a_node_of_another_library_is_refused_by_name() -> None:
-    with running(1) as nodes:
-        identity = Identity("router", "r", 1, library="0dd" * 21 + "0")
-        exchange = Exchange(identity, SHAPE, nodes.table, nodes.addresses)
-        try:
-            with pytest.raises(ProtocolError, match=r"node n0 .*0dd0dd0dd0dd.*5eed5eed5eed"):
-                exchange.connect(10)
-            exchange.send(make_call(2))
-            with pytest.raises(ProtocolError, match="node n0"):
-                exchange.wait(0, 0, 0)
-        finally:
-            exchange.close()
-
-
-def test_an_expert_that_is_nowhere_any_more_is_a_typed_error() -> None:
-    with running(2) as nodes, connected(nodes) as exchange:
-        nodes.nodes[nodes.names[0]].hold(2, [ExpertId(0, 0)])
-        exchange.send(make_call(8))
-        with pytest.raises(
-            Unavailable, match=r"node n0 does not hold .* layer 0 .* table 1 .* loaded table 2"
-        ):
-            exchange.wait(0, 0, 0)
-
-
-def test_an_error_of_the_compute_fails_only_its_call() -> None:
-    with running(2) as nodes, connected(nodes) as exchange:
-
-        def fail(layer: int, experts: np.ndarray) -> None:
-            if layer == 1:
-                raise MoemeshError("the experts are upset")
-
-        nodes.computes[nodes.names[1]].before = fail
-        good, bad = make_call(8, layer=0, micro_batch=0), make_call(8, layer=1, micro_batch=1)
-        exchange.send(bad)
-        exchange.send(good)
-        check(SHAPE, good, exchange.wait(0, 0, 0))
-        with pytest.raises(MoemeshError, match="node n1: the experts are upset"):
-            exchange.wait(0, 1, 1)
-        round_trip(exchange, make_call(8, step=1))
-
-
 def test_a_new_table_moves_rows_to_other_nodes() -> None:
     with running(3) as nodes, connected(nodes) as exchange:
         round_trip(exchange, make_call(32))
@@ -430,132 +255,6 @@ def test_nothing_is_left_after_close() -> None:
 
 
 # A node of our own making: what it answers is the test's.
-
-Answer = Callable[[Connection, list[object], bytes], None]
-
-
-@contextmanager
-def scripted(answer: Answer) -> Iterator[tuple[PlacementTable, dict[NodeId, str]]]:
-    """A node that answers DISPATCH by `answer(connection, header, right payload)`."""
-
-    def on_frame(connection: Connection, frame: Frame) -> None:
-        header = frame.header
-        rows, counts, experts = (
-            header[7],
-            np.frombuffer(header[8], np.uint8),
-            np.frombuffer(header[9], np.uint8),
-        )
-        data = np.frombuffer(frame.payload, np.int8, rows * SHAPE.hidden).reshape(rows, SHAPE.hidden)
-        scales = np.frombuffer(frame.payload, np.float32, rows, data.size)
-        result = FakeCompute().run(header[3], counts, experts.astype(np.int32), data, scales)
-        answer(connection, header, result.tobytes())
-
-    name = NodeId("scripted")
-    server = FrameServer(on_frame=on_frame, identity=Identity("node", name, 7, LIBRARY))
-    address = server.start()
-    try:
-        yield round_robin(3, 32, [name]), {name: address}
-    finally:
-        server.shutdown()
-
-
-@contextmanager
-def asking(answer: Answer, **options: float) -> Iterator[Exchange]:
-    with scripted(answer) as (table, addresses):
-        exchange = Exchange(router(), SHAPE, table, addresses, **options)
-        try:
-            exchange.connect(10)
-            yield exchange
-        finally:
-            exchange.close()
-
-
-def tail(data: bytes) -> list[int]:
-    return [len(data) // (SHAPE.hidden * 2), 0, 0]
-
-
-@pytest.mark.parametrize("tokens", [2, 600])
-def test_stale_duplicate_and_foreign_replies_touch_nothing(tokens: int) -> None:
-    def answer(connection: Connection, header: list[object], data: bytes) -> None:
-        poison = b"\xff" * len(data)
-        router_inc, node_inc, step, layer, mb, attempt, table = header[:7]
-        for wrong in (
-            [router_inc, node_inc, step - 1, layer, mb, attempt, table],  # type: ignore[operator]
-            [router_inc, node_inc, step, layer, mb, attempt + 1, table],  # type: ignore[operator]
-            [router_inc, 8, step, layer, mb, attempt, table],
-            [99, node_inc, step, layer, mb, attempt, table],
-        ):
-            connection.send(Kind.RESULT, [*wrong, *tail(data)], poison)
-        connection.send(Kind.RESULT, [*header[:7], *tail(data)], data)
-        connection.send(Kind.RESULT, [*header[:7], *tail(data)], poison)
-
-    with asking(answer) as exchange:
-        for step in range(1, 6):
-            round_trip(exchange, make_call(tokens, step=step))
-        assert 20 <= exchange.counters.stale <= 25
-
-
-def test_replies_of_two_calls_in_reverse_order() -> None:
-    kept: list[tuple[list[object], bytes]] = []
-
-    def answer(connection: Connection, header: list[object], data: bytes) -> None:
-        kept.append((header, data))
-        if len(kept) == 2:
-            for old, rows in reversed(kept):
-                connection.send(Kind.RESULT, [*old[:7], *tail(rows)], rows)
-
-    with asking(answer) as exchange:
-        calls = [make_call(300, micro_batch=mb) for mb in range(2)]
-        for call in calls:
-            exchange.send(call)
-        for call in calls:
-            check(SHAPE, call, exchange.wait(0, 0, call.micro_batch))
-
-
-@pytest.mark.parametrize(
-    ("reply", "words"),
-    [
-        (lambda c, h, d: c.send(Kind.RESULT, [*h[:7], *tail(d)], d[:-2]), "bytes of results where"),
-        (lambda c, h, d: c.send(Kind.RESULT, [*h[:7], *tail(d)]), "without rows"),
-        (lambda c, h, d: c.send(Kind.RESULT, [1], d), "without its numbers"),
-        (lambda c, h, d: c.send(Kind.EVENTS, h[:7]), "EVENTS frame where a reply"),
-    ],
-)
-def test_a_node_that_answers_nonsense_is_named(reply: Answer, words: str) -> None:
-    with asking(reply) as exchange:
-        exchange.send(make_call(2))
-        with pytest.raises(ProtocolError, match=f"node scripted .*{words}"):
-            exchange.wait(0, 0, 0)
-
-
-def test_a_connection_that_breaks_in_the_middle_of_a_reply() -> None:
-    broken: list[int] = []
-
-    def answer(connection: Connection, header: list[object], data: bytes) -> None:
-        if not broken:
-            broken.append(1)
-            head = pack_header(Kind.RESULT, [*header[:7], *tail(data)], len(data))
-            connection.sock.setblocking(True)
-            connection.sock.sendall(head + b"\xff" * (len(data) // 2))
-            connection.sock.shutdown(socket.SHUT_RDWR)
-            return
-        connection.send(Kind.RESULT, [*header[:7], *tail(data)], data)
-
-    with asking(answer) as exchange:
-        round_trip(exchange, make_call(40))
-        assert exchange.counters.resends == 1
-
-
-def test_a_node_that_is_always_full_is_overloaded_not_lost() -> None:
-    def answer(connection: Connection, header: list[object], data: bytes) -> None:
-        connection.send(Kind.FAULT, [*header[:7], "Overloaded", "9 rows wait already"])
-
-    with asking(answer, deadline_s=0.3) as exchange:
-        exchange.send(make_call(2))
-        with pytest.raises(MoemeshError, match="node scripted: 9 rows wait already") as caught:
-            exchange.wait(0, 0, 0)
-        assert type(caught.value).__name__ == "Overloaded"
-        assert exchange.counters.resends >= 2
 
 
 def test_the_twin_of_the_plan_agrees() -> None:

@@ -138,17 +138,17 @@ def test_a_running_request_id_cannot_be_taken() -> None:
 def test_a_full_queue_is_refused_with_a_retry_hint() -> None:
     with (
         FakeRouter(paused=True) as router,
-        gateway({"r0": router.address}, max_queued=4) as service,
+        gateway({"r0": router.address}, window=2, max_queued=2) as service,
         generation_stub(service) as stub,
     ):
         streams = [stub.Generate(request(max_tokens=3)) for _ in range(4)]
-        wait_until(lambda: len(router.running) == 4, "four requests to wait")
+        wait_until(lambda: service.stats()["queued"] == 4, "two at the router and two in the line")
+        assert len(router.running) == 2
         error = refusal(stub, request())
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert details_of(error, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 1000
-        router.step()  # each has begun: the queue is empty
-        wait_until(lambda: service.stats()["queued"] == 0, "the queue to empty")
+        assert details_of(error, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 100
         router.resume()
+        wait_until(lambda: service.stats()["queued"] == 0, "the line to empty")
         assert len(list(stub.Generate(request(max_tokens=1)))) >= 2
         for stream in streams:
             assert list(stream)[-1].finish.usage.completion_tokens == 3

@@ -58,7 +58,7 @@ def test_an_unknown_service() -> None:
 def test_all_services_are_listed() -> None:
     with gateway({}) as service, grpc.insecure_channel(service.address) as channel:
         statuses = health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest()).statuses
-        assert set(statuses) == {"", *SERVICES}
+        assert set(statuses) == {"", "tiny", *SERVICES}
 
 
 def test_a_shutdown_is_seen_before_the_port_closes() -> None:

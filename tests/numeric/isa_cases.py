@@ -166,7 +166,7 @@ def attention_lengths(draws: Draws) -> Arrays:
             scores = np.zeros((group, 256), F)
             for window in (0, one(draws, 1, 100)):
                 places = (table, np.arange(tokens), lengths - 1, window, F(0.125))
-                attention.attend(q, keys, values, *places, out, scores, 0, tokens * kv_heads)
+                attention.attend(q, keys, values, None, None, *places, out, scores, 0, tokens * kv_heads)
                 yield out
 
 

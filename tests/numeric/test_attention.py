@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numeric import oracle_trunk as oracle
 
-from kernels.attention import BLOCK, attend, attend_int8
+from kernels.attention import BLOCK, attend
 
 F = np.float32
 
@@ -40,7 +40,7 @@ def run(sequence, pages, positions, window=0, ranges=None, ldo=None):
     table, rows = pages.table[None], np.zeros(len(positions), np.int64)
     for begin, end in ranges or [(0, len(positions) * sequence.kv_heads)]:
         attend(
-            *(q, pages.k, pages.v, table, rows, positions, window, sequence.scale),
+            *(q, pages.k, pages.v, None, None, table, rows, positions, window, sequence.scale),
             *(out, scores, begin, end),
         )
     return out[:, :columns].reshape(len(positions), sequence.heads, pages.padded), out[:, columns:]
@@ -113,7 +113,7 @@ def test_two_sequences_in_one_batch_do_not_meet(same_bits):
     q = np.stack([short.padded_q()[19], long.padded_q()[99]])
     out, scores = np.empty((2, 128), F), np.empty((2, 128), F)
     attend(
-        *(q, np.concatenate([a.k, b.k]), np.concatenate([a.v, b.v]), table, np.array([1, 0])),
+        *(q, np.concatenate([a.k, b.k]), np.concatenate([a.v, b.v]), None, None, table, np.array([1, 0])),
         *(np.array([19, 99]), 0, long.scale, out, scores, 0, 4),
     )
     same_bits(out.reshape(2, 4, 32), np.concatenate(alone[::-1]))
@@ -186,7 +186,7 @@ def together(sequence, pages, positions, window, rows):
     out = np.full((len(positions), sequence.heads * pages.padded), np.nan, F)
     scores = np.full((rows, -(-sequence.tokens // BLOCK) * BLOCK + 16), np.nan, F)
     places = (pages.table[None], np.zeros(len(positions), np.int64), positions, window, sequence.scale)
-    attend(q, pages.k, pages.v, *places, out, scores, 0, len(positions) * sequence.kv_heads)
+    attend(q, pages.k, pages.v, None, None, *places, out, scores, 0, len(positions) * sequence.kv_heads)
     return out.reshape(len(positions), sequence.heads, pages.padded)
 
 
@@ -234,7 +234,7 @@ class TestInt8Pages:
         stored = (pages.k, pages.v, pages.k_scales, pages.v_scales)
         places = (pages.table[None], np.zeros(len(positions), np.int64), positions, window, sequence.scale)
         for begin, end in ranges or [(0, len(positions) * sequence.kv_heads)]:
-            attend_int8(q, *stored, *places, out, scores, begin, end)
+            attend(q, *stored, *places, out, scores, begin, end)
         return out.reshape(len(positions), sequence.heads, pages.padded)
 
     @pytest.mark.parametrize("window", [0, 17, 64])

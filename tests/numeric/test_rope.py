@@ -9,7 +9,7 @@ import pytest
 from numeric import oracle_trunk as oracle
 
 from kernels import maths
-from kernels.rope import QK_FULL, QK_HEAD, QK_NONE, prepare_qkv, prepare_qkv_int8
+from kernels.rope import QK_FULL, QK_HEAD, QK_NONE, prepare_qkv
 
 F = np.float32
 EPS = F(1e-6)
@@ -60,7 +60,7 @@ class Case:
         for begin, end in ranges or [(0, len(positions))]:
             prepare_qkv(
                 *(qkv, *flat, self.mode, F(self.clip), EPS, self.width, self.cos, self.sin),
-                *(positions, pages.slots(positions), pages.k, pages.v, q_out, finite, begin, end),
+                *(positions, pages.slots(positions), pages.k, pages.v, None, None, q_out, finite, begin, end),
             )
         return q_out, pages, finite
 
@@ -185,7 +185,7 @@ class TestInt8Pages:
         ]
         stored = (pages.k, pages.v, pages.k_scales, pages.v_scales)
         for begin, end in ranges or [(0, case.tokens)]:
-            prepare_qkv_int8(
+            prepare_qkv(
                 *(qkv, *flat, case.mode, F(case.clip), EPS, case.width, case.cos, case.sin, case.positions),
                 *(pages.slots(case.positions), *stored, q_out, finite, begin, end),
             )

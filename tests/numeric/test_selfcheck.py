@@ -12,7 +12,7 @@ F = np.float32
 
 
 def test_the_manifest_covers_every_kernel():
-    assert sorted(selfcheck.stored()) == sorted(jit.entry_points())
+    assert sorted({name.split(".")[0] for name in selfcheck.stored()}) == sorted(jit.entry_points())
 
 
 def test_this_machine_gives_the_stored_bits():

@@ -149,7 +149,7 @@ def engine_over(
             )
         floating = library.variant(variant).floating
         trunk = Trunk(spec or library.spec, trunk_weights(library), workers, floating)
-        yield Engine(trunk, transport, config, probe, grammars_of(library))
+        yield Engine(trunk, transport, config, probe, grammars_of(library), library.digest)
 
 
 @contextmanager

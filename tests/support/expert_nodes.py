@@ -150,3 +150,8 @@ class Gate:
     def __call__(self, layer: int, experts: Array) -> None:
         self.reached.set()
         assert self.opened.wait(30.0), "nobody opened the gate"
+
+
+def round_trip(exchange: Exchange, call: ExpertCall, shape: WireShape = SHAPE) -> None:
+    exchange.send(call)
+    check(shape, call, exchange.wait(call.step, call.layer, call.micro_batch))

@@ -57,7 +57,7 @@ def wait_until(what: Callable[[], Any], message: str, seconds: float = 20.0) -> 
 def gateway(
     routers: Mapping[str, str], served: ServedModel | None = None, **config: Any
 ) -> Iterator[GatewayService]:
-    """Started, connected to all `routers` (id → address), shut down at the end."""
+    """Started, connected to all `routers` (id → address), shut down at the end. http_port=0 offers HTTP."""
     service = GatewayService(GatewayConfig(port=0, **config), served or served_model())
     service.start()
     try:

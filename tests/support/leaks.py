@@ -33,8 +33,13 @@ def threads() -> dict[str, str]:
     return {
         f"thread {t.ident}": t.name
         for t in threading.enumerate()
-        if t.is_alive() and not any(name in t.name for name in LIBRARY_THREADS)
+        if t.is_alive() and not _is_foreign(t) and not any(name in t.name for name in LIBRARY_THREADS)
     }
+
+
+def _is_foreign(thread: threading.Thread) -> bool:
+    """Made by a library's C code that once called into Python, as gRPC does at a handshake."""
+    return isinstance(thread, threading._DummyThread)
 
 
 def children() -> dict[str, str]:

@@ -16,6 +16,12 @@ class State:
     length: int
     computed: int = 0
     held: int = 0
+    shareable: int = 0
+    idle: int = 0
+
+    @property
+    def sole(self) -> int:
+        return self.held
 
 
 LIMITS = Limits(page_tokens=16, chunk_tokens=32, max_running=4)
@@ -69,6 +75,12 @@ class Job:
     length: int
     computed: int = 0
     held: int = 0
+    shareable: int = 0
+    idle: int = 0
+
+    @property
+    def sole(self) -> int:
+        return self.held
 
 
 @settings(max_examples=150, deadline=None)

@@ -32,7 +32,7 @@ def attention_case(workers: Workers, context: int, kv_bytes: int) -> Case:
     out = np.zeros((sequences, HEADS * HEAD_WIDTH), F32)
     scores = [np.zeros((1, layout.pad(context, attention.BLOCK)), F32) for _ in range(workers.threads)]
     sequence, positions = np.arange(sequences), np.full(sequences, context - 1)
-    where = (q, keys, values, table, sequence, positions, 0, F32(HEAD_WIDTH**-0.5), out)
+    where = (q, keys, values, None, None, table, sequence, positions, 0, F32(HEAD_WIDTH**-0.5), out)
 
     def run() -> None:
         workers.run_each(attention.attend, sequences * HEADS, lambda thread: (*where, scores[thread]))

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.config import LogFormat
 from cluster.controller.service import ControllerService
 from cluster.controller.state import Shape
 from cluster.fleet.roles.process import log_to_file
@@ -20,13 +21,14 @@ class ControllerPlace:
     port: int
     epoch_file: str
     logs: str
+    log_format: LogFormat = LogFormat.text
 
 
 class ControllerRole:
     """Construction starts it; `shutdown` ends it for good."""
 
     def __init__(self, place: ControllerPlace) -> None:
-        log_to_file(place.logs, "controller")
+        log_to_file(place.logs, "controller", place.log_format)
         epoch = next_epoch(Path(place.epoch_file))
         self._service = ControllerService(place.shape, epoch, place.host, place.port)
         self._service.start()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 from cluster.compute.weights import kv_dtype
 from cluster.config import EngineConfig, GatewayConfig
 from cluster.controller.state import NO_TABLE, Role
+from cluster.errors import ProtocolError
 from cluster.fleet.control import ControlledRole, View
 from cluster.fleet.roles.process import Place, count_restarts, log_to_file
 from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
 from cluster.library.reader import Library
 from cluster.router.kv import longest_sequence
+
+log = logging.getLogger(__name__)
 
 
 class GatewayRole(ControlledRole):
@@ -21,10 +26,11 @@ class GatewayRole(ControlledRole):
     role = Role.GATEWAY
 
     def __init__(self, place: Place, config: GatewayConfig, engine: EngineConfig) -> None:
-        log_to_file(place.logs, place.name)
+        log_to_file(place.logs, place.name, place.log_format)
         self._place, self._config, self._engine = place, config, engine
         self._restarts = count_restarts(place.logs, place.name)
         self._service: GatewayService | None = None
+        self.closing_s += config.drain_s
         super().__init__(place.name, place.controller)
 
     def build(self) -> None:
@@ -43,13 +49,22 @@ class GatewayRole(ControlledRole):
         )
         return NO_TABLE if view.table is None else (view.table.epoch, view.table.version)
 
+    def observe(self, cluster: Mapping[str, Any]) -> None:
+        if self._service is None:
+            return
+        try:
+            self._service.tell(cluster)
+        except ProtocolError as error:
+            log.warning("the metrics keep what they had: %s", error)
+
     @property
     def ready(self) -> bool:
         return self._service is not None and self._service.ready
 
     def stats(self) -> dict[str, Any]:
-        gateway = {} if self._service is None else self._service.stats()
-        return gateway | {"restarts": self._restarts}
+        if self._service is None:
+            return {"restarts": self._restarts}
+        return self._service.stats() | {"restarts": self._restarts, "http": self._service.http_address}
 
     def close(self) -> None:
         if self._service is not None:

@@ -88,7 +88,7 @@ class NodeRole(ControlledRole):
     role = Role.NODE
 
     def __init__(self, place: Place, config: NodeConfig) -> None:
-        log_to_file(place.logs, place.name)
+        log_to_file(place.logs, place.name, place.log_format)
         self._place, self._config = place, config
         self._restarts = count_restarts(place.logs, place.name)
         self._workers: Workers | None = None

@@ -8,9 +8,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.config import LogFormat
+from cluster.fleet.roles.logs import formatter
 from kernels import warm
 
-FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LOGGERS = ("cluster", "uvicorn")
 MAX_LOG_BYTES = 64 << 20
 """A log that a long-lived process grew beyond this is started afresh when the process restarts."""
 
@@ -18,29 +20,30 @@ MAX_LOG_BYTES = 64 << 20
 @dataclass(frozen=True)
 class Place:
     """name: unique in the cluster, also the log's name; controller: host:port; library: its folder;
-    variant: of the experts; logs: folder."""
+    variant: of the experts; logs: folder, written in log_format."""
 
     name: str
     controller: str
     library: str
     variant: str
     logs: str
+    log_format: LogFormat = LogFormat.text
 
 
-def log_to_file(logs: str, name: str) -> None:
+def log_to_file(logs: str, name: str, kind: LogFormat = LogFormat.text) -> None:
     """Send this process's log, and the traces of a crash, to `logs`/`name`.log. Prompts are never logged."""
     file = Path(logs) / f"{name}.log"
     if file.exists() and file.stat().st_size > MAX_LOG_BYTES:
         file.unlink()
     stream = open(file, "a")  # noqa: SIM115 - held until the process ends
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter(FORMAT))
-    root = logging.getLogger("cluster")
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-    root.propagate = False
+    handler.setFormatter(formatter(kind, name))
+    for logger in map(logging.getLogger, LOGGERS):
+        logger.handlers[:] = [handler]
+        logger.setLevel(logging.INFO if logger.name == "cluster" else logging.WARNING)
+        logger.propagate = False
     faulthandler.enable(stream)
-    root.info("%s starts as process %d", name, os.getpid())
+    logging.getLogger("cluster").info("%s starts as process %d", name, os.getpid())
 
 
 def load_kernels() -> None:

@@ -31,7 +31,7 @@ class RouterRole(ControlledRole):
     role = Role.ROUTER
 
     def __init__(self, place: Place, config: EngineConfig) -> None:
-        log_to_file(place.logs, place.name)
+        log_to_file(place.logs, place.name, place.log_format)
         self._place, self._config = place, config
         self._restarts = count_restarts(place.logs, place.name)
         self._workers: Workers | None = None
@@ -70,8 +70,13 @@ class RouterRole(ControlledRole):
         choice = resolve(self._config.choice)
         self._exchange = Exchange(identity, shape, table, addresses, choice=choice)
         self._exchange.connect(CONNECT_S)
-        grammars = grammars_of(self._library)
-        engine = Engine(self._trunk, self._exchange, self._config, grammars=grammars)
+        engine = Engine(
+            self._trunk,
+            self._exchange,
+            self._config,
+            grammars=grammars_of(self._library),
+            library=self._library.digest,
+        )
         self._service = RouterService(engine, identity)
         self.address = self._service.start()
         self._service.open()

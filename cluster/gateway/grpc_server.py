@@ -1,0 +1,65 @@
+"""The gRPC side of the gateway: its services on one asynchronous server."""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from cluster.config import GatewayConfig
+from cluster.errors import PortInUse
+from cluster.gateway.front import Front
+from cluster.gateway.generation import GenerationService
+from cluster.gateway.health import HealthService
+from cluster.gateway.open_inference import OpenInferenceService
+from cluster.gateway.security.certificates import Certificates
+from cluster.gateway.security.guard import Guard
+from cluster.gateway.security.interceptor import KeyInterceptor
+from cluster.gateway.unoffered import Unoffered
+from protos import generation_pb2, generation_pb2_grpc, open_inference_pb2, open_inference_pb2_grpc
+
+SERVICES = (
+    generation_pb2.DESCRIPTOR.services_by_name["Generation"].full_name,
+    open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+)
+HEALTH = "grpc.health.v1.Health"
+KEEPALIVE_MS = 20_000
+
+
+def build(
+    front: Front, health: HealthService, config: GatewayConfig, guard: Guard | None = None
+) -> grpc.aio.Server:
+    """guard: None asks nobody for a key."""
+    server = grpc.aio.server(
+        interceptors=() if guard is None else (KeyInterceptor(guard, config.guard_health),),
+        options=(
+            ("grpc.so_reuseport", 0),  # or a second gateway would share the port in silence
+            ("grpc.max_receive_message_length", config.max_message_bytes),
+            # A client that vanished without a word is noticed, and its request freed.
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
+            ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+        ),
+    )
+    generation = GenerationService(front.served, front.pool, config.max_message_bytes)
+    generation_pb2_grpc.add_GenerationServicer_to_server(generation, server)
+    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInferenceService(front), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
+    server.add_generic_rpc_handlers((Unoffered(),))
+    return server
+
+
+def bind(server: grpc.aio.Server, host: str, port: int, certificates: Certificates | None = None) -> int:
+    """Take the port; returns it, chosen by the system if 0 was asked for. Raises PortInUse."""
+    where = join_address(host, port)
+    try:
+        if certificates is None:
+            return server.add_insecure_port(where)
+        return server.add_secure_port(where, certificates.for_grpc())
+    except RuntimeError:
+        raise PortInUse(f"cannot listen on {where}; stop what uses the port or choose another") from None
+
+
+def join_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,112 @@
+"""The requests that wait at a gateway: who is next, and who is told at once to come back later. Pure."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Entry = TypeVar("Entry")
+
+HEADWAY = 4096.0
+"""A step of priority is worth being let in before that many tokens of others' work: it never starves them."""
+
+RECENT = 0.2
+"""What the last interval weighs in the mean of those before."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast the line moves. interval: mean seconds between two that leave it, 0 while unknown; at: when
+    the last one left, None while nobody waits."""
+
+    interval: float = 0.0
+    at: float | None = None
+
+
+def left(pace: Pace, now: float, waiting: bool) -> Pace:
+    """One has left the line. waiting: whether others still wait; only between two of the same line is the
+    time a sign of how fast routers take them."""
+    interval = pace.interval
+    if pace.at is not None:
+        gap = now - pace.at
+        interval = gap if interval == 0 else (1 - RECENT) * interval + RECENT * gap
+    return Pace(interval, now if waiting else None)
+
+
+@dataclass(slots=True)
+class _Place(Generic[Entry]):
+    entry: Entry
+    key: str
+    sequences: int
+    start: float
+    rank: float
+    here: bool = True
+
+
+class Line(Generic[Entry]):
+    """Start-time fair queueing over keys (Goyal, Vin, Cheng 1996), with priorities.
+
+    Every key gets an equal part of the work that is let in while others wait, whatever it asks for; the
+    requests of one key keep their order within a priority. At most `most` sequences wait, and those of one
+    key only while they are fewer than the places left: one key alone fills half of them, and the rest stays
+    for others (dynamic thresholds, Choudhury and Hahne 1998). The key "" is everybody's, where no keys are
+    asked for, and may fill all.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._heap: list[tuple[float, int, _Place[Entry]]] = []
+        self._places: dict[Entry, _Place[Entry]] = {}
+        self._finish: dict[str, float] = {}
+        self._now = 0.0
+        self._numbers = itertools.count()
+        self.sequences = 0
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def has_room(self, key: str, sequences: int) -> bool:
+        free = self._most - self.sequences
+        if not key:
+            return sequences <= free
+        mine = sum(place.sequences for place in self._places.values() if place.key == key)
+        return sequences <= free and (mine == 0 or mine + sequences <= free)
+
+    def ahead(self, key: str, priority: int) -> int:
+        """Sequences that would be let in before a request that came now."""
+        rank = self._start(key) - HEADWAY * priority
+        return sum(place.sequences for place in self._places.values() if place.rank <= rank)
+
+    def push(self, entry: Entry, key: str, *, tokens: int, sequences: int = 1, priority: int = 0) -> None:
+        """tokens: the work of all its sequences, prompt and most new tokens. entry: hashable, once."""
+        start = self._start(key)
+        self._finish[key] = start + tokens
+        place = _Place(entry, key, sequences, start, start - HEADWAY * priority)
+        heapq.heappush(self._heap, (place.rank, next(self._numbers), place))
+        self._places[entry] = place
+        self.sequences += sequences
+
+    def first(self) -> Entry | None:
+        """Who is next; None if nobody waits."""
+        while self._heap and not self._heap[0][2].here:
+            heapq.heappop(self._heap)
+        return self._heap[0][2].entry if self._heap else None
+
+    def remove(self, entry: Entry) -> bool:
+        """It was let in, or has gone; False if it does not wait."""
+        place = self._places.pop(entry, None)
+        if place is None:
+            return False
+        place.here = False
+        self._now = max(self._now, place.start)
+        self.sequences -= place.sequences
+        if not self._places:
+            self._heap.clear()
+            self._finish.clear()
+            self._now = 0.0
+        return True
+
+    def _start(self, key: str) -> float:
+        return max(self._now, self._finish.get(key, 0.0))

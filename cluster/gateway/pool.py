@@ -1,0 +1,279 @@
+"""All routers of a gateway: which one computes a request, and when it is let in.
+
+Everything here runs on the gateway's event loop, so nothing needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+
+from cluster.config import GatewayConfig
+from cluster.dispatch.handshake import Identity
+from cluster.errors import MoemeshError, Overloaded, Unavailable
+from cluster.gateway.caller import Caller, caller, time_left
+from cluster.gateway.line import Line, Pace, left
+from cluster.gateway.mailbox import Bell, End, Mailbox
+from cluster.gateway.meter import Meter
+from cluster.gateway.routers import RouterLink
+from cluster.gateway.security.limits import KeyLimits
+from cluster.types import EngineRequest, FinishReason, RequestId, RouterId
+
+log = logging.getLogger(__name__)
+
+SOONEST_RETRY_S = 0.1
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Ticket:
+    """A submitted request: read its mailboxes, then give the ticket to `RouterPool.release`.
+
+    mailboxes: one a sequence; all share one bell. owner: whose key it came with; nobody else can abort it or
+    take its place. link, numbers: where its sequences are, once they have been let in.
+    """
+
+    owner: Caller
+    requests: tuple[EngineRequest, ...]
+    mailboxes: tuple[Mailbox, ...]
+    link: RouterLink | None = None
+    numbers: tuple[int, ...] = ()
+
+    @property
+    def request_id(self) -> RequestId:
+        return self.requests[0].request_id
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.requests[0].prompt_ids)
+
+    @property
+    def bell(self) -> Bell:
+        return self.mailboxes[0].bell
+
+    @property
+    def ended(self) -> bool:
+        return all(mailbox.ended for mailbox in self.mailboxes)
+
+    def let_in(self, link: RouterLink) -> None:
+        self.link = link
+        self.numbers = tuple(map(link.submit, self.requests, self.mailboxes))
+
+    def drop(self, place: int, reason: FinishReason = "aborted") -> None:
+        """One sequence has given all that is wanted of it: free it at its router. Twice is fine."""
+        if self.link is not None:
+            self.link.release(self.numbers[place], reason)
+        else:
+            self.mailboxes[place].abandon(reason)
+
+
+class RouterPool:
+    """The routers this gateway knows. Requests go to the connected one with the fewest outstanding.
+
+    A router is given as many sequences as it can run (`window`). The rest wait here, where it is decided
+    whose turn it is (cluster/gateway/line.py); a request that would wait for too long is refused at once.
+
+    on_ready: called with True when a first router can take requests, with False when none can.
+    meter: what it counts, on the gateway's clock.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        config: GatewayConfig,
+        on_ready: Callable[[bool], None],
+        meter: Meter | None = None,
+    ) -> None:
+        self.meter = meter or Meter()
+        self._limits = KeyLimits(self.meter.clock)
+        self._identity = identity
+        self._config = config
+        self._on_ready = on_ready
+        self._links: dict[RouterId, RouterLink] = {}
+        self._tickets: dict[tuple[str, RequestId], Ticket] = {}
+        self._line: Line[Ticket] = Line(config.max_queued)
+        self._pace = Pace()
+        self._was_ready = False
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def ready(self) -> bool:
+        return any(link.connected for link in self._links.values())
+
+    @property
+    def connected(self) -> int:
+        return sum(link.connected for link in self._links.values())
+
+    @property
+    def outstanding(self) -> int:
+        return len(self._tickets)
+
+    @property
+    def sequences(self) -> int:
+        """Those whose end has not come yet."""
+        return sum(not mailbox.ended for ticket in self._tickets.values() for mailbox in ticket.mailboxes)
+
+    @property
+    def queued(self) -> int:
+        """Sequences of which no router has sent anything yet."""
+        return sum(not mailbox.started for ticket in self._tickets.values() for mailbox in ticket.mailboxes)
+
+    def update(self, routers: Mapping[RouterId, str]) -> None:
+        """Connect to new routers and new addresses, drop those no longer named."""
+        for name, link in list(self._links.items()):
+            if routers.get(name) != link.address:
+                self._close(self._links.pop(name))
+        for name, address in routers.items():
+            if name not in self._links:
+                self._links[name] = RouterLink(name, address, self._identity, self._changed)
+        self._changed()
+
+    def submit(self, *requests: EngineRequest) -> Ticket:
+        """Sequences of one request: they share its id. All go to one router.
+
+        Raises Overloaded when they do not fit the line or would wait too long in it, RateLimited when the
+        caller's key may not have them now, Unavailable when no router is connected.
+        """
+        who = caller()
+        try:
+            self._check(who.id, requests)
+            self._limits.enter(who)
+        except MoemeshError as error:
+            self.meter.refuse(type(error).__name__)
+            raise
+        first, bell = requests[0], Bell()
+        mailboxes = tuple(
+            Mailbox(each.request_id, each.sampling.max_tokens, bell, self.meter.request(len(each.prompt_ids)))
+            for each in requests
+        )
+        ticket = Ticket(who, requests, mailboxes)
+        if (replaced := self._tickets.get((who.id, first.request_id))) is not None:
+            self._limits.leave(replaced.owner)
+        self._tickets[who.id, first.request_id] = ticket
+        self._enter(ticket)
+        return ticket
+
+    async def probe(self) -> None:
+        """Have a router generate one token. Raises what a request would meet."""
+        await self._least_busy().probe()
+
+    def release(self, ticket: Ticket) -> None:
+        """Give up whatever the request still holds here and at its router. Twice is fine."""
+        self._line.remove(ticket)
+        for place in range(len(ticket.mailboxes)):
+            ticket.drop(place)
+        key = (ticket.owner.id, ticket.request_id)
+        if self._tickets.get(key) is ticket:
+            del self._tickets[key]
+            self._limits.leave(ticket.owner)
+            _report(ticket)
+        self._let_in()
+
+    def is_running(self, request_id: RequestId) -> bool:
+        """Whether the caller has a request of this name."""
+        return (caller().id, request_id) in self._tickets
+
+    def abort(self, request_id: RequestId) -> bool:
+        """End a request of the caller's; its reader sees reason "aborted". False if none has this name."""
+        ticket = self._tickets.get((caller().id, request_id))
+        if ticket is None or ticket.ended:
+            return False
+        self._line.remove(ticket)
+        for place, mailbox in enumerate(ticket.mailboxes):
+            mailbox.finish(End("aborted", ticket.prompt_tokens, mailbox.received))
+            ticket.drop(place)
+        self._let_in()
+        return True
+
+    async def close(self) -> None:
+        self.update({})
+        await asyncio.gather(*self._closing)
+
+    def _check(self, key: str, requests: tuple[EngineRequest, ...]) -> None:
+        """Raises Overloaded or Unavailable for what should not even wait."""
+        self._least_busy()
+        if not len(self._line) and self._place_for(len(requests)) is not None:
+            return
+        if not self._line.has_room(key, len(requests)):
+            wait_s = max(SOONEST_RETRY_S, self._pace.interval)
+            raise Overloaded(
+                f"{self._line.sequences} sequences wait here and {self._config.max_queued} may; "
+                f"try again in {wait_s:.1f} s",
+                wait_s,
+            )
+        limit_s = min(self._config.max_wait_s, time_left() or self._config.max_wait_s)
+        wait_s = self._pace.interval * (1 + self._line.ahead(key, requests[0].priority))
+        if wait_s > limit_s:
+            retry_s = max(SOONEST_RETRY_S, wait_s - limit_s)
+            raise Overloaded(
+                f"it would wait {wait_s:.1f} s and may {limit_s:.1f} s; try again in {retry_s:.1f} s", retry_s
+            )
+
+    def _enter(self, ticket: Ticket) -> None:
+        tokens = sum(len(each.prompt_ids) + each.sampling.max_tokens for each in ticket.requests)
+        self._line.push(
+            ticket,
+            ticket.owner.id,
+            tokens=tokens,
+            sequences=len(ticket.requests),
+            priority=ticket.requests[0].priority,
+        )
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Whoever is next, as long as a router has a place."""
+        while (ticket := self._line.first()) is not None:
+            link = self._place_for(len(ticket.requests))
+            if link is None:
+                return
+            self._line.remove(ticket)
+            self._pace = left(self._pace, self.meter.clock(), waiting=len(self._line) > 0)
+            ticket.let_in(link)
+
+    def _place_for(self, sequences: int) -> RouterLink | None:
+        """A router that can run them, or has nothing else to do."""
+        links = [link for link in self._links.values() if link.connected]
+        link = min(links, key=lambda link: len(link.outstanding), default=None)
+        if link is None or (link.outstanding and len(link.outstanding) + sequences > self._config.window):
+            return None
+        return link
+
+    def _least_busy(self) -> RouterLink:
+        links = [link for link in self._links.values() if link.connected]
+        if not links:
+            raise Unavailable("no router is connected; try again when the cluster is ready")
+        return min(links, key=lambda link: len(link.outstanding))
+
+    def _close(self, link: RouterLink) -> None:
+        task = asyncio.get_running_loop().create_task(link.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _changed(self) -> None:
+        """A router has come or gone, or requests at one have ended."""
+        if self.ready != self._was_ready:
+            self._was_ready = self.ready
+            self._on_ready(self._was_ready)
+        if not self.ready:
+            self._turn_away()
+        self._let_in()
+
+    def _turn_away(self) -> None:
+        """No router is left: whoever waits is told so, since nobody knows for how long."""
+        while (ticket := self._line.first()) is not None:
+            self._line.remove(ticket)
+            for mailbox in ticket.mailboxes:
+                mailbox.fail(Unavailable("no router is connected any more; send the request again"))
+
+
+def _report(ticket: Ticket) -> None:
+    """One line of log a request; of its content only sizes."""
+    fields = {
+        "request_id": ticket.request_id,
+        "key": ticket.owner.id,
+        "prompt_tokens": ticket.prompt_tokens,
+        "tokens": sum(mailbox.received for mailbox in ticket.mailboxes),
+        "ended": ",".join(mailbox.reason for mailbox in ticket.mailboxes),
+    }
+    log.info("request", extra={"fields": fields})

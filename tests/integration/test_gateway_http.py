@@ -1,0 +1,338 @@
+"""OpenAI's dialect over real sockets; the stock SDK is in tests/clients."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from cluster.config import GatewayConfig
+from cluster.errors import NodeLost, PortInUse
+from cluster.gateway.service import GatewayService
+from support.fake_router import FakeRouter, logprob
+from support.gateways import gateway, served_model, wait_until
+from support.http import events, serving, text_of, web
+
+GREEDY = {"model": "tiny", "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def router() -> Iterator[FakeRouter]:
+    with FakeRouter() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(router: FakeRouter) -> Iterator[httpx.Client]:
+    with serving(router) as (_, running):
+        yield running
+
+
+def complete(client: httpx.Client, **fields: Any) -> httpx.Response:
+    return client.post("/v1/completions", json={**GREEDY, "prompt": "abc", **fields})
+
+
+def chat(client: httpx.Client, **fields: Any) -> httpx.Response:
+    messages = [{"role": "user", "content": "hi"}]
+    return client.post("/v1/chat/completions", json={**GREEDY, "messages": messages, **fields})
+
+
+def test_a_completion(client: httpx.Client) -> None:
+    answer = complete(client, max_tokens=5).json()
+    assert answer["object"] == "text_completion"
+    assert answer["choices"] == [{"index": 0, "text": "abcab", "logprobs": None, "finish_reason": "length"}]
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+
+
+def test_a_streamed_completion_is_the_same_text(client: httpx.Client) -> None:
+    with client.stream(
+        "POST", "/v1/completions", json={**GREEDY, "prompt": "añ漢", "max_tokens": 12, "stream": True}
+    ) as r:
+        assert r.headers["content-type"].startswith("text/event-stream")
+        chunks = events(r)
+    assert text_of(chunks) == "añ漢añ漢"
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    assert not any("usage" in chunk for chunk in chunks)
+
+
+def test_usage_comes_last_where_it_is_asked_for(client: httpx.Client) -> None:
+    body = {
+        **GREEDY,
+        "prompt": "abc",
+        "max_tokens": 4,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    with client.stream("POST", "/v1/completions", json=body) as response:
+        last = events(response)[-1]
+    assert last["choices"] == []
+    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+
+
+def test_a_chat_goes_through_the_template(client: httpx.Client, router: FakeRouter) -> None:
+    answer = chat(client, max_tokens=6).json()
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "<user>", "refusal": None}
+    assert len(router.counts.submitted[-1].prompt) == len("<user>hi<a>")
+
+
+def test_a_streamed_chat_opens_with_its_role(client: httpx.Client) -> None:
+    body = {**GREEDY, "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}
+    with client.stream(
+        "POST", "/v1/chat/completions", json={**body, "max_tokens": 6, "stream": True}
+    ) as response:
+        deltas = [chunk["choices"][0]["delta"] for chunk in events(response)]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert "".join(delta.get("content", "") for delta in deltas) == "<user>"
+
+
+def test_a_chat_without_a_limit_may_fill_the_context(client: httpx.Client, router: FakeRouter) -> None:
+    chat(client)
+    assert router.counts.submitted[-1].sampling["max_tokens"] == 256 - len("<user>hi<a>")
+
+
+def test_choices_of_several_prompts_and_samples_are_numbered_by_prompt(client: httpx.Client) -> None:
+    answer = complete(client, prompt=["abc", "xy"], n=2, max_tokens=3).json()
+    assert [(c["index"], c["text"]) for c in answer["choices"]] == [
+        (0, "abc"),
+        (1, "abc"),
+        (2, "xyx"),
+        (3, "xyx"),
+    ]
+    assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 12, "total_tokens": 17}
+
+
+def test_streams_of_several_choices_are_told_apart(client: httpx.Client) -> None:
+    body = {**GREEDY, "prompt": ["abc", "xy"], "n": 2, "max_tokens": 30, "stream": True}
+    with client.stream("POST", "/v1/completions", json=body) as response:
+        chunks = events(response)
+    texts = [""] * 4
+    for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+        texts[choice["index"]] += choice["text"]
+    assert texts == ["abc" * 10] * 2 + ["xy" * 15] * 2
+
+
+def test_token_ids_are_a_prompt(client: httpx.Client, router: FakeRouter) -> None:
+    complete(client, prompt=[5, 6, 7], max_tokens=1)
+    assert router.counts.submitted[-1].prompt == [5, 6, 7]
+    complete(client, prompt=[[5], [6, 7]], max_tokens=1)
+    assert sorted(each.prompt for each in router.counts.submitted[-2:]) == [[5], [6, 7]]
+
+
+def test_a_stop_string_ends_the_text_before_it(client: httpx.Client) -> None:
+    answer = complete(client, prompt="abcdef", stop=["de"], max_tokens=50).json()
+    assert (answer["choices"][0]["text"], answer["choices"][0]["finish_reason"]) == ("abc", "stop")
+
+
+def test_log_probabilities_in_both_shapes(client: httpx.Client) -> None:
+    columns = complete(client, logprobs=0, max_tokens=3).json()["choices"][0]["logprobs"]
+    assert columns["tokens"] == ["a", "b", "c"]
+    assert columns["token_logprobs"] == [logprob(i) for i in range(3)]
+    assert columns["text_offset"] == [0, 1, 2]
+    entries = chat(client, logprobs=True, max_tokens=2).json()["choices"][0]["logprobs"]["content"]
+    assert [(each["token"], each["logprob"], each["bytes"]) for each in entries] == [
+        ("<", logprob(0), [60]),
+        ("u", logprob(1), [117]),
+    ]
+
+
+def test_every_field_reaches_the_router(client: httpx.Client, router: FakeRouter) -> None:
+    fields = {
+        "max_tokens": 3,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "seed": -1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "top_k": 5,
+        "min_p": 0.05,
+        "repetition_penalty": 1.1,
+        "stop_token_ids": (4, 5),
+        "ignore_eos": True,
+    }
+    assert complete(client, **fields).status_code == 200
+    sampling = router.counts.submitted[-1].sampling
+    wanted = {**fields, "seed": (1 << 64) - 1}
+    assert {name: sampling[name] for name in wanted} == wanted
+
+
+def test_a_json_schema_becomes_a_grammar(client: httpx.Client, router: FakeRouter) -> None:
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "n", "schema": {"type": "integer"}, "strict": True},
+    }
+    chat(client, response_format=form, max_tokens=1)
+    grammar = router.counts.submitted[-1].sampling["grammar"]
+    assert (grammar["kind"], json.loads(grammar["text"])) == ("json_schema", {"type": "integer"})
+    chat(client, response_format={"type": "text"}, max_tokens=1)
+    assert router.counts.submitted[-1].sampling["grammar"] is None
+
+
+def test_the_dialects_defaults_are_its_own(client: httpx.Client, router: FakeRouter) -> None:
+    client.post("/v1/completions", json={"prompt": "abc", "temperature": None})
+    sampling = router.counts.submitted[-1].sampling
+    assert (sampling["max_tokens"], sampling["temperature"]) == (16, 1.0)
+
+
+def test_models(client: httpx.Client) -> None:
+    listed = client.get("/v1/models").json()["data"]
+    assert [each["id"] for each in listed] == ["tiny"]
+    assert client.get("/v1/models/tiny").json() == listed[0]
+    assert client.get("/v1/models/gpt").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": []}, "prompt is empty"),
+        ({"prompt": 7}, "prompt"),
+        ({"prompt": [["a"]]}, "prompt[0]"),
+        ({"prompt": [256]}, "0..255"),
+        ({"prompt": "\ud800"}, "surrogate"),
+        ({"prompt": "x" * 256}, "at most 255 fit"),
+        ({"max_tokens": "7"}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"n": 0}, "n is 0"),
+        ({"stop": [3]}, "stop"),
+        ({"logprobs": 99}, "top_logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"temprature": 1}, "temprature"),
+        ({"tier": "lowbit"}, "tier"),
+    ],
+)
+def test_a_bad_request_is_named(client: httpx.Client, fields: dict[str, Any], names: str) -> None:
+    response = client.post("/v1/completions", content=json.dumps({**GREEDY, "prompt": "abc", **fields}))
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert names in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_what_is_not_offered_is_said(client: httpx.Client) -> None:
+    refused = complete(client, logit_bias={"5": 1})
+    assert refused.status_code == 400
+    assert "logit_bias" in refused.json()["error"]["message"]
+    assert complete(client, logit_bias={}, user="me", max_tokens=1).status_code == 200
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+    assert chat(client, messages=picture).status_code == 400
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"7", b"\xff", b'{"prompt": NaN}', b"[" * 100_000])
+def test_what_is_no_json_object_is_refused(client: httpx.Client, body: bytes) -> None:
+    response = client.post("/v1/completions", content=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_errors_have_their_status(client: httpx.Client) -> None:
+    assert complete(client, model="gpt").status_code == 404
+    assert client.get("/v1/completions").status_code == 405
+    nowhere = client.get("/nope")
+    assert (nowhere.status_code, nowhere.json()["error"]["message"][:9]) == (404, "GET /nope")
+
+
+def test_a_body_beyond_the_limit_is_not_read_to_its_end(router: FakeRouter) -> None:
+    with serving(router, max_message_bytes=1000) as (_, client):
+        assert complete(client, prompt="x" * 2000).status_code == 413
+        assert complete(client, max_tokens=1).status_code == 200
+
+
+def test_a_client_that_leaves_ends_its_stream() -> None:
+    with FakeRouter(paused=True) as router, serving(router) as (service, client):
+        body = {**GREEDY, "prompt": "abc", "max_tokens": 50, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            wait_until(lambda: len(router.running) == 1, "the request")
+            router.step()
+            assert "abc"[0] in next(response.iter_text())
+        wait_until(lambda: not router.running, "the router to hear of it")
+        wait_until(lambda: service.stats()["outstanding"] == 0, "the gateway to forget it")
+
+
+def test_a_client_that_leaves_before_its_answer_ends_it_too() -> None:
+    with FakeRouter(paused=True) as router, serving(router) as (service, client):
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/completions", json={**GREEDY, "prompt": "abc", "max_tokens": 50}, timeout=0.3)
+        wait_until(lambda: router.counts.submitted and not router.running, "the router to hear of it")
+        wait_until(lambda: service.stats()["outstanding"] == 0, "the gateway to forget it")
+
+
+def test_an_error_in_a_stream_is_an_event() -> None:
+    with FakeRouter(paused=True) as router, serving(router) as (_, client):
+        body = {**GREEDY, "prompt": "abc", "max_tokens": 50, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            wait_until(lambda: len(router.running) == 1, "the request")
+            router.fail_running(NodeLost("node n1 is gone"))
+            (line,) = [line for line in response.iter_lines() if line]
+        error = json.loads(line.removeprefix("data: "))["error"]
+        assert (error["message"], error["code"]) == ("node n1 is gone", "NodeLost")
+
+
+def test_a_full_queue_is_429_with_a_hint() -> None:
+    with FakeRouter(paused=True) as router, serving(router, window=1, max_queued=0) as (_, client):
+        body = {**GREEDY, "prompt": "abc", "stream": True}
+        with client.stream("POST", "/v1/completions", json=body):
+            wait_until(lambda: len(router.running) == 1, "a request to wait")
+            refused = complete(client)
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"] == "1"
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_health_and_readiness() -> None:
+    with gateway({}, http_port=0) as service, web(service) as client:
+        assert client.get("/health").status_code == 200
+        unready = client.get("/ready")
+        assert (unready.status_code, unready.json()["ready"]) == (503, False)
+        refused = complete(client)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    with FakeRouter() as router, serving(router) as (_, client):
+        assert client.get("/ready").json() == {"ready": True, "model": "tiny", "routers": 1}
+
+
+def test_a_router_that_makes_no_tokens_is_not_ready() -> None:
+    with (
+        FakeRouter(refuse=NodeLost("no experts")) as router,
+        gateway({"r0": router.address}, http_port=0) as service,
+        web(service) as client,
+    ):
+        wait_until(lambda: router.counts.probes > 1, "two looks")
+        assert not service.ready
+        assert client.get("/ready").status_code == 503
+
+
+def test_shutdown_lets_a_stream_end() -> None:
+    with FakeRouter(paused=True) as router, serving(router) as (service, client):
+        body = {**GREEDY, "prompt": "abc", "max_tokens": 5, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            wait_until(lambda: len(router.running) == 1, "the request")
+            router.resume()
+            service.shutdown(grace_s=10.0)
+            assert text_of(events(response)) == "abcab"
+
+
+def test_shutdown_cuts_what_does_not_end() -> None:
+    with FakeRouter(paused=True) as router, serving(router) as (service, client):
+        body = {**GREEDY, "prompt": "abc", "max_tokens": 5, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            wait_until(lambda: len(router.running) == 1, "the request")
+            service.shutdown(grace_s=0.0)
+            with pytest.raises(httpx.HTTPError):
+                list(response.iter_lines())
+        wait_until(lambda: not router.running, "the router to be told")
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        service = GatewayService(GatewayConfig(port=0, http_port=port), served_model())
+        with pytest.raises(PortInUse, match=str(port)):
+            service.start()

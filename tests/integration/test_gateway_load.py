@@ -1,0 +1,189 @@
+"""More requests than routers can run: who waits, who is let in, who is refused, who leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+
+from cluster.config import GatewayConfig
+from cluster.dispatch.handshake import Identity
+from cluster.errors import Overloaded, Unavailable
+from cluster.gateway.caller import ANYBODY, Caller, set_caller, set_time_left
+from cluster.gateway.meter import Meter
+from cluster.gateway.pool import RouterPool, Ticket
+from cluster.types import EngineRequest, RequestId, SamplingParams
+from support.fake_router import FakeRouter
+
+CONFIG = GatewayConfig(window=2, max_queued=8)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def pool_of(
+    *routers: FakeRouter, config: GatewayConfig = CONFIG, clock: Clock | None = None
+) -> AsyncIterator[RouterPool]:
+    pool = RouterPool(Identity("gateway", "g", 1), config, lambda _: None, Meter(clock or Clock()))
+    pool.update({f"r{number}": router.address for number, router in enumerate(routers)})  # type: ignore[misc]
+    await until(lambda: pool.connected == len(routers))
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+async def until(what: object, seconds: float = 20.0) -> None:
+    for _ in range(int(seconds / 0.002)):
+        if what():  # type: ignore[operator]
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError(f"waited {seconds:g} s in vain")
+
+
+def ask(pool: RouterPool, name: str, tokens: int = 2, priority: int = 0) -> Ticket:
+    params = SamplingParams(max_tokens=tokens)
+    return pool.submit(EngineRequest(RequestId(name), (1, 2, 3), params, priority=priority))
+
+
+@contextmanager
+def as_key(name: str) -> Iterator[None]:
+    set_caller(Caller(name))
+    try:
+        yield
+    finally:
+        set_caller(ANYBODY)
+
+
+def names(router: FakeRouter) -> list[str]:
+    return [each.request_id for each in router.counts.submitted]
+
+
+def test_a_router_is_given_as_many_as_it_runs() -> None:
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router) as pool:
+                tickets = [ask(pool, str(number)) for number in range(6)]
+                await until(lambda: len(router.running) == 2)
+                most = 0
+                while not all(ticket.ended for ticket in tickets):
+                    most = max(most, len(router.running))
+                    router.step()
+                    await asyncio.sleep(0.002)
+                assert most == 2
+                assert names(router) == [str(number) for number in range(6)]
+                assert [mailbox.received for ticket in tickets for mailbox in ticket.mailboxes] == [2] * 6
+
+    asyncio.run(main())
+
+
+def test_keys_take_turns_and_priority_goes_first() -> None:
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, config=GatewayConfig(window=1, max_queued=20)) as pool:
+                with as_key("greedy"):
+                    for number in range(4):
+                        ask(pool, f"g{number}")
+                with as_key("modest"):
+                    for number in range(2):
+                        ask(pool, f"m{number}")
+                    ask(pool, "urgent", priority=1)
+                while len(names(router)) < 7:
+                    router.step()
+                    await asyncio.sleep(0.002)
+                assert names(router) == ["g0", "urgent", "g1", "m0", "g2", "m1", "g3"]
+
+    asyncio.run(main())
+
+
+def test_what_would_wait_too_long_is_refused_with_the_time_to_come_back() -> None:
+    async def main() -> None:
+        clock = Clock()
+        with FakeRouter(paused=True) as router:
+            config = GatewayConfig(window=1, max_queued=100, max_wait_s=3.5)
+            async with pool_of(router, config=config, clock=clock) as pool:
+                for number in range(4):
+                    ask(pool, f"first{number}", tokens=1)
+                for _ in range(3):  # the line moves once a second
+                    clock.now += 1.0
+                    await until(lambda: len(router.running) == 1)
+                    before = len(names(router))
+                    router.step()
+                    await until(lambda before=before: len(names(router)) == before + 1)
+                tickets = [ask(pool, f"second{number}") for number in range(3)]
+                with pytest.raises(Overloaded, match=r"would wait 4\.0 s and may 3\.5 s") as caught:
+                    ask(pool, "fourth")
+                assert caught.value.retry_after_s == 0.5
+                set_time_left(1.5)
+                with pytest.raises(Overloaded, match=r"would wait 4\.0 s and may 1\.5 s"):
+                    ask(pool, "hurried")
+                pool.release(tickets[0])
+                set_time_left(None)
+                ask(pool, "fourth")
+                assert pool.meter.refused == {"Overloaded": 2}
+
+    asyncio.run(main())
+
+
+def test_whoever_leaves_the_line_is_never_heard_of() -> None:
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, config=GatewayConfig(window=1, max_queued=8)) as pool:
+                first, gone, aborted, last = (
+                    ask(pool, name) for name in ("first", "gone", "aborted", "last")
+                )
+                await until(lambda: len(router.running) == 1)
+                pool.release(gone)
+                assert pool.abort(RequestId("aborted"))
+                end = aborted.mailboxes[0].poll()
+                assert end is not None
+                assert end.end is not None
+                assert end.end.reason == "aborted"
+                pool.release(first)  # a running one that goes makes room as well
+                await until(lambda: names(router) == ["first", "last"])
+                pool.release(last)
+                pool.release(aborted)
+                assert (pool.outstanding, pool.queued, pool.sequences) == (0, 0, 0)
+
+    asyncio.run(main())
+
+
+def test_without_any_router_the_line_is_told() -> None:
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, config=GatewayConfig(window=1, max_queued=8)) as pool:
+                tickets = [ask(pool, name) for name in ("running", "waiting")]
+                await until(lambda: len(router.running) == 1)
+                router.kill()
+                await until(lambda: pool.connected == 0)
+                for ticket in tickets:
+                    with pytest.raises(Unavailable, match="send the request again"):
+                        ticket.mailboxes[0].poll()
+                with pytest.raises(Unavailable):
+                    ask(pool, "another")
+
+    asyncio.run(main())
+
+
+def test_samples_of_one_request_stay_together() -> None:
+    async def main() -> None:
+        with FakeRouter(paused=True) as router, FakeRouter(paused=True) as second:
+            async with pool_of(router, second, config=GatewayConfig(window=2, max_queued=8)) as pool:
+                params = SamplingParams(max_tokens=1)
+                ask(pool, "one")
+                three = [EngineRequest(RequestId("three"), (1,), params) for _ in range(3)]
+                ticket = pool.submit(*three)
+                await until(lambda: len(router.running) + len(second.running) == 4)
+                assert {len(router.running), len(second.running)} == {1, 3}
+                assert ticket.link is not None
+                assert len(set(ticket.numbers)) == 3
+
+    asyncio.run(main())

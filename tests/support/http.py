@@ -1,0 +1,41 @@
+"""A gateway's HTTP side for tests: its address as a client wants it, events as objects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from cluster.gateway.service import GatewayService
+from support.fake_router import FakeRouter
+from support.gateways import gateway, wait_until
+
+
+@contextmanager
+def web(service: GatewayService, **options: Any) -> Iterator[httpx.Client]:
+    """A client of a gateway that offers HTTP."""
+    with httpx.Client(base_url=f"http://{service.http_address}", timeout=20, **options) as client:
+        yield client
+
+
+@contextmanager
+def serving(router: FakeRouter, **config: Any) -> Iterator[tuple[GatewayService, httpx.Client]]:
+    """A gateway in front of `router` that has proven that it is ready, and a client of it."""
+    with gateway({"r0": router.address}, http_port=0, **config) as service, web(service) as client:
+        wait_until(lambda: service.ready, "the gateway to be ready")
+        yield service, client
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """Of a stream that has ended with [DONE]."""
+    lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def text_of(chunks: list[Any]) -> str:
+    """What a stream of completions wrote, of choice 0."""
+    return "".join(c["text"] for chunk in chunks for c in chunk["choices"] if c["index"] == 0)

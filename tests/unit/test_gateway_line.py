@@ -1,0 +1,124 @@
+"""The line of waiting requests: fair over keys, ordered within one, bounded, and nobody starves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.gateway.line import HEADWAY, Line, Pace, left
+
+KEYS = ("a", "b", "c")
+
+
+def drain(line: Line[Any]) -> list[Any]:
+    order = []
+    while (entry := line.first()) is not None:
+        assert line.remove(entry)
+        order.append(entry)
+    return order
+
+
+@given(st.lists(st.tuples(st.sampled_from(KEYS), st.integers(1, 100)), min_size=1, max_size=60))
+def test_a_key_with_more_requests_gets_no_more_than_its_part(requests: list[tuple[str, int]]) -> None:
+    """While two keys wait, what they have been given differs by no more than a request of each."""
+    line: Line[int] = Line(10_000)
+    for number, (key, tokens) in enumerate(requests):
+        line.push(number, key, tokens=tokens)
+    order = drain(line)
+    assert sorted(order) == list(range(len(requests)))
+    given_to: Counter[str] = Counter()
+    left_of = Counter(key for key, _ in requests)
+    for number in order:
+        key, tokens = requests[number]
+        given_to[key] += tokens
+        left_of[key] -= 1
+        for other in KEYS:
+            if left_of[key] and left_of[other]:
+                assert abs(given_to[key] - given_to[other]) <= 200
+    for key in KEYS:
+        mine = [number for number in order if requests[number][0] == key]
+        assert mine == sorted(mine), "a key's own requests keep their order"
+
+
+def test_a_newcomer_is_not_punished_for_having_been_away() -> None:
+    line: Line[str] = Line(100)
+    for number in range(6):
+        line.push(f"old{number}", "old", tokens=10)
+    for _ in range(3):
+        line.remove(str(line.first()))
+    assert line.ahead("new", 0) == 0
+    for number in range(3):
+        line.push(f"new{number}", "new", tokens=10)
+    assert drain(line) == ["new0", "old3", "new1", "old4", "new2", "old5"], "nor is it given the time before"
+
+
+def test_priority_goes_first_but_not_for_ever() -> None:
+    line: Line[str] = Line(100_000)
+    line.push("patient", "b", tokens=10)
+    line.push("urgent", "b", tokens=10, priority=1)
+    assert line.first() == "urgent"
+    line.remove("urgent")
+    passed = number = 0
+    while True:
+        line.push(f"u{number}", "a", tokens=100, priority=1)
+        entry = line.first()
+        assert entry is not None
+        line.remove(entry)
+        if entry == "patient":
+            break
+        passed += 100
+        number += 1
+    assert passed <= HEADWAY + 200
+
+
+@given(st.lists(st.tuples(st.sampled_from(KEYS), st.integers(1, 4)), max_size=60), st.integers(0, 20))
+def test_places_are_bounded_and_one_key_leaves_half(requests: list[tuple[str, int]], most: int) -> None:
+    line: Line[int] = Line(most)
+    held: Counter[str] = Counter()
+    for number, (key, sequences) in enumerate(requests):
+        if line.has_room(key, sequences):
+            line.push(number, key, tokens=1, sequences=sequences)
+            held[key] += sequences
+        assert line.sequences == held.total() <= most
+    if len({key for key, _ in requests}) == 1:
+        largest = max((sequences for _, sequences in requests), default=0)
+        assert held.total() <= max(largest, (most + largest) / 2)
+
+
+def test_a_key_alone_leaves_room_that_another_gets() -> None:
+    line: Line[int] = Line(8)
+    number = 0
+    while line.has_room("greedy", 1):
+        line.push(number, "greedy", tokens=1)
+        number += 1
+    assert number == 4
+    assert line.has_room("other", 1)
+    shared: Line[int] = Line(8)
+    for number in range(8):
+        assert shared.has_room("", 1), "without keys all places are everybody's"
+        shared.push(number, "", tokens=1)
+    assert not shared.has_room("", 1)
+
+
+def test_whoever_has_gone_is_not_next() -> None:
+    line: Line[str] = Line(10)
+    for name in ("x", "y", "z"):
+        line.push(name, "k", tokens=1)
+    assert line.remove("x")
+    assert not line.remove("x")
+    assert line.first() == "y"
+    assert (len(line), line.sequences) == (2, 2)
+
+
+def test_the_pace_counts_only_while_others_wait() -> None:
+    pace = left(Pace(), 10.0, waiting=True)
+    assert pace == Pace(0.0, 10.0), "one moment is no interval"
+    pace = left(pace, 10.5, waiting=False)
+    assert pace == Pace(0.5, None)
+    pace = left(pace, 99.0, waiting=True)
+    assert pace == Pace(0.5, 99.0), "nobody waited in between"
+    pace = left(pace, 100.0, waiting=True)
+    assert pace.interval == 0.8 * 0.5 + 0.2 * 1.0
