@@ -29,6 +29,7 @@ VERBS = {
     "generate": "generate",
     "chat": "chat",
     "score": "score",
+    "embed": "embed",
     "pack": "pack",
     "library": "library",
     "trace": "trace",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import uuid
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from cluster.gateway import admission
 from cluster.gateway.admission import Admitted, Wishes
 from cluster.gateway.served import ServedModel
+from cluster.types import EngineRequest, sample_seed
 
 
 def draw_seed() -> int:
@@ -46,3 +48,18 @@ async def admit(
         admission.check_samples(wishes.n),
         admission.check_priority(wishes.priority),
     )
+
+
+def sample_requests(admitted: Admitted, tenant: str = "") -> list[EngineRequest]:
+    """One a sample, alike but for the seed. tenant: whose prompts may share pages with this one."""
+    return [
+        EngineRequest(
+            admitted.request_id,
+            admitted.prompt_ids,
+            dataclasses.replace(admitted.sampling, seed=sample_seed(admitted.sampling.seed, index)),
+            priority=admitted.priority,
+            tier=admitted.tier,
+            tenant=tenant,
+        )
+        for index in range(admitted.samples)
+    ]

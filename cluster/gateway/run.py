@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,12 +10,13 @@ from typing import Self
 
 from cluster.errors import InvalidRequest
 from cluster.gateway.admission import Admitted
+from cluster.gateway.admit import sample_requests
 from cluster.gateway.caller import caller
 from cluster.gateway.mailbox import Batch, End
 from cluster.gateway.pool import RouterPool, Ticket
 from cluster.gateway.served import ServedModel
 from cluster.model.text_stream import TextStream
-from cluster.types import Alternatives, EngineRequest, FinishReason, sample_seed
+from cluster.types import Alternatives, FinishReason
 
 Clock = Callable[[], float]
 
@@ -95,7 +95,7 @@ class Run:
                 )
             self._pool.abort(admitted.request_id)
         if admitted.sampling.max_tokens > 0:
-            self._ticket = self._pool.submit(*_requests(admitted, caller().id))
+            self._ticket = self._pool.submit(*sample_requests(admitted, caller().id))
         return self
 
     def __exit__(
@@ -168,18 +168,3 @@ class Run:
             duration_s=self._clock() - self._began,
             stop=sample.stream.stopped,
         )
-
-
-def _requests(admitted: Admitted, tenant: str) -> list[EngineRequest]:
-    """One a sample, alike but for the seed."""
-    return [
-        EngineRequest(
-            admitted.request_id,
-            admitted.prompt_ids,
-            dataclasses.replace(admitted.sampling, seed=sample_seed(admitted.sampling.seed, index)),
-            priority=admitted.priority,
-            tier=admitted.tier,
-            tenant=tenant,
-        )
-        for index in range(admitted.samples)
-    ]

@@ -95,7 +95,7 @@ def _json_sampling(text: str) -> dict[str, Any]:
 
 def _json_grammar(kind: GrammarKind, value: Any) -> Grammar:
     """A schema may come as the JSON that it is."""
-    if kind == "json_schema" and isinstance(value, dict | bool):
+    if kind == "json_schema" and isinstance(value, dict):
         value = json.dumps(value)
     if not isinstance(value, str):
         raise InvalidRequest(f"sampling_parameters: {kind} must be a string")

@@ -17,6 +17,7 @@ from cluster.dispatch.kinds import Kind
 from cluster.dispatch.requests import Entry, pack_event, pack_failure, parse_request
 from cluster.dispatch.server import FrameServer
 from cluster.errors import MoemeshError, ProtocolError, Unavailable
+from cluster.model.grammar import GrammarState
 from cluster.router.engine import Engine, EngineStats
 from cluster.types import Emitted, EngineRequest, Event, Failed, RequestId
 
@@ -113,11 +114,11 @@ class RouterService:
             if not self.ready:
                 raise Unavailable("the router is not ready yet; try again")
             request = parse_request(request_key(client), frame.header, frame.payload)
-            self._engine.prepare(request)
+            prepared = self._engine.prepare(request)
         except MoemeshError as error:
             connection.send(Kind.EVENTS, {"e": [pack_failure(number, error, 0)]})
             return
-        self._inbox.append(lambda: self._submit(client, request))
+        self._inbox.append(lambda: self._submit(client, request, prepared))
 
     def _on_close(self, connection: Connection) -> None:
         """A gateway is gone: nobody would read the answers to its requests."""
@@ -127,10 +128,10 @@ class RouterService:
         if self._inbox:
             self._signal.set()
 
-    def _submit(self, client: Client, request: EngineRequest) -> list[Event]:
+    def _submit(self, client: Client, request: EngineRequest, prepared: GrammarState | None) -> list[Event]:
         self._clients[request.request_id] = client
         try:
-            self._engine.submit(request)
+            self._engine.submit(request, prepared)
         except MoemeshError as error:
             return [Failed(request.request_id, error, 0)]
         return []

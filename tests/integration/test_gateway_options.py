@@ -166,7 +166,7 @@ def test_a_client_that_leaves_frees_all_samples() -> None:
 def test_samples_count_in_the_queue() -> None:
     with (
         FakeRouter(paused=True) as router,
-        gateway({"r0": router.address}, max_queued=4) as service,
+        gateway({"r0": router.address}, window=3, max_queued=1) as service,
         generation_stub(service) as stub,
     ):
         first = stub.Generate(request(n=3))
