@@ -98,7 +98,7 @@ class Client:
 
     def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         with self._errors():
-            return self._stub.Embed(request)
+            return self._stub.Embed(request, metadata=self._metadata)
 
     def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         with self._errors():

@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from cluster.cli import options
-from cluster.cli.client import connect
+from cluster.cli.client import Access, connect
 from cluster.cli.local import embed as embed_ids
 from cluster.cli.local import local_engine
 from cluster.cli.output import Progress, print_json
@@ -36,6 +36,10 @@ def embed(
     ] = None,
     local: options.Local = False,
     address: options.Address = "",
+    api_key: options.ApiKey = "",
+    ca: options.Ca = "",
+    client_cert: options.ClientCert = "",
+    client_key: options.ClientKey = "",
     model: options.Model = "",
     variant: options.Variant = "",
     kv: options.LocalKv = None,
@@ -54,7 +58,7 @@ def embed(
         values, tokens = _local(read, model, variant, EngineConfig(kv=kv or KvType.bf16), normalise)
     else:
         options.refuse_without_local(variant, kv)
-        with connect(address) as client:
+        with connect(address, Access(api_key, ca, client_cert, client_key)) as client:
             answer = client.embed(pb.EmbedRequest(model=model, text=read, normalise=normalise))
         values, tokens = list(answer.values), answer.prompt_tokens
     _show(values, tokens, normalise, as_json)

@@ -52,6 +52,7 @@ def run_sync(address, model):
         .text,
         "seeded": seeded.choices[0].text,
         "request_id": chat.id,
+        "embedding": len(api.embeddings.create(model=model, input="abcd").data[0].embedding),
     }
 
 

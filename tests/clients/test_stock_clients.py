@@ -12,7 +12,7 @@ import pytest
 
 from cluster.gateway.service import SERVICES, GatewayService
 from protos import open_inference_pb2
-from support.fake_router import FakeRouter, logprob
+from support.fake_router import WIDTH, FakeRouter, logprob
 from support.gateways import MODEL, gateway, wait_until
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
@@ -111,6 +111,7 @@ def test_openai(openai_python: Path, service: GatewayService) -> None:
     assert seen["token_logprobs"] == [logprob(0), logprob(1)]
     assert (seen["extra"], seen["seeded"]) == ("ab", "cdab")
     assert seen["request_id"].startswith("chatcmpl-")
+    assert seen["embedding"] == WIDTH
 
 
 def test_openai_async_streams(openai_python: Path, service: GatewayService) -> None:

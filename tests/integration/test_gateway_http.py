@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from cluster.config import GatewayConfig
@@ -178,6 +180,27 @@ def test_the_dialects_defaults_are_its_own(client: httpx.Client, router: FakeRou
     client.post("/v1/completions", json={"prompt": "abc", "temperature": None})
     sampling = router.counts.submitted[-1].sampling
     assert (sampling["max_tokens"], sampling["temperature"]) == (16, 1.0)
+
+
+def test_embeddings_have_unit_length_in_either_form(client: httpx.Client) -> None:
+    body = {"model": "tiny", "input": ["abcd", "wxyz"]}
+    answer = client.post("/v1/embeddings", json=body).json()
+    assert answer["usage"] == {"prompt_tokens": 8, "total_tokens": 8}
+    rows = [each["embedding"] for each in answer["data"]]
+    assert [each["index"] for each in answer["data"]] == [0, 1]
+    assert [sum(x * x for x in row) for row in rows] == pytest.approx([1.0, 1.0], abs=1e-6)
+    assert rows[0] != rows[1]
+    packed = client.post("/v1/embeddings", json=body | {"encoding_format": "base64"}).json()
+    for each, row in zip(packed["data"], rows, strict=True):
+        assert np.frombuffer(base64.b64decode(each["embedding"]), "<f4").tolist() == row
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"input": ""}, {"input": []}, {"input": "a", "encoding_format": "x"}, {"input": "a", "dimensions": 3}],
+)
+def test_bad_embeddings_are_refused(client: httpx.Client, fields: dict[str, Any]) -> None:
+    assert client.post("/v1/embeddings", json=fields).status_code == 400
 
 
 def test_models(client: httpx.Client) -> None:
