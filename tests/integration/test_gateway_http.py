@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from cluster.config import GatewayConfig
 from cluster.errors import NodeLost, PortInUse
+from cluster.gateway.http import protocol
 from cluster.gateway.http.body import Fields
 from cluster.gateway.http.openai_request import read_chat
 from cluster.gateway.service import GatewayService
@@ -270,6 +273,39 @@ def test_a_body_beyond_the_limit_is_not_read_to_its_end(router: FakeRouter) -> N
     with serving(router, max_message_bytes=1000) as (_, client):
         assert complete(client, prompt="x" * 2000).status_code == 413
         assert complete(client, max_tokens=1).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"POST /v1/completions HT",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{",
+        b"GET /health HTTP/1.1\r\nhost: x\r\n\r\nGET /hea",
+    ],
+)
+def test_a_request_that_does_not_come_to_its_end_is_cut(
+    monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr(protocol, "REQUEST_S", 0.2)
+    with gateway({}, http_port=0) as service:
+        host, port = service.http_address.split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as sock:
+            sock.sendall(begun)
+            with contextlib.suppress(ConnectionResetError):
+                while sock.recv(4096):
+                    pass
+
+
+def test_an_answer_may_take_longer_than_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "REQUEST_S", 0.1)
+    with FakeRouter(paused=True) as router, serving(router) as (_, client):
+        body = {**GREEDY, "prompt": "abc", "max_tokens": 5, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            wait_until(lambda: len(router.running) == 1, "the request")
+            time.sleep(0.2)
+            router.resume()
+            assert text_of(events(response)) == "abcab"
 
 
 def test_a_client_that_leaves_ends_its_stream() -> None:

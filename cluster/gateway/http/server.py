@@ -10,6 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from cluster.errors import PortInUse
+from cluster.gateway.http.protocol import TimedProtocol
 
 BACKLOG = 1024
 POLL_S = 0.2
@@ -29,7 +30,7 @@ class HttpServer:
         self._task: asyncio.Task[None] | None = None
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=TimedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
