@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cluster.config import GatewayConfig
 from cluster.errors import NodeLost, PortInUse
@@ -295,6 +297,23 @@ def test_a_request_that_does_not_come_to_its_end_is_cut(
             with contextlib.suppress(ConnectionResetError):
                 while sock.recv(4096):
                     pass
+
+
+@given(
+    data=st.binary(max_size=200)
+    | st.binary(max_size=60).map(lambda x: b"POST /v1/completions HTTP/1.1\r\n" + x)
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_raw_bytes_do_no_harm(client: httpx.Client, data: bytes) -> None:
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20) as sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionResetError):
+            answer = b""
+            while more := sock.recv(4096):
+                answer += more
+            assert not answer or answer.startswith(b"HTTP/1.1 ")
+    assert client.get("/health").status_code == 200
 
 
 def test_an_answer_may_take_longer_than_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
