@@ -14,6 +14,7 @@
     ├── TooLarge                     RESOURCE_EXHAUSTED   a request beyond the limit of bytes
     ├── Unavailable                  UNAVAILABLE          not ready, draining, or a peer is gone
     │   └── NodeLost                 UNAVAILABLE          an expert node died and did not come back in time
+    ├── DeadlineExceeded             DEADLINE_EXCEEDED    it took longer than it may
     ├── RequestAborted               CANCELLED
     ├── NonFinite                    INTERNAL             NaN or Inf in the activations of a layer
     ├── ModelError                   FAILED_PRECONDITION  a checkpoint we cannot serve
@@ -95,6 +96,10 @@ class Unavailable(MoemeshError):
 
 class NodeLost(Unavailable):
     pass
+
+
+class DeadlineExceeded(MoemeshError):
+    code = "DEADLINE_EXCEEDED"
 
 
 class RequestAborted(MoemeshError):

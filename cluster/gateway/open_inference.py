@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import cluster
-from cluster.errors import InvalidRequest, MoemeshError
+from cluster.errors import DeadlineExceeded, InvalidRequest, MoemeshError
 from cluster.gateway import admission
 from cluster.gateway import open_inference_model as describe
 from cluster.gateway.admission import Admitted
 from cluster.gateway.admit import admit
+from cluster.gateway.caller import set_time_left
 from cluster.gateway.front import Front
 from cluster.gateway.run import Delta, Run
 from cluster.gateway.status import Context, answering, line_of
@@ -41,7 +43,9 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, context: Context
     ) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name=describe.PLATFORM, version=cluster.__version__)
+        return pb.ServerMetadataResponse(
+            name=describe.PLATFORM, version=cluster.__version__, extensions=describe.EXTENSIONS
+        )
 
     async def ModelMetadata(
         self, request: pb.ModelMetadataRequest, context: Context
@@ -75,11 +79,12 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
             text, admitted = await self._admit(request)
             if text.stream:
                 raise InvalidRequest("input 'stream' is true; ModelStreamInfer streams, ModelInfer cannot")
-            with Run(self._served, self._pool, admitted) as run:
-                try:
-                    whole = await _whole(run)
-                finally:
-                    answer.emitted = run.emitted
+            async with _within(text.timeout_s):
+                with Run(self._served, self._pool, admitted) as run:
+                    try:
+                        whole = await _whole(run)
+                    finally:
+                        answer.emitted = run.emitted
             return self._answers(request, text, admitted).of(whole)
         raise AssertionError("unreachable: an error ends the RPC")
 
@@ -102,8 +107,9 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         try:
             text, admitted = await self._admit(request)
             answers = self._answers(request, text, admitted)
-            with Run(self._served, self._pool, admitted) as run:
-                await self._stream_run(run, text, answers, send)
+            async with _within(text.timeout_s):
+                with Run(self._served, self._pool, admitted) as run:
+                    await self._stream_run(run, text, answers, send)
         except MoemeshError as error:
             failed = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
             failed.parameters[FINAL].bool_param = True
@@ -129,6 +135,18 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
 
     def _answers(self, request: pb.ModelInferRequest, text: TextRequest, admitted: Admitted) -> Answers:
         return Answers(self._served.name, request.id, len(admitted.prompt_ids), text.outputs)
+
+
+@asynccontextmanager
+async def _within(timeout_s: float | None) -> AsyncIterator[None]:
+    """Raises DeadlineExceeded if the body takes longer. A request that would wait for longer is refused."""
+    if timeout_s is not None:
+        set_time_left(timeout_s)
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded(f"it took longer than its time-out of {timeout_s:g} s") from None
 
 
 async def _whole(run: Run) -> Delta:

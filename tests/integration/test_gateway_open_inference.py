@@ -121,7 +121,7 @@ def test_sampling_parameters_are_json_and_scalars_go_first(stub: Stub, router: F
     request = asked(text_input="abcd", sampling_parameters=json.dumps(parameters), max_tokens=4)
     assert outputs(stub.ModelInfer(request))["text_output"] == "bcda"
     sampling = router.counts.submitted[0].sampling
-    assert (sampling["temperature"], sampling["top_k"], sampling["stop_token_ids"]) == (0.5, 3, (7,))
+    assert (sampling["temperature"], sampling["top_k"], sampling["stop_token_ids"]) == (0.5, 3, [7])
 
 
 def test_only_the_outputs_asked_for_are_sent(stub: Stub) -> None:
@@ -305,6 +305,27 @@ def test_cancelling_a_stream_aborts_all_its_requests() -> None:
             wait_until(lambda: not router.running, "all eight to be aborted")
         wait_until(lambda: service.stats()["outstanding"] == 0, "the gateway to forget them")
         assert len(router.counts.aborted) == 8
+
+
+def test_a_timeout_is_kept_on_both_calls() -> None:
+    with (
+        FakeRouter(paused=True) as router,
+        gateway({"r0": router.address}) as service,
+        grpc.insecure_channel(service.address) as channel,
+    ):
+        stub = Stub(channel)
+        request = asked(id="7", text_input="ab", max_tokens=9)
+        request.parameters["timeout"].int64_param = 50_000
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(request)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        (answer,) = stub.ModelStreamInfer(iter([request]))
+        assert answer.error_message.startswith("[DEADLINE_EXCEEDED]")
+        assert answer.infer_response.id == "7"
+        wait_until(lambda: not router.running, "the router to hear of it")
+        request.parameters["timeout"].string_param = "1"
+        with pytest.raises(grpc.RpcError, match="microseconds"):
+            stub.ModelInfer(request)
 
 
 def test_the_configuration_says_what_a_client_may_send(stub: Stub) -> None:
