@@ -39,7 +39,7 @@ Addresses = tuple[str, str]
 
 
 def serve(router: str, pipe: Connection) -> None:
-    config = GatewayConfig(port=0, http_port=0, max_queued=4096)
+    config = GatewayConfig(port=0, http_port=0, window=4096)  # nobody waits: it is streams that are counted
     service = GatewayService(config, served_model(context=CONTEXT))
     service.start()
     service.update({"r0": router})
@@ -74,7 +74,8 @@ async def over_http(addresses: Addresses, streams: int, tokens: int, opened: Cal
     async def one() -> None:
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(head + body)
-        await reader.readuntil(b"\r\n\r\n")
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
         opened()
         ended = b""
         while b"[DONE]" not in ended and (data := await reader.read(65536)):

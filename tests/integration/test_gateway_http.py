@@ -283,7 +283,6 @@ def test_a_body_beyond_the_limit_is_not_read_to_its_end(router: FakeRouter) -> N
         b"",
         b"POST /v1/completions HT",
         b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{",
-        b"GET /health HTTP/1.1\r\nhost: x\r\n\r\nGET /hea",
     ],
 )
 def test_a_request_that_does_not_come_to_its_end_is_cut(
