@@ -103,7 +103,8 @@ class ControllerService:
             self._state = decisions.sync(self._state, member)
             return Kind.STATE, decisions.view(self._state, member.id, now)
         if frame.kind is Kind.STATUS:
-            return Kind.REPLY, decisions.status(self._state, now)
+            more = decisions.detail(self._state) if frame.header.get("detail") else {}
+            return Kind.REPLY, decisions.status(self._state, now) | more
         if frame.kind is Kind.SHUTDOWN:
             self._state = decisions.stop(self._state)
             return Kind.REPLY, decisions.status(self._state, now)
