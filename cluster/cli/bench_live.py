@@ -16,9 +16,9 @@ from cluster.library.reader import Library
 from cluster.router.recorder import GateRecorder
 from cluster.types import Emitted, EngineRequest, RequestId, SamplingParams
 
-RATES = (12_000.0, 12_000.0, 6_000.0)
-"""Rows per second of the nodes, one at half speed: a tenth of what a core computes, so that the nodes do not
-merely share this machine's cores."""
+RATES = (4_000.0, 4_000.0, 2_000.0)
+"""Rows per second of the nodes, one at half speed: a small part of what a core computes, so that the nodes do
+not merely share this machine's cores."""
 
 PROMPTS = ("And it came to pass", "To be, or not to be", "Once upon a time", "In the beginning")
 SEQUENCES, TEMPERATURE = 32, 0.8
@@ -70,9 +70,7 @@ def _requests(library: Library, tokens: int) -> list[EngineRequest]:
     ]
 
 
-def reference(
-    library: Library, requests: Sequence[EngineRequest]
-) -> tuple[Tokens, npt.NDArray[np.int64]]:
+def reference(library: Library, requests: Sequence[EngineRequest]) -> tuple[Tokens, npt.NDArray[np.int64]]:
     """The requests' tokens from one process, and the rows [steps, layers, experts] of the steps that gave
     every request one token."""
     spec = library.spec

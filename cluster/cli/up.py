@@ -16,7 +16,7 @@ import typer
 from cluster.cli import options
 from cluster.cli.output import Progress, print_json
 from cluster.cli.values import format_bytes, parse_address, parse_bytes
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, Rebalance
 from cluster.errors import MoemeshError, OutOfMemoryBudget
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ def up(
             metavar="MODULE:FUNCTION", help="Policy that shares rows among the copies of an expert."
         ),
     ] = DEFAULTS.engine.choice,
+    rebalance: Annotated[
+        Rebalance,
+        typer.Option(help="Experts move by themselves when load or speeds have changed, or when asked to."),
+    ] = DEFAULTS.controller.rebalance,
     sample: Annotated[bool, typer.Option("--sample/--no-sample", help="Stream a sample completion.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; no sample.")] = False,
 ) -> None:
@@ -86,6 +90,7 @@ def up(
         ),
         node=replace(DEFAULTS.node, memory_bytes=memory_bytes, threads=threads),
         gateway=replace(DEFAULTS.gateway, host=host, port=port, insecure=insecure),
+        controller=replace(DEFAULTS.controller, rebalance=rebalance),
     )
     begin = time.monotonic()
     folder, record = _start(config)

@@ -176,7 +176,8 @@ class _Start:
         port = ports.free_port(HOST)
         logs = str(self._folder.logs)
         self._note(controller=f"{HOST}:{port}")
-        controller = ControllerPlace(plan.shape, HOST, port, str(self._folder.epoch), logs)
+        epoch = str(self._folder.epoch)
+        controller = ControllerPlace(plan.shape, HOST, port, epoch, logs, config.controller)
         wanted: dict[str, tuple[str, tuple[Any, ...]]] = {"controller": ("controller", (controller,))}
         for role, count, more in (
             (Role.NODE, config.nodes, (config.node,)),

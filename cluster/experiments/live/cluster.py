@@ -1,4 +1,4 @@
-"""A whole cluster of this machine without Ray: controller, nodes and routers, each in a process of its own."""
+"""A whole cluster of this machine without Ray: controller, nodes and routers, each in its own process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A node as slow as another device: it computes, and then sleeps until that device would have ended.
 
-Nodes of one machine share its cores, so that nothing is gained by moving work from one to another. Where every
-call takes longer than its computing does, they are as independent as machines are.
+Nodes of one machine share its cores, so that nothing is gained by moving work from one to another. Where
+every call takes longer than its computing does, they are as independent as machines are.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.config import ControllerConfig
 from cluster.controller.service import ControllerService
 from cluster.controller.state import Shape
 from cluster.fleet.roles.process import log_to_file
@@ -20,6 +21,7 @@ class ControllerPlace:
     port: int
     epoch_file: str
     logs: str
+    config: ControllerConfig = ControllerConfig()  # noqa: RUF009  frozen
 
 
 class ControllerRole:
@@ -28,7 +30,7 @@ class ControllerRole:
     def __init__(self, place: ControllerPlace) -> None:
         log_to_file(place.logs, "controller")
         epoch = next_epoch(Path(place.epoch_file))
-        self._service = ControllerService(place.shape, epoch, place.host, place.port)
+        self._service = ControllerService(place.shape, epoch, place.host, place.port, place.config)
         self._service.start()
 
     def pid(self) -> int:
