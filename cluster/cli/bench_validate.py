@@ -31,8 +31,8 @@ CASES = {
 
 
 def validation_results(steps: int, seeds: int) -> Iterator[Result]:
-    """Error of the predicted step time, on nodes paced as other devices, and on nodes as they are: those share
-    this machine's cores, of which the simulator knows nothing."""
+    """Error of the predicted step time, on nodes paced as other devices, and on nodes as they are: those
+    share this machine's cores, of which the simulator knows nothing."""
     library = open_model()
     model = expert_model(library)
     sized = {

@@ -137,8 +137,8 @@ class ReplayRouter(ControlledRole):
         seconds: float,
         loads: Mapping[NodeId, tuple[int, int]],
     ) -> None:
-        """What a dispatch cost each node. Only the last reply's arrival is known: what the dispatch took beside
-        its longest service is taken for everybody's time on the link."""
+        """What a dispatch cost each node. Only the last reply's arrival is known: what the dispatch took
+        beside its longest service is taken for everybody's time on the link."""
         mine = owners[ids]
         asked = {node: place for place, node in enumerate(messages) if (mine == place).any()}
         service = {node: max(loads[node][1], 1) * 1e-6 for node in asked}

@@ -57,8 +57,8 @@ def validate(
 ) -> dict[str, Validated]:
     """Fit each node on one run of `fitted_on`, then run every case live and in the simulator.
 
-    start: a profile whose memory and storage the fitted devices keep. Cases of the same nodes share a cluster.
-    Raises StartFailed, and ConfigError for workloads that do not fit the library.
+    start: a profile whose memory and storage the fitted devices keep. Cases of the same nodes share a
+    cluster. Raises StartFailed, and ConfigError for workloads that do not fit the library.
     """
     model = expert_model(library)
     found: dict[str, Validated] = {}
@@ -80,7 +80,7 @@ def validate(
 
 
 def predict(trace: Trace, model: Model, devices: tuple[Device, ...], costs: Router) -> Floats:
-    """[steps] seconds that the simulator says, experts dealt out in turn as in a new cluster's first table."""
+    """[steps] seconds that the simulator says, experts dealt out in turn as in a new cluster's table."""
     slices = trace.step_slices()
     rows = np.stack([trace.counts(part) for part in slices])
     work = Work(rows, np.array([part.stop - part.start for part in slices]))
