@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.config import EngineConfig, NodeConfig
+from cluster.config import ControllerConfig, EngineConfig, NodeConfig, Rebalance
 from cluster.controller.service import ControllerService
 from cluster.controller.state import Shape
 from cluster.dispatch.aio import FrameStream
@@ -52,8 +52,10 @@ def expected(library: Library) -> list[list[int]]:
         return [answers[str(i)].tokens for i in range(len(PROMPTS))]
 
 
-@pytest.fixture
-def roles(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+@pytest.fixture(params=[ControllerConfig()], ids=["manual"])
+def roles(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[dict[str, Any]]:
     """A controller, three nodes with a limit of half of all experts each, and a router, all ready."""
     monkeypatch.setattr(control, "SYNC_PERIOD_S", 0.05)
     for role in (node, router):
@@ -63,7 +65,7 @@ def roles(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shape = Shape(3, spec.layers, spec.experts, spec.sparse_layers, size)
     memory = size * spec.experts * len(spec.sparse_layers) // 2
     with ExitStack() as stack:
-        service = ControllerService(shape, epoch=1)
+        service = ControllerService(shape, epoch=1, config=request.param)
         address = service.start()
         stack.callback(service.shutdown)
         made: dict[str, Any] = {"controller": stack.enter_context(Controller(address))}
@@ -147,6 +149,24 @@ def test_tokens_stay_the_same_while_experts_move(roles: dict[str, Any], expected
         assert stats["resident_bytes"] <= stats["memory_bytes"]
         assert one._shard.experts == set(table.experts_of(one.name))
     assert roles["router-0"]._exchange.counters.resends == 0
+
+
+EAGER = ControllerConfig(Rebalance.auto, settle_tokens=64, min_gain=0.0, horizon=1e9, cool_down_s=0.2)
+
+
+@pytest.mark.parametrize("roles", [EAGER], indirect=True, ids=["auto"])
+def test_the_controller_moves_experts_by_itself(roles: dict[str, Any], expected: list[list[int]]) -> None:
+    controller: Controller = roles["controller"]
+
+    def wait() -> dict[str, Any]:
+        wait_until(lambda: controller.status()["version"] > 1, "a table of the controller's own", 60.0)
+        return controller.status(detail=True)
+
+    answers, status = asyncio.run(serve_and(wait, roles["router-0"].address))
+    assert all(tokens == expected[prompt] for prompt, tokens in answers)
+    assert status["rebalance"] == "auto"
+    assert " bytes in " in status["decision"]
+    assert status["table"]["version"] == status["version"]
 
 
 def moved(controller: Controller) -> bool:
