@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from cluster.balance.load import LoadStats
+from cluster.balance.placement import PlacementTable
 from cluster.config import ControllerConfig
 from cluster.controller import rebalance
 from cluster.controller import state as decisions
@@ -36,6 +37,7 @@ class ControllerService:
     takes longer than members wait for an answer.
 
     epoch: higher than that of every controller before this one. config: whether it moves experts by itself.
+    table: the first one, of this epoch; None deals the experts out when all nodes are there.
     clock: monotonic seconds.
     """
 
@@ -46,9 +48,10 @@ class ControllerService:
         host: str = "127.0.0.1",
         port: int = 0,
         config: ControllerConfig = DEFAULTS,
+        table: PlacementTable | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._state = ControllerState(epoch=epoch, shape=shape)
+        self._state = ControllerState(epoch=epoch, shape=shape, table=table)
         self._config = config
         self._watch = Watch()
         self._clock = clock

@@ -11,7 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-from cluster.config import EngineConfig, NodeConfig
+from cluster.balance.placement import PlacementTable
+from cluster.config import ControllerConfig, EngineConfig, NodeConfig
 from cluster.controller.state import Role, Shape
 from cluster.errors import StartFailed, Unavailable
 from cluster.experiments.live.pace import PacedNode
@@ -28,6 +29,7 @@ from cluster.library.reader import Library
 from kernels.layout import pad
 
 HOST = "127.0.0.1"
+CONTROL = ControllerConfig()
 POLL_S = 0.05
 MOVED_WITHIN_S = 120.0
 
@@ -46,6 +48,11 @@ def expert_model(library: Library, variant: str = "") -> Model:
     largest = max(ref.bytes for layer in library.variant(variant).blobs for ref in layer)
     weights = 3 * spec.hidden * spec.expert_width
     return Model(spec.hidden, spec.expert_width, 8 * largest / weights)
+
+
+def expert_page_bytes(library: Library, variant: str = "") -> int:
+    """Memory that the largest expert takes on a node."""
+    return pad(max(ref.bytes for layer in library.variant(variant).blobs for ref in layer), PAGE)
 
 
 @dataclass(frozen=True)
@@ -96,18 +103,24 @@ def live_cluster(
     nodes: Sequence[LiveNode],
     routers: Sequence[EngineConfig] = (),
     variant: str = "",
+    *,
+    config: ControllerConfig = CONTROL,
+    table: PlacementTable | None = None,
+    model: Model | None = None,
 ) -> Iterator[LiveCluster]:
     """All roles, ready; they end with the context. Raises StartFailed, or what a role reported.
 
-    Without `routers` the nodes wait for a table until the caller's own router is there.
+    config: of the controller; table: its first, over node-0, node-1 …; None deals the experts out.
+    model: whose experts the paced nodes pretend to compute; None: the library's.
     """
     spec = library.spec
-    largest = max(ref.bytes for layer in library.variant(variant).blobs for ref in layer)
-    shape = Shape(len(nodes), spec.layers, spec.experts, spec.sparse_layers, pad(largest, PAGE))
-    model = expert_model(library, variant)
+    size = expert_page_bytes(library, variant)
+    shape = Shape(len(nodes), spec.layers, spec.experts, spec.sparse_layers, size)
+    model = model or expert_model(library, variant)
     variant = variant or library.manifest.default_variant
     with TemporaryDirectory(prefix="moemesh") as logs:
-        place = ControllerPlace(shape, HOST, free_port(HOST), str(Path(logs) / "epoch"), logs)
+        epoch = str(Path(logs) / "epoch")
+        place = ControllerPlace(shape, HOST, free_port(HOST), epoch, logs, config, table)
         address = f"{HOST}:{place.port}"
         with children(_serve_controller, [(place,)]), Controller(address) as controller:
             live = LiveCluster(controller, address, library, variant, logs)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cluster.balance.choice import ChoicePolicy, flow
 from cluster.balance.fleet import Floats
 from cluster.balance.placement import PlacementTable
 from cluster.controller.state import NO_TABLE, Role
@@ -36,7 +37,8 @@ CONNECT_S = 30.0
 @dataclass(frozen=True, eq=False)
 class Replayed:
     """step_s: [steps] seconds of each. layer_s: seconds a layer took beside its dispatch, mean. messages: by
-    node, what each of its messages cost."""
+    node, what each of its messages cost; none where experts have several copies, since what each computed
+    cannot be told."""
 
     step_s: Floats
     layer_s: float
@@ -48,8 +50,10 @@ class ReplayRouter(ControlledRole):
 
     role = Role.ROUTER
 
-    def __init__(self, place: Place, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._place, self._clock = place, clock
+    def __init__(
+        self, place: Place, choice: ChoicePolicy = flow, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._place, self._choice, self._clock = place, choice, clock
         self._exchange: Exchange | None = None
         self._opened = threading.Event()
         self._steps = 0
@@ -66,7 +70,7 @@ class ReplayRouter(ControlledRole):
         addresses = {node: str(view.nodes[node]["address"]) for node in view.table.nodes}
         if self._exchange is None:
             identity = Identity(self.role.value, self.name, self.incarnation, self._library.digest)
-            self._exchange = Exchange(identity, self._shape, view.table, addresses)
+            self._exchange = Exchange(identity, self._shape, view.table, addresses, choice=self._choice)
             self._opened.set()
         else:
             self._exchange.update(view.table, addresses)
@@ -99,13 +103,12 @@ class ReplayRouter(ControlledRole):
         return self._exchange
 
     def run(self, trace: Trace, seed: int = 0) -> Replayed:
-        """Every step of the trace, one after the other. Raises ConfigError for a trace of another model, or a
-        table with replicas: what each copy computed could not be told; and what the exchange raises."""
+        """Every step of the trace, one after the other. Raises ConfigError for a trace of another model, and
+        what the exchange raises."""
         spec, header = self._library.spec, trace.header
         if (header.experts, header.top_k, header.layers) != (spec.experts, spec.top_k, spec.sparse_layers):
             raise ConfigError(f"a trace of {header} does not fit {self._library.name}")
         exchange = self.connect()
-        owners = {layer: _owners(exchange.table, layer) for layer in header.layers}
         rng, clock, hidden = np.random.default_rng(seed), self._clock, self._shape.hidden
         times: list[float] = []
         called = 0.0
@@ -125,7 +128,9 @@ class ReplayRouter(ControlledRole):
             times.append(clock() - begin)
             for column, layer, seconds, loads in seen:
                 called += seconds
-                self._count(messages, ids[column], owners[layer], seconds, loads)
+                owners = _owners(exchange.table, layer)
+                if owners is not None:
+                    self._count(messages, ids[column], owners, seconds, loads)
         layers = len(times) * len(header.layers)
         return Replayed(np.array(times), (sum(times) - called) / layers, messages)
 
@@ -151,7 +156,7 @@ class ReplayRouter(ControlledRole):
             messages[node].append(Measurement(rows, service[node], size, link_s))
 
 
-def _owners(table: PlacementTable, layer: int) -> npt.NDArray[np.int32]:
-    if any(len(holders) > 1 for holders in table.replicas[layer]):
-        raise ConfigError("messages can be measured only while no expert has several copies")
-    return table.owners(layer)
+def _owners(table: PlacementTable, layer: int) -> npt.NDArray[np.int32] | None:
+    """None where experts of the layer have several copies."""
+    several = any(len(holders) > 1 for holders in table.replicas[layer])
+    return None if several else table.owners(layer)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cluster.balance.placement import PlacementTable
 from cluster.config import ControllerConfig
 from cluster.controller.service import ControllerService
 from cluster.controller.state import Shape
@@ -14,7 +15,8 @@ from cluster.fleet.roles.process import log_to_file
 
 @dataclass(frozen=True)
 class ControllerPlace:
-    """port: the same after a restart, since roles know no other; epoch_file: outlives the process."""
+    """port: the same after a restart, since roles know no other; epoch_file: outlives the process.
+    table: the first one; its epoch does not count."""
 
     shape: Shape
     host: str
@@ -22,6 +24,7 @@ class ControllerPlace:
     epoch_file: str
     logs: str
     config: ControllerConfig = ControllerConfig()  # noqa: RUF009  frozen
+    table: PlacementTable | None = None
 
 
 class ControllerRole:
@@ -30,7 +33,8 @@ class ControllerRole:
     def __init__(self, place: ControllerPlace) -> None:
         log_to_file(place.logs, "controller")
         epoch = next_epoch(Path(place.epoch_file))
-        self._service = ControllerService(place.shape, epoch, place.host, place.port, place.config)
+        table = None if place.table is None else replace(place.table, epoch=epoch)
+        self._service = ControllerService(place.shape, epoch, place.host, place.port, place.config, table)
         self._service.start()
 
     def pid(self) -> int:
