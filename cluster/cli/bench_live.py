@@ -54,6 +54,7 @@ def _beside(name: str, found: Sequence[SpeedUp]) -> Iterator[Result]:
     yield result(f"{name}.mean_gain_ms", means, "ms")
     for number, when in enumerate(("before", "after")):
         yield result(f"{name}.balancedness_{when}", [each.balancedness[number] for each in found], "ratio")
+    yield result(f"{name}.copies_after", [each.copies for each in found], "copies")
     yield result(f"{name}.moved_bytes", [each.moved for each in found], "B")
 
 

@@ -111,7 +111,9 @@ class ControllerService:
                     self._watch, begin = judge(self._watch, load, proposal, self._config, self._clock())
                     if begin:
                         self._state = rebalance.begin(self._state, proposal)
-            except MoemeshError as error:
+            except Exception as error:
+                if not isinstance(error, MoemeshError):
+                    log.exception("no placement could be made; experts stay where they are")
                 with self._lock:
                     self._watch = failed(self._watch, str(error), self._config, self._clock())
             log.info("rebalance: %s", self._watch.said)

@@ -26,6 +26,7 @@ from cluster.fleet.roles.node import NodeRole
 from cluster.fleet.roles.process import Place
 from cluster.fleet.roles.router import RouterRole
 from cluster.library.reader import Library
+from kernels import warm
 from kernels.layout import pad
 
 HOST = "127.0.0.1"
@@ -110,9 +111,11 @@ def live_cluster(
 ) -> Iterator[LiveCluster]:
     """All roles, ready; they end with the context. Raises StartFailed, or what a role reported.
 
+    Kernels are compiled before any role is started, which has a minute to be ready.
     config: of the controller; table: its first, over node-0, node-1 …; None deals the experts out.
     model: whose experts the paced nodes pretend to compute; None: the library's.
     """
+    warm.compile_all(apart=True)
     spec = library.spec
     size = expert_page_bytes(library, variant)
     shape = Shape(len(nodes), spec.layers, spec.experts, spec.sparse_layers, size)
