@@ -3,7 +3,7 @@
 
 The unit is an *activation tile* of 16 rows. In scratch it is
 
-    int32 [16][16]          where each row's accumulators start: (DOT_BIAS - 128) * Σ a in every lane, which
+    int32 [16][16]          what is added to each row's products: (DOT_BIAS - 128) * Σ a in every lane, which
                             undoes the zero point of unsigned weights (kernels/dots.py)
     int8  [K/64][16][64]    the rows, 64 inputs after 64 inputs; rows past the last are zeros
 
@@ -83,6 +83,19 @@ def rows_at_once(rows, planes, width):
     limit = max(2 * TILE, PANEL_BYTES // (planes * tile_bytes(width)) * TILE)
     passes = (rows + limit - 1) // limit
     return ((rows + passes - 1) // passes + 2 * TILE - 1) // (2 * TILE) * (2 * TILE)
+
+
+@inline
+def product_at(products, row, planes):
+    """Byte offset of a row's 16 integers with the first block of a pair; with the second they are STEP further,
+    and the second plane's are 2 STEP further."""
+    return products + row // TILE * (2 * planes * STEP) + row % TILE * (ROWS * 4)
+
+
+@inline
+def offset_at(row, plane, planes, width):
+    """Byte offset of what is added to each of a row's integers."""
+    return (row // TILE * planes + plane) * tile_bytes(width) + row % TILE * (ROWS * 4)
 
 
 @inline
@@ -195,7 +208,7 @@ def side_work(work, turn):
     x, w, width, strip, fetched, started, finish, job, products, pair, rows, finished = work
     fetch_groups(x, w, width, strip, (turn - started) * fetched, (turn - started + 1) * fetched)
     if pair >= 0:
-        finish(job, products, pair, turn * finished, min(rows, (turn + 1) * finished))
+        finish(job, x, products, pair, turn * finished, min(rows, (turn + 1) * finished))
 
 
 @inline
@@ -206,15 +219,11 @@ def multiply_strip(x, tiles, width, w, strip, out, work, turn):
     w1 = place(w, at1 + k * ROWS) if in_place else place(x, to + STRIP_BYTES)
     size = tile_bytes(width)
     for tile in range(0, tiles, 2):
-        s00 = s01 = tile * size
-        s10 = s11 = s00 + size
-        a0 = s00 + STEP + k * TILE
-        if k > 0:
-            s00, s01, s10, s11 = out, out + STEP, out + 2 * STEP, out + 3 * STEP
+        a0 = tile * size + STEP + k * TILE
         if tile + 1 < tiles:
-            multiply_2(x, s00, s01, s10, s11, a0, a0 + size, w0, w1, steps, out, side_work, work, turn)
+            multiply_2(x, a0, a0 + size, w0, w1, steps, k == 0, out, side_work, work, turn)
         else:
-            multiply_1(x, s00, s01, a0, w0, w1, steps, out, side_work, work, turn)
+            multiply_1(x, a0, w0, w1, steps, k == 0, out, side_work, work, turn)
         turn += steps
         out += 4 * STEP
 
@@ -223,8 +232,8 @@ def multiply_strip(x, tiles, width, w, strip, out, work, turn):
 def multiply_matrix(x, tiles, rows, width, w, matrix, first, last, finish, job):
     """Blocks first..last of the matrix at byte `matrix` of w, times the `rows` rows in x's activation tiles.
 
-    x and w are places. finish(job, products, pair, begin, end) turns rows begin..end of the products at the
-    place `products` into outputs; pair i is blocks first + 2 i and the next one, or itself at the end.
+    x and w are places. finish(job, x, products, pair, begin, end) turns rows begin..end of the products at
+    byte `products` of x into outputs; pair i is blocks first + 2 i and the next one, or itself at the end.
     """
     strips = (width + STRIP - 1) // STRIP
     pairs = (last - first + 1) // 2
@@ -240,9 +249,9 @@ def multiply_matrix(x, tiles, rows, width, w, matrix, first, last, finish, job):
         fetched = (2 * STRIP // GROUP + passes * strip[8] - 1) // (passes * strip[8])
         if number + 1 == pairs * strips:
             fetched = 0
-        before = place(x, products_at(tiles, width, pair - 1))
+        before = products_at(tiles, width, pair - 1)
         work = (x, w, width, following, fetched, started, finish, job, before, pair - 1, rows, finished)
         multiply_strip(x, tiles, width, w, strip, products_at(tiles, width, pair), work, started)
         strip = following
     tiles_end()
-    finish(job, place(x, products_at(tiles, width, pairs - 1)), pairs - 1, 0, rows)
+    finish(job, x, products_at(tiles, width, pairs - 1), pairs - 1, 0, rows)

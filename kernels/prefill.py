@@ -16,7 +16,17 @@ import numpy as np
 from kernels.blocks import block_at, row_scales
 from kernels.jit import inline
 from kernels.layout import ROWS
-from kernels.panels import STEP, TILE, multiply_matrix, pack_tile, rows_at_once, scratch, tiles_of
+from kernels.panels import (
+    STEP,
+    TILE,
+    multiply_matrix,
+    offset_at,
+    pack_tile,
+    product_at,
+    rows_at_once,
+    scratch,
+    tiles_of,
+)
 from kernels.simd import keep, load_f32, load_i32x16, load_i64, place, stream_end, stream_f32x16
 from kernels.tiles import scaled, scaled_planes, swiglu_int
 
@@ -56,12 +66,6 @@ def pack_planes(x, hi, lo, sums_hi, sums_lo, rows):
 
 
 @inline
-def product_at(row, planes):
-    """Byte offset of a row's 16 integers with the first block; with the second they are STEP further."""
-    return row // TILE * (2 * planes * STEP) + row % TILE * (ROWS * 4)
-
-
-@inline
 def scales_of_pair(w, matrix, block, other, width):
     at0, kind0 = block_at(w, matrix, block)
     at1, kind1 = block_at(w, matrix, other)
@@ -69,45 +73,46 @@ def scales_of_pair(w, matrix, block, other, width):
 
 
 @inline
-def finish_gate_up(job, products, pair, begin, end):
+def finish_gate_up(job, x, products, pair, begin, end):
     """Hidden values of group rows begin..end, whose inputs are rows[begin..end], at one gate block."""
     w, matrix, block, width, rows, scale, out, stride = job
     block += pair
     gate_scales, up_scales = scales_of_pair(w, matrix, 2 * block, 2 * block + 1, width)
     for i in range(begin, end):
-        at = product_at(i, 1)
-        gate, up = load_i32x16(products, at), load_i32x16(products, at + STEP)
+        at, zero = product_at(products, i, 1), load_i32x16(x, offset_at(i, 0, 1, width))
+        gate, up = load_i32x16(x, at) + zero, load_i32x16(x, at + STEP) + zero
         row_scale = load_f32(scale, load_i64(rows, i * 8) * 4)
         y = swiglu_int(gate, up, row_scale, gate_scales, up_scales)
         stream_f32x16(out, (i * stride + block * ROWS) * 4, y)
 
 
 @inline
-def finish_rows(job, products, pair, begin, end):
+def finish_rows(job, x, products, pair, begin, end):
     """Outputs of rows begin..end, one plane, in two blocks."""
     w, matrix, block, last, width, scale, out, stride = job
     block += 2 * pair
     other = min(block + 1, last - 1)
     s0, s1 = scales_of_pair(w, matrix, block, other, width)
     for i in range(begin, end):
-        at = product_at(i, 1)
-        i0, i1 = load_i32x16(products, at), load_i32x16(products, at + STEP)
+        at, zero = product_at(products, i, 1), load_i32x16(x, offset_at(i, 0, 1, width))
+        i0, i1 = load_i32x16(x, at) + zero, load_i32x16(x, at + STEP) + zero
         row_scale = load_f32(scale, i * 4)
         stream_f32x16(out, (i * stride + block * ROWS) * 4, scaled(i0, row_scale, s0))
         stream_f32x16(out, (i * stride + other * ROWS) * 4, scaled(i1, row_scale, s1))
 
 
 @inline
-def finish_planes(job, products, pair, begin, end):
+def finish_planes(job, x, products, pair, begin, end):
     """Outputs of rows begin..end, two planes, in two blocks; row i is written to row order[i]."""
     w, matrix, block, last, width, scale, out, stride, order = job
     block += 2 * pair
     other = min(block + 1, last - 1)
     s0, s1 = scales_of_pair(w, matrix, block, other, width)
     for i in range(begin, end):
-        at = product_at(i, 2)
-        hi0, hi1 = load_i32x16(products, at), load_i32x16(products, at + STEP)
-        lo0, lo1 = load_i32x16(products, at + 2 * STEP), load_i32x16(products, at + 3 * STEP)
+        at, zero = product_at(products, i, 2), load_i32x16(x, offset_at(i, 0, 2, width))
+        hi0, hi1 = load_i32x16(x, at) + zero, load_i32x16(x, at + STEP) + zero
+        zero = load_i32x16(x, offset_at(i, 1, 2, width))
+        lo0, lo1 = load_i32x16(x, at + 2 * STEP) + zero, load_i32x16(x, at + 3 * STEP) + zero
         row_scale = load_f32(scale, i * 4)
         to = load_i64(order, i * 8) * stride
         stream_f32x16(out, (to + block * ROWS) * 4, scaled_planes(hi0, lo0, row_scale, s0))
