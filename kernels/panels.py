@@ -13,7 +13,7 @@ m_g (u - 8) + 128, a byte (NUMERICS section 1), and is then an int8 block: the s
 kernels/dots.py finds, in any order of summing.
 
 Blocks are taken in pairs, a *strip* of inputs at a time. While one strip is multiplied, each of its turns
-(64 inputs of two tiles) also does a share of what comes before and after: it expands the next strip, or
+(128 inputs of two tiles) also does a share of what comes before and after: it expands the next strip, or
 asks for it from memory, and turns products of the last pair into outputs (`finish`). Tile instructions
 leave the vector units free for that.
 
@@ -205,10 +205,16 @@ def fetch_groups(x, w, width, strip, begin, end):
 @inline
 def side_work(work, turn):
     """A turn's share of fetching the next strip and of finishing the last pair."""
-    x, w, width, strip, fetched, started, finish, job, products, pair, rows, finished = work
+    x, w, width, strip, fetched, started, finish, job, scales, products, pair, rows, finished = work
     fetch_groups(x, w, width, strip, (turn - started) * fetched, (turn - started + 1) * fetched)
     if pair >= 0:
-        finish(job, x, products, pair, turn * finished, min(rows, (turn + 1) * finished))
+        finish(job, scales, x, products, pair, turn * finished, min(rows, (turn + 1) * finished))
+
+
+@inline
+def turns_of(inputs):
+    """Turns of a pass over a strip: two times 64 inputs each (kernels/simd/multiply.py)."""
+    return (inputs // GROUP + 1) // 2
 
 
 @inline
@@ -224,34 +230,35 @@ def multiply_strip(x, tiles, width, w, strip, out, work, turn):
             multiply_2(x, a0, a0 + size, w0, w1, steps, k == 0, out, side_work, work, turn)
         else:
             multiply_1(x, a0, w0, w1, steps, k == 0, out, side_work, work, turn)
-        turn += steps
+        turn += (steps + 1) // 2
         out += 4 * STEP
 
 
 @inline
-def multiply_matrix(x, tiles, rows, width, w, matrix, first, last, finish, job):
+def multiply_matrix(x, tiles, rows, width, w, matrix, first, last, scales_of, finish, job):
     """Blocks first..last of the matrix at byte `matrix` of w, times the `rows` rows in x's activation tiles.
 
-    x and w are places. finish(job, x, products, pair, begin, end) turns rows begin..end of the products at
-    byte `products` of x into outputs; pair i is blocks first + 2 i and the next one, or itself at the end.
+    x and w are places. Pair i is blocks first + 2 i and the next one, or itself at the end. scales_of(job, i)
+    loads what is the same for all of its rows, and finish(job, scales, x, products, i, begin, end) turns rows
+    begin..end of its products, at byte `products` of x, into outputs.
     """
     strips = (width + STRIP - 1) // STRIP
     pairs = (last - first + 1) // 2
     passes = (tiles + 1) // 2
-    turns = passes * (width // GROUP)
-    finished = (rows + turns - 1) // turns
+    finished = (rows + passes * turns_of(width) - 1) // (passes * turns_of(width))
     strip = strip_of(w, matrix, first, last, width, tiles, 0)
     fetch_groups(x, w, width, strip, 0, 2 * width // GROUP)
     tiles_begin()
     for number in range(pairs * strips):
-        pair, started = number // strips, number % strips * (STRIP // GROUP) * passes
+        pair, started = number // strips, number % strips * turns_of(STRIP) * passes
         following = strip_of(w, matrix, first, last, width, tiles, number + 1)
-        fetched = (2 * STRIP // GROUP + passes * strip[8] - 1) // (passes * strip[8])
+        turns = passes * turns_of(strip[8] * GROUP)
+        fetched = (2 * STRIP // GROUP + turns - 1) // turns
         if number + 1 == pairs * strips:
             fetched = 0
-        before = products_at(tiles, width, pair - 1)
-        work = (x, w, width, following, fetched, started, finish, job, before, pair - 1, rows, finished)
+        before, scales = products_at(tiles, width, pair - 1), scales_of(job, max(0, pair - 1))
+        work = (x, w, width, following, fetched, started, finish, job, scales, before, pair - 1, rows, finished)
         multiply_strip(x, tiles, width, w, strip, products_at(tiles, width, pair), work, started)
         strip = following
     tiles_end()
-    finish(job, x, products_at(tiles, width, pairs - 1), pairs - 1, 0, rows)
+    finish(job, scales_of(job, pairs - 1), x, products_at(tiles, width, pairs - 1), pairs - 1, 0, rows)

@@ -73,26 +73,38 @@ def scales_of_pair(w, matrix, block, other, width):
 
 
 @inline
-def finish_gate_up(job, x, products, pair, begin, end):
+def gate_up_scales(job, pair):
+    w, matrix, block, width, _, _, _, _ = job
+    return scales_of_pair(w, matrix, 2 * (block + pair), 2 * (block + pair) + 1, width)
+
+
+@inline
+def finish_gate_up(job, scales, x, products, pair, begin, end):
     """Hidden values of group rows begin..end, whose inputs are rows[begin..end], at one gate block."""
-    w, matrix, block, width, rows, scale, out, stride = job
-    block += pair
-    gate_scales, up_scales = scales_of_pair(w, matrix, 2 * block, 2 * block + 1, width)
+    _, _, block, width, rows, scale, out, stride = job
+    gate_scales, up_scales = scales
     for i in range(begin, end):
         at, zero = product_at(products, i, 1), load_i32x16(x, offset_at(i, 0, 1, width))
         gate, up = load_i32x16(x, at) + zero, load_i32x16(x, at + STEP) + zero
         row_scale = load_f32(scale, load_i64(rows, i * 8) * 4)
         y = swiglu_int(gate, up, row_scale, gate_scales, up_scales)
-        stream_f32x16(out, (i * stride + block * ROWS) * 4, y)
+        stream_f32x16(out, (i * stride + (block + pair) * ROWS) * 4, y)
 
 
 @inline
-def finish_rows(job, x, products, pair, begin, end):
+def row_scales_of(job, pair):
+    w, matrix, block, last, width = job[:5]
+    block += 2 * pair
+    return scales_of_pair(w, matrix, block, min(block + 1, last - 1), width)
+
+
+@inline
+def finish_rows(job, scales, x, products, pair, begin, end):
     """Outputs of rows begin..end, one plane, in two blocks."""
-    w, matrix, block, last, width, scale, out, stride = job
+    _, _, block, last, width, scale, out, stride = job
     block += 2 * pair
     other = min(block + 1, last - 1)
-    s0, s1 = scales_of_pair(w, matrix, block, other, width)
+    s0, s1 = scales
     for i in range(begin, end):
         at, zero = product_at(products, i, 1), load_i32x16(x, offset_at(i, 0, 1, width))
         i0, i1 = load_i32x16(x, at) + zero, load_i32x16(x, at + STEP) + zero
@@ -102,12 +114,12 @@ def finish_rows(job, x, products, pair, begin, end):
 
 
 @inline
-def finish_planes(job, x, products, pair, begin, end):
+def finish_planes(job, scales, x, products, pair, begin, end):
     """Outputs of rows begin..end, two planes, in two blocks; row i is written to row order[i]."""
-    w, matrix, block, last, width, scale, out, stride, order = job
+    _, _, block, last, width, scale, out, stride, order = job
     block += 2 * pair
     other = min(block + 1, last - 1)
-    s0, s1 = scales_of_pair(w, matrix, block, other, width)
+    s0, s1 = scales
     for i in range(begin, end):
         at, zero = product_at(products, i, 2), load_i32x16(x, offset_at(i, 0, 2, width))
         hi0, hi1 = load_i32x16(x, at) + zero, load_i32x16(x, at + STEP) + zero
@@ -138,6 +150,7 @@ def gate_up_group(x, w, matrix, block, last, row_of, q, sums, scale, out, start,
             matrix,
             2 * block,
             2 * last,
+            gate_up_scales,
             finish_gate_up,
             job,
         )
@@ -171,8 +184,9 @@ def planes_group(x, w, matrix, block, last, hi, lo, sums_hi, sums_lo, scale, out
         tiles, places = tiles_of(len(rows), 2), (place(scale, first * 4), place(out, 0))
         job = (place(w, 0), matrix, block, last, width, *places, stride, place(order, first * 8))
         multiply_matrix(
-            place(x, 0), tiles, len(rows), width, place(w, 0), matrix, block, last, finish_planes, job
-        )
+            place(x, 0), tiles, len(rows), width, place(w, 0), matrix, block, last, row_scales_of,
+            finish_planes, job,
+        )  # fmt: skip
 
 
 @inline
@@ -205,7 +219,7 @@ def rows_group(x, w, matrix, block, last, q, sums, scale, out):
         job = (place(w, 0), matrix, block, last, width, *places, stride)
         multiply_matrix(
             place(x, 0), tiles_of(len(rows), 1), len(rows), width, place(w, 0), matrix, block, last,
-            finish_rows, job,
+            row_scales_of, finish_rows, job,
         )  # fmt: skip
 
 

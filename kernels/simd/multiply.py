@@ -7,8 +7,9 @@ blocks [K/4][16][4], and add `steps` times 64 inputs to int32 products [tile][bl
     x           scratch; it holds the activations at a0 and a1; the products are at `out`, 1024 bytes each
     w0, w1      where the two blocks' inputs lie
     fresh       whether the products start at 0; else they are what `out` holds
-    side(work, turn)  is called for turn, turn + 1, … turn + steps - 1: work on vectors and memory, for which
-                tile instructions leave the rest of the core idle (kernels/panels.py says what)
+    side(work, turn)  is called with ascending turns from `turn` on, after every other step and the last: work
+                on vectors and memory, for which tile instructions leave the rest of the core idle
+                (kernels/panels.py says what)
 
 Between tiles_begin() and tiles_end(), on one thread. The integers are exact, so every way gives the same.
 """
@@ -66,7 +67,8 @@ def tile_multiply_1(x, a0, w0, w1, steps, fresh, out, side, work, turn):
         tile_dot(1, 4, 7)
         ask(w0, at + STEP)
         ask(w1, at + STEP)
-        side(work, turn + step)
+        if step % 2 == 1 or step == steps - 1:
+            side(work, turn + step // 2)
     tile_store(0, x, out)
     tile_store(1, x, out + STEP)
 
@@ -123,10 +125,9 @@ def tile_multiply_2(x, a0, a1, w0, w1, steps, fresh, out, side, work, turn):
     for step in range(0, steps, 2):
         then = (step + 1) * STEP
         step_forth(x, a0, a1, w0, w1, min(then, last))
-        side(work, turn + step)
         if then <= last:
             step_back(x, a0, a1, w0, w1, min(then + STEP, last))
-            side(work, turn + step + 1)
+        side(work, turn + step // 2)
     tile_store(0, x, out)
     tile_store(1, x, out + STEP)
     tile_store(2, x, out + 2 * STEP)
@@ -217,8 +218,8 @@ def tile_in_registers(x, a, w0, w1, steps, fresh, out):
 @inline
 def vector_multiply_1(x, a0, w0, w1, steps, fresh, out, side, work, turn):
     tile_in_registers(x, a0, w0, w1, steps, fresh, out)
-    for step in range(steps):  # vectors are busy here: nothing to gain from mixing it in
-        side(work, turn + step)
+    for step in range(0, steps, 2):  # vectors are busy here: nothing to gain from mixing it in
+        side(work, turn + step // 2)
 
 
 @inline
