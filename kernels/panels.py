@@ -111,9 +111,15 @@ def strips_at(tiles, width, number):
 
 
 @inline
-def scratch(tiles, width):
-    """Bytes for `tiles` activation tiles, 64-byte aligned. Whoever works on places in it keeps it."""
-    whole = np.empty(strips_at(tiles, width, 0) + 4 * STRIP_BYTES + ALIGN, np.uint8)
+def scratch_bytes(tiles, width):
+    """Bytes for `tiles` activation tiles, their products and the strips they are multiplied with."""
+    return strips_at(tiles, width, 0) + 4 * STRIP_BYTES
+
+
+@inline
+def aligned(size):
+    """Bytes from a cache line's first on, at least `size`. Whoever works on places in it keeps it."""
+    whole = np.empty(size + ALIGN, np.uint8)
     return whole[-whole.ctypes.data & (ALIGN - 1) :]
 
 

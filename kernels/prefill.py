@@ -19,15 +19,16 @@ from kernels.layout import ROWS
 from kernels.panels import (
     STEP,
     TILE,
+    aligned,
     multiply_matrix,
     offset_at,
     pack_tile,
     product_at,
     rows_at_once,
-    scratch,
+    scratch_bytes,
     tiles_of,
 )
-from kernels.simd import keep, load_f32, load_i32x16, load_i64, place, stream_end, stream_f32x16
+from kernels.simd import keep, load_f32, load_i32x16, load_i64, place, stream_bf16x16, stream_end, stream_f32x16
 from kernels.tiles import scaled, scaled_planes, swiglu_int
 
 MANY = 16
@@ -48,7 +49,7 @@ def scratch_for(rows, planes, width):
     """Scratch for a group of that many rows; nothing if they are few."""
     if rows < MANY:
         return np.empty(0, np.uint8)
-    return scratch(tiles_of(min(rows, rows_at_once(rows, planes, width)), planes), width)
+    return aligned(scratch_bytes(tiles_of(min(rows, rows_at_once(rows, planes, width)), planes), width))
 
 
 @inline
@@ -79,15 +80,21 @@ def gate_up_scales(job, pair):
 
 
 @inline
+def gate_up_at(x, products, i, width, rows, scale, scales):
+    """Inner values of group row i, whose input is row rows[i], out of a pair's products."""
+    gate_scales, up_scales = scales
+    at, zero = product_at(products, i, 1), load_i32x16(x, offset_at(i, 0, 1, width))
+    gate, up = load_i32x16(x, at) + zero, load_i32x16(x, at + STEP) + zero
+    row_scale = load_f32(scale, load_i64(rows, i * 8) * 4)
+    return swiglu_int(gate, up, row_scale, gate_scales, up_scales)
+
+
+@inline
 def finish_gate_up(job, scales, x, products, pair, begin, end):
     """Hidden values of group rows begin..end, whose inputs are rows[begin..end], at one gate block."""
     _, _, block, width, rows, scale, out, stride = job
-    gate_scales, up_scales = scales
     for i in range(begin, end):
-        at, zero = product_at(products, i, 1), load_i32x16(x, offset_at(i, 0, 1, width))
-        gate, up = load_i32x16(x, at) + zero, load_i32x16(x, at + STEP) + zero
-        row_scale = load_f32(scale, load_i64(rows, i * 8) * 4)
-        y = swiglu_int(gate, up, row_scale, gate_scales, up_scales)
+        y = gate_up_at(x, products, i, width, rows, scale, scales)
         stream_f32x16(out, (i * stride + (block + pair) * ROWS) * 4, y)
 
 
@@ -115,8 +122,11 @@ def finish_rows(job, scales, x, products, pair, begin, end):
 
 @inline
 def finish_planes(job, scales, x, products, pair, begin, end):
-    """Outputs of rows begin..end, two planes, in two blocks; row i is written to row order[i]."""
-    _, _, block, last, width, scale, out, stride, order = job
+    """Outputs of rows begin..end, two planes, in two blocks; row i is written to row order[i].
+
+    narrow: out holds bf16 bits, else float32.
+    """
+    _, _, block, last, width, scale, out, stride, order, narrow = job
     block += 2 * pair
     other = min(block + 1, last - 1)
     s0, s1 = scales
@@ -127,8 +137,13 @@ def finish_planes(job, scales, x, products, pair, begin, end):
         lo0, lo1 = load_i32x16(x, at + 2 * STEP) + zero, load_i32x16(x, at + 3 * STEP) + zero
         row_scale = load_f32(scale, i * 4)
         to = load_i64(order, i * 8) * stride
-        stream_f32x16(out, (to + block * ROWS) * 4, scaled_planes(hi0, lo0, row_scale, s0))
-        stream_f32x16(out, (to + other * ROWS) * 4, scaled_planes(hi1, lo1, row_scale, s1))
+        y0, y1 = scaled_planes(hi0, lo0, row_scale, s0), scaled_planes(hi1, lo1, row_scale, s1)
+        if narrow:
+            stream_bf16x16(out, (to + block * ROWS) * 2, y0)
+            stream_bf16x16(out, (to + other * ROWS) * 2, y1)
+        else:
+            stream_f32x16(out, (to + block * ROWS) * 4, y0)
+            stream_f32x16(out, (to + other * ROWS) * 4, y1)
 
 
 @inline
@@ -182,7 +197,7 @@ def planes_group(x, w, matrix, block, last, hi, lo, sums_hi, sums_lo, scale, out
         rows = np.arange(first, min(stop, first + size))
         pack_planes(x, hi, lo, sums_hi, sums_lo, rows)
         tiles, places = tiles_of(len(rows), 2), (place(scale, first * 4), place(out, 0))
-        job = (place(w, 0), matrix, block, last, width, *places, stride, place(order, first * 8))
+        job = (place(w, 0), matrix, block, last, width, *places, stride, place(order, first * 8), False)
         multiply_matrix(
             place(x, 0), tiles, len(rows), width, place(w, 0), matrix, block, last, row_scales_of,
             finish_planes, job,
