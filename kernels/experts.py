@@ -238,22 +238,23 @@ def ffn_int(
 ):
     """gate_up_int, quantise_planes and down_int of groups begin..end, one group after the other.
 
-    rounded: [P, Hp] uint16, the bf16 bits of their outputs, for which rows of out are scratch; or no rows, and
-    outputs are wanted in out.
-    Other arguments as theirs; inner [P, Fp] float32, hi, lo, sums_hi, sums_lo and inner_scale are scratch of which
-    only the rows of these groups are touched.
+    rounded: [P, Hp] uint16, the bf16 bits of their outputs, for which rows of out are scratch; or no rows,
+    and outputs are wanted in out.
+    Other arguments as theirs; inner [P, Fp] float32, hi, lo, sums_hi, sums_lo and inner_scale are scratch of
+    which only the rows of these groups are touched.
     """
     blocks, columns = inner.shape[1] // ROWS, out.shape[1] // ROWS
     upper, lower, scales = readonly(hi), readonly(lo), readonly(inner_scale)
     sums_upper, sums_lower = readonly(sums_hi), readonly(sums_lo)
     narrow, stride = rounded.shape[0] > 0, out.shape[1]
     results = place(rounded, 0) if narrow else place(out, 0)
-    x = slab_scratch(group_start, begin, end, q.shape[1], inner.shape[1])
+    width = inner.shape[1]
+    x = slab_scratch(group_start, begin, end, q.shape[1], width)
     for group in range(begin, end):
         pair, stop = group_start[group], group_start[group + 1]
         if stop - pair >= MANY:
             ffn_group(
-                x, w, base[group], base[group] + down_offset, row_of, q, sums, scale, inner.shape[1], inner_scale,
+                x, w, base[group], base[group] + down_offset, row_of, q, sums, scale, width, inner_scale,
                 results, stride, narrow, order, pair, stop,
             )  # fmt: skip
             continue
@@ -279,7 +280,8 @@ def ffn_int(
         if narrow:
             for p in range(pair, stop):
                 bf16_of_row(out, rounded, order[p])
-    stream_end()
+    if len(x):
+        stream_end()
     keep(x)
 
 

@@ -87,8 +87,10 @@ def rows_at_once(rows, planes, width):
 
 @inline
 def product_at(products, row, planes):
-    """Byte offset of a row's 16 integers with the first block of a pair; with the second they are STEP further,
-    and the second plane's are 2 STEP further."""
+    """Byte offset of a row's 16 integers with the first block of a pair.
+
+    With the second block they are STEP further, those of the second plane 2 STEP further.
+    """
     return products + row // TILE * (2 * planes * STEP) + row % TILE * (ROWS * 4)
 
 
@@ -263,7 +265,21 @@ def multiply_matrix(x, tiles, rows, width, w, matrix, first, last, scales_of, fi
         if number + 1 == pairs * strips:
             fetched = 0
         before, scales = products_at(tiles, width, pair - 1), scales_of(job, max(0, pair - 1))
-        work = (x, w, width, following, fetched, started, finish, job, scales, before, pair - 1, rows, finished)
+        work = (
+            x,
+            w,
+            width,
+            following,
+            fetched,
+            started,
+            finish,
+            job,
+            scales,
+            before,
+            pair - 1,
+            rows,
+            finished,
+        )
         multiply_strip(x, tiles, width, w, strip, products_at(tiles, width, pair), work, started)
         strip = following
     tiles_end()

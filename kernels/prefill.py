@@ -28,7 +28,16 @@ from kernels.panels import (
     scratch_bytes,
     tiles_of,
 )
-from kernels.simd import keep, load_f32, load_i32x16, load_i64, place, stream_bf16x16, stream_end, stream_f32x16
+from kernels.simd import (
+    keep,
+    load_f32,
+    load_i32x16,
+    load_i64,
+    place,
+    stream_bf16x16,
+    stream_end,
+    stream_f32x16,
+)
 from kernels.tiles import scaled, scaled_planes, swiglu_int
 
 MANY = 16

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.jit import F32_1, F32_2R, I8_2, I8_2R, I32_2, INT, U16_2, VOID, inline, kernel
+from kernels.jit import F32_1, F32_2R, I8_2, I8_2R, I32_2, I64_1R, INT, U16_2, VOID, inline, kernel
 from kernels.layout import GROUP, PLANE, PLANES_MAX
 from kernels.simd import (
     bits_of,
@@ -61,6 +61,12 @@ def magnitude(x, at, step, width):
 
 
 @inline
+def row_max(x, row, width):
+    """magnitude of a row of x [T, width]."""
+    return magnitude(x, row * width * 4, 64, width)
+
+
+@inline
 def factor_of(top, poison, limit, scale, row):
     """Set scale[row] = absmax / limit and return limit / absmax; both 0 for a zero row."""
     if top < SMALLEST:
@@ -73,7 +79,7 @@ def factor_of(top, poison, limit, scale, row):
 @inline
 def row_factor(x, row, width, limit, scale):
     """factor_of a row of x [T, width]."""
-    top, poison = magnitude(x, row * width * 4, 64, width)
+    top, poison = row_max(x, row, width)
     return factor_of(top, poison, limit, scale, row)
 
 
@@ -165,8 +171,11 @@ def bf16_of_row(x, out, row):
         store_bf16x16(out, at * 2, load_f32x16(x, at * 4))
 
 
-@kernel(VOID(F32_2R, U16_2, INT, INT))
-def round_bf16(x, out, begin, end):
-    """out [P, N] = bf16 bits of x [P, N] float32, to nearest even, in integers; NaN stays NaN."""
-    for row in range(begin, end):
-        bf16_of_row(x, out, row)
+@kernel(VOID(F32_2R, U16_2, I64_1R, INT, INT))
+def round_bf16(x, out, rows, begin, end):
+    """Rows rows[begin..end] of out [P, N] = bf16 bits of those of x [P, N] float32.
+
+    To nearest even, in integers; NaN stays NaN.
+    """
+    for i in range(begin, end):
+        bf16_of_row(x, out, rows[i])

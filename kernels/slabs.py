@@ -108,7 +108,7 @@ def clear_row(x, row, width):
 
 @inline
 def pack_inner(x, values, first, count, pitch, width, scale, pair):
-    """Activation tiles 2 i and 2 i + 1: the planes of slab rows first + 16 i on; the scales go to scale[pair:]."""
+    """Activation tiles 2 i and 2 i + 1: the planes of slab rows first + 16 i on. Scales go to scale[pair:]."""
     for i in range(tiles_of(count, 1) * TILE):
         upper = i // TILE * 2 * tile_bytes(width) + i % TILE * LINE
         lower = upper + tile_bytes(width)
@@ -155,5 +155,18 @@ def ffn_group(
         for i in range(0, len(rows), part):
             count = min(part, len(rows) - i)
             down_rows(
-                tiles, values, i, count, pitch, w, down, width, inner_scale, out, stride, narrow, order, first + i
+                tiles,
+                values,
+                i,
+                count,
+                pitch,
+                w,
+                down,
+                width,
+                inner_scale,
+                out,
+                stride,
+                narrow,
+                order,
+                first + i,
             )

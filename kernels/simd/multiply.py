@@ -77,8 +77,8 @@ def tile_multiply_1(x, a0, w0, w1, steps, fresh, out, side, work, turn):
 def step_forth(x, a0, a1, w0, w1, then):
     """Four products, one after the other sharing a factor; a factor that is done gives way to its next.
 
-    then: byte of the next 64 inputs. A load waits for its register's last dot, and a dot for its loads: in this
-    order, each the other way round from step to step, every load has a dot or more to hide behind.
+    then: byte of the next 64 inputs. A load waits for its register's last dot, and a dot for its loads: in
+    this order, each the other way round from step to step, every load has a dot or more to hide behind.
     """
     tile_dot(0, 4, 6)
     tile_dot(1, 4, 7)
