@@ -108,7 +108,7 @@ def clear_row(x, row, width):
 
 @inline
 def pack_inner(x, values, first, count, pitch, width, scale, pair):
-    """Activation tiles 2 i and 2 i + 1: the planes of slab rows first + 16 i on. Scales go to scale[pair:]."""
+    """Activation tiles 2 i and 2 i + 1: the planes of slab rows first + 16 i on; scale[pair:]: theirs."""
     for i in range(tiles_of(count, 1) * TILE):
         upper = i // TILE * 2 * tile_bytes(width) + i % TILE * LINE
         lower = upper + tile_bytes(width)

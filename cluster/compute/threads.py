@@ -53,7 +53,7 @@ class Workers:
         self._split(kernel, self._equal(items), [args] * self.threads)
 
     def run_shares(self, kernel: Kernel, bounds: Sequence[int], *args: Any) -> None:
-        """As `run`, where share i is the items bounds[i]..bounds[i + 1]; at most as many shares as threads."""
+        """As `run`; share i is the items bounds[i]..bounds[i + 1], and there are at most `threads`."""
         if len(bounds) == 2:
             kernel(*args, bounds[0], bounds[1])
         else:

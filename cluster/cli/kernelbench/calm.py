@@ -1,9 +1,9 @@
 """Which samples of a kernel count: those in whose moments the machine was its own.
 
 A core of a virtual machine is shared with neighbours that our own load does not show: its register rate
-falls to a half or a quarter for seconds, and a kernel that also needs caches and memory falls further than the
-rate it is held against. So the machine's limits are probed right before and right after every sample; a sample
-counts if both probes came near the best of the whole run.
+falls to a half or a quarter for seconds, and a kernel that also needs caches and memory falls further than
+the rate it is held against. So the machine's limits are probed right before and right after every sample; a
+sample counts if both probes came near the best of the whole run.
 """
 
 from __future__ import annotations
