@@ -142,8 +142,8 @@ def run_ffn(
             rest = groups.part(whole, count, groups.base[whole:]) if whole else groups
             _int_phases(workers, data, down_offset, rest, acts, inner, out)
     if whole < count and len(rounded):
-        rows = groups.order[groups.start[whole] : groups.start[count]]
-        workers.run(quantise.round_bf16, len(rows), out, rounded, rows)
+        wanted = groups.order[groups.start[whole] : groups.start[count]]
+        workers.run(quantise.round_bf16, len(wanted), out, rounded, wanted)
 
 
 def _int_phases(
