@@ -78,9 +78,23 @@ def tiles_of(rows, planes):
 
 
 @inline
+def rows_that_fit(planes, width):
+    return max(2 * TILE, PANEL_BYTES // (planes * tile_bytes(width)) * TILE)
+
+
+@inline
+def most_at_once(rows, planes, width):
+    """Rows that are ever packed together of a group of `rows` rows, or of one of fewer.
+
+    A smaller group may take more at once than a larger one, which is cut into equally long passes.
+    """
+    return min(rows, (rows_that_fit(planes, width) + 2 * TILE - 1) // (2 * TILE) * (2 * TILE))
+
+
+@inline
 def rows_at_once(rows, planes, width):
     """Rows to pack for each pass over the weights, so that they fit and passes are equally long."""
-    limit = max(2 * TILE, PANEL_BYTES // (planes * tile_bytes(width)) * TILE)
+    limit = rows_that_fit(planes, width)
     passes = (rows + limit - 1) // limit
     return ((rows + passes - 1) // passes + 2 * TILE - 1) // (2 * TILE) * (2 * TILE)
 

@@ -20,6 +20,7 @@ from kernels.panels import (
     STEP,
     TILE,
     aligned,
+    most_at_once,
     multiply_matrix,
     offset_at,
     pack_tile,
@@ -55,10 +56,10 @@ def most_rows(group_start, first, last):
 
 @inline
 def scratch_for(rows, planes, width):
-    """Scratch for a group of that many rows; nothing if they are few."""
+    """Scratch for groups of up to that many rows; nothing if they are few."""
     if rows < MANY:
         return np.empty(0, np.uint8)
-    return aligned(scratch_bytes(tiles_of(min(rows, rows_at_once(rows, planes, width)), planes), width))
+    return aligned(scratch_bytes(tiles_of(most_at_once(rows, planes, width), planes), width))
 
 
 @inline

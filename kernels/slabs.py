@@ -20,6 +20,7 @@ from kernels.panels import (
     STEP,
     TILE,
     aligned,
+    most_at_once,
     multiply_matrix,
     rows_at_once,
     scratch_bytes,
@@ -58,17 +59,17 @@ def pitch_of(rows):
 @inline
 def tiles_bytes(rows, hidden, width):
     """Bytes of the tiles of a slab of that many rows: first of its inputs, then of its inner values."""
-    inner = min(rows, rows_at_once(rows, 2, width))
-    return max(scratch_bytes(tiles_of(rows, 1), hidden), scratch_bytes(tiles_of(inner, 2), width))
+    inner = tiles_of(most_at_once(rows, 2, width), 2)
+    return max(scratch_bytes(tiles_of(rows, 1), hidden), scratch_bytes(inner, width))
 
 
 @inline
 def slab_scratch(group_start, begin, end, hidden, width):
-    """Scratch for the largest of groups begin..end; nothing if none has many rows."""
+    """Scratch for any of groups begin..end; nothing if none has many rows."""
     rows = most_rows(group_start, begin, end)
     if rows < MANY:
         return np.empty(0, np.uint8)
-    rows = min(rows, rows_at_once(rows, 1, hidden))
+    rows = most_at_once(rows, 1, hidden)
     return aligned(tiles_bytes(rows, hidden, width) + pitch_of(rows) * width * 4)
 
 

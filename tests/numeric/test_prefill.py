@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba import njit
 from numeric import oracle
 from numeric.test_experts import Pairs, activations, in_parts, run
 from numeric.test_matmul import random_planes, run_int
 from numeric.weights import INT4, INT8, pad, random_experts, random_matrix
 
-from kernels import experts, jit, prefill, quantise
+from kernels import experts, jit, panels, prefill, quantise
 
 F = np.float32
 KINDS = {"int8": [INT8], "int4": [INT4], "mixed": [INT8, INT4, INT4], "pairs": [INT8, INT8, INT4, INT4, INT4]}
@@ -156,6 +157,34 @@ def test_a_group_of_several_slabs(rng, same_bits):
     pairs, x = groups_of(rng, [300], 300), activations(rng, 300, 4096)
     phases = run(weights, x, pairs, 4096, 8192)
     same_bits(in_one_call(weights, x, pairs, 4096, 8192, NOT_ROUNDED), phases)
+
+
+@njit
+def packed_rows(most, planes, width):
+    """(most rows that a group of up to `most` packs at once, rows that scratch is made for)."""
+    packed = 0
+    for rows in range(1, most + 1):
+        packed = max(packed, min(rows, panels.rows_at_once(rows, planes, width)))
+    return packed, panels.most_at_once(most, planes, width)
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("width", [64, 1024, 2048, 4096, 8192, 14336])
+def test_scratch_holds_what_smaller_groups_pack(planes, width):
+    """Of 300 and 520 rows the smaller goes in one pass, the larger in two of 260."""
+    for most in (16, 47, 129, 241, 256, 497, 520, 1000):
+        packed, held = packed_rows(most, planes, width)
+        assert packed <= held <= most
+
+
+def test_a_smaller_group_in_longer_passes(rng, same_bits):
+    weights = random_experts(rng, 2, 4096, 64, [INT8])
+    pairs, x = groups_of(rng, [256, 240], 256), activations(rng, 256, 4096)
+    whole = run(weights, x, pairs, 4096, 64)
+    same_bits(in_one_call(weights, x, pairs, 4096, 64, NOT_ROUNDED), whole)
+    some = slice(300, 300 + FEW)
+    part = Pairs(pairs.row_of_request[some], pairs.expert_of_request[some])
+    same_bits(run(weights, x, part, 4096, 64), whole[some])
 
 
 REFUSED = """
