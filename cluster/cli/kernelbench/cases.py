@@ -58,7 +58,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Rated:
-    """Samples of a case that is held against a rate, to be judged when the best of the whole run is known."""
+    """Samples of a case that is held against a rate, to be judged when the best of the whole run is known.
+
+    The case can no longer be run: that would keep its buffer of gigabytes until then.
+    """
 
     case: Case
     samples: list[Sample]
@@ -102,7 +105,12 @@ def _measure_rate(case: Case, machine: Machine, runs: int) -> Measured:
     best = best_of(machine.seen)
     counted = calm_ones(samples, best) or samples
     point = _point(case, machine, [sample.seconds for sample in counted])
-    return Measured(rated_result(case, samples, best), point, Rated(case, samples, machine.workers.threads))
+    rated = Rated(replace(case, run=_over), samples, machine.workers.threads)
+    return Measured(rated_result(case, samples, best), point, rated)
+
+
+def _over() -> None:
+    raise RuntimeError("a judged case is not run again")
 
 
 def rated_result(case: Case, samples: Sequence[Sample], best: Probe) -> Result:
