@@ -99,6 +99,32 @@ class LogFormat(StrEnum):
     json = "json"
 
 
+class Rebalance(StrEnum):
+    """Who moves experts: the controller by itself, or whoever calls `moemesh rebalance`."""
+
+    auto = "auto"
+    manual = "manual"
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """rebalance: manual where all nodes share one machine, where moving work gains nothing.
+
+    settle_tokens: tokens of new load that are awaited before experts are placed for it.
+    min_gain: part of the experts' time in a step that moves must save. horizon: steps within which they must
+        pay for themselves. cool_down_s: pause after a decision, and after its last move.
+    move_share: part of each link that moves may use. move_bytes: most bytes of one rebalancing; 0: no limit.
+    """
+
+    rebalance: Rebalance = Rebalance.manual
+    settle_tokens: int = 1024
+    min_gain: float = 0.05
+    horizon: float = 1000.0
+    cool_down_s: float = 30.0
+    move_share: float = 0.25
+    move_bytes: int = 0
+
+
 @dataclass(frozen=True)
 class ClusterConfig:
     """What `moemesh up` starts.
@@ -115,3 +141,4 @@ class ClusterConfig:
     node: NodeConfig = field(default_factory=NodeConfig)
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     log_format: LogFormat = LogFormat.text
+    controller: ControllerConfig = field(default_factory=ControllerConfig)

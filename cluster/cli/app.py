@@ -23,6 +23,7 @@ VERBS = {
     "up": "up",
     "down": "down",
     "status": "status",
+    "top": "top",
     "rebalance": "rebalance",
     "doctor": "doctor",
     "keys": "keys",

@@ -125,7 +125,10 @@ def bench_cluster(
 
 
 def bench_balance(preset: PresetOption = Preset.minimal, as_json: AsJson = False) -> None:
-    """Placement and replica choice beside their lower bounds, EPLB and simpler rules; no model is needed."""
+    """Placement and replica choice beside their lower bounds, EPLB and simpler rules.
+
+    Then live clusters of the bundled model, beside what the dispatch LP and the simulator say of them.
+    """
     from cluster.cli.bench_balance import BALANCE_PRESETS, measure_balance
     from cluster.cli.report import Report
 

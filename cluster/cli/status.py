@@ -45,6 +45,8 @@ def _as_json(record: Record, found: dict[str, Any]) -> dict[str, Any]:
         "table": {"epoch": found["epoch"], "version": found["version"], "active": found["active"]},
         "replicated": found["replicated"],
         "pending": found["pending"],
+        "rebalance": found["rebalance"],
+        "decision": found["decision"],
         "nodes": _of(found, "node"),
         "routers": _of(found, "router"),
         "gateways": _of(found, "gateway"),
@@ -59,6 +61,8 @@ def _print(record: Record, found: dict[str, Any]) -> None:
         f"{record.model} ({record.variant}) at {record.grpc}{http}, "
         f"placement table {found['epoch']}.{found['version']} {active}{_copies(found)}"
     )
+    if found["decision"]:
+        console.print(f"experts are placed {_BY[found['rebalance']]}; last: {found['decision']}")
     for kind, columns in (("node", _NODE), ("router", _ROUTER), ("gateway", _GATEWAY)):
         console.print(_table(kind, columns, _of(found, kind)))
 
@@ -66,6 +70,9 @@ def _print(record: Record, found: dict[str, Any]) -> None:
 def _copies(found: dict[str, Any]) -> str:
     copies = f", {found['replicated']} experts have several copies" if found["replicated"] else ""
     return copies + (f", {found['pending']} changes to come" if found["pending"] else "")
+
+
+_BY = {"auto": "by the controller itself", "manual": "when asked to"}
 
 
 def _of(found: dict[str, Any], role: str) -> list[Member]:

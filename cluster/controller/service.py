@@ -9,9 +9,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from cluster.balance.load import LoadStats
+from cluster.balance.placement import PlacementTable
+from cluster.config import ControllerConfig
 from cluster.controller import rebalance
 from cluster.controller import state as decisions
+from cluster.controller.rebalance import DEFAULTS
 from cluster.controller.state import ControllerState, Member, Shape
+from cluster.controller.watch import Watch, failed, judge, look
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.frames import Frame
 from cluster.dispatch.handshake import Identity, error_header
@@ -21,6 +26,9 @@ from cluster.errors import MoemeshError, ProtocolError
 
 log = logging.getLogger(__name__)
 
+LOOK_PERIOD_S = 1.0
+"""Between two looks for drift: members sync about as often."""
+
 
 class ControllerService:
     """Answers SYNC, STATUS, SHUTDOWN and REBALANCE.
@@ -28,7 +36,8 @@ class ControllerService:
     State is changed on the server's one IO thread, and by the thread that places experts anew, since that
     takes longer than members wait for an answer.
 
-    epoch: higher than that of every controller before this one.
+    epoch: higher than that of every controller before this one. config: whether it moves experts by itself.
+    table: the first one, of this epoch; None deals the experts out when all nodes are there.
     clock: monotonic seconds.
     """
 
@@ -38,12 +47,17 @@ class ControllerService:
         epoch: int,
         host: str = "127.0.0.1",
         port: int = 0,
+        config: ControllerConfig = DEFAULTS,
+        table: PlacementTable | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._state = ControllerState(epoch=epoch, shape=shape)
+        self._state = ControllerState(epoch=epoch, shape=shape, table=table)
+        self._config = config
+        self._watch = Watch()
         self._clock = clock
         self._lock = threading.Lock()
         self._placing = threading.Lock()
+        self._next_look = 0.0
         self._stopped = threading.Event()
         self._server = FrameServer(
             host,
@@ -67,13 +81,42 @@ class ControllerService:
 
     def _on_frame(self, connection: Connection, frame: Frame) -> None:
         if frame.kind is Kind.REBALANCE:
-            threading.Thread(
-                target=self._rebalance, args=(connection, frame.header), name="rebalance", daemon=True
-            ).start()
+            self._aside(self._rebalance, connection, frame.header)
             return
         with self._lock:
             kind, header = self._answer(frame)  # the server answers with the error that this raises
+            due = self._look() if frame.kind is Kind.SYNC else None
         connection.send(kind, header)
+        if due is not None:
+            self._aside(self._place_for, due)
+
+    def _aside(self, do: Callable[..., None], *arguments: Any) -> None:
+        threading.Thread(target=do, args=arguments, name="rebalance", daemon=True).start()
+
+    def _look(self) -> LoadStats | None:
+        """The load to place experts for, if it is time to and no placement is being made."""
+        now = self._clock()
+        if now < self._next_look or self._placing.locked():
+            return None
+        self._next_look = now + LOOK_PERIOD_S
+        self._watch, due = look(self._watch, self._state, self._config, now)
+        return due
+
+    def _place_for(self, load: LoadStats) -> None:
+        """Of its own accord: place the experts for `load`, move them if that pays, and say so in one line."""
+        with self._placing:
+            try:
+                proposal = rebalance.propose(self._state, self._config, load)
+                with self._lock:
+                    self._watch, begin = judge(self._watch, load, proposal, self._config, self._clock())
+                    if begin:
+                        self._state = rebalance.begin(self._state, proposal)
+            except Exception as error:
+                if not isinstance(error, MoemeshError):
+                    log.exception("no placement could be made; experts stay where they are")
+                with self._lock:
+                    self._watch = failed(self._watch, str(error), self._config, self._clock())
+            log.info("rebalance: %s", self._watch.said)
 
     def _rebalance(self, connection: Connection, header: Mapping[str, Any]) -> None:
         """header: `dry_run`, only say what would be done; `force`, do it even if it does not pay."""
@@ -89,7 +132,7 @@ class ControllerService:
             connection.send(kind, answer)
 
     def _propose(self, dry_run: bool, force: bool) -> dict[str, Any]:
-        proposal = rebalance.propose(self._state)
+        proposal = rebalance.propose(self._state, self._config)
         started = bool(proposal.tables) and not dry_run and (force or proposal.decision.worth)
         if started:
             with self._lock:
@@ -103,7 +146,9 @@ class ControllerService:
             self._state = decisions.sync(self._state, member)
             return Kind.STATE, decisions.view(self._state, member.id, now)
         if frame.kind is Kind.STATUS:
-            return Kind.REPLY, decisions.status(self._state, now)
+            more = decisions.detail(self._state) if frame.header.get("detail") else {}
+            watch = {"rebalance": self._config.rebalance.value, "decision": self._watch.said}
+            return Kind.REPLY, decisions.status(self._state, now) | watch | more
         if frame.kind is Kind.SHUTDOWN:
             self._state = decisions.stop(self._state)
             return Kind.REPLY, decisions.status(self._state, now)

@@ -284,6 +284,16 @@ def status(state: ControllerState, now: float) -> dict[str, Any]:
     }
 
 
+def detail(state: ControllerState) -> dict[str, Any]:
+    """What a STATUS that asks for it gets besides: the table and the load that all routers see, as on the
+    wire; None before there is one."""
+    load = load_of(state)
+    return {
+        "table": None if state.table is None else state.table.to_wire(),
+        "load": None if load is None else load.to_wire(),
+    }
+
+
 def _replicated(table: PlacementTable | None) -> int:
     """Experts that have more than one copy."""
     return sum(len(holders) > 1 for layer in table.replicas for holders in layer) if table else 0

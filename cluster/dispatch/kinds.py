@@ -31,6 +31,7 @@ class Kind(IntEnum):
     STATUS = 50
     SHUTDOWN = 51
     REBALANCE = 52
+    TRACE = 53
 
     REPLY = 64
     ERROR = 65

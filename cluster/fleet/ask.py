@@ -23,9 +23,9 @@ class Controller:
         identity = Identity("tool", "moemesh", key=(folder or Folder()).cluster_key())
         self._client = ControlClient(address, identity=identity)
 
-    def status(self) -> dict[str, Any]:
-        """As `cluster.controller.state.status`."""
-        return dict(self._client.call(Kind.STATUS, {}, timeout_s=TIMEOUT_S).header)
+    def status(self, detail: bool = False) -> dict[str, Any]:
+        """As `cluster.controller.state.status`, and with `detail` as its `detail` says besides."""
+        return dict(self._client.call(Kind.STATUS, {"detail": detail}, timeout_s=TIMEOUT_S).header)
 
     def rebalance(self, *, dry_run: bool, force: bool = False) -> dict[str, Any]:
         """As `cluster.controller.rebalance.describe`, with `started`."""

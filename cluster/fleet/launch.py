@@ -183,7 +183,10 @@ class _Start:
         port = ports.free_port(HOST)
         logs = str(self._folder.logs)
         self._note(controller=f"{HOST}:{port}")
-        controller = ControllerPlace(plan.shape, HOST, port, str(self._folder.epoch), logs, config.log_format)
+        epoch = str(self._folder.epoch)
+        controller = ControllerPlace(
+            plan.shape, HOST, port, epoch, logs, config.controller, log_format=config.log_format
+        )
         wanted: dict[str, tuple[str, tuple[Any, ...]]] = {"controller": ("controller", (controller,))}
         for role, count, more in (
             (Role.NODE, config.nodes, (config.node,)),

@@ -147,7 +147,7 @@ class RouterLink:
             # A broken event raises before its mailbox is let go, so that its reader hears of it.
             if kind == "t":
                 if mailbox is not None:
-                    mailbox.token(event[2], event[3], unpack_alternatives(event[4]) if event[4:] else ())
+                    mailbox.token(event[2], event[3], unpack_alternatives(event[4]) if len(event) > 4 else ())
                 continue
             end = self._end(event, payload)  # read even if nobody wants it: the next one's values follow
             if mailbox is None:

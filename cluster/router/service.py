@@ -12,14 +12,21 @@ from contextlib import suppress
 
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.frames import Frame
-from cluster.dispatch.handshake import Identity
+from cluster.dispatch.handshake import Identity, error_header
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.requests import Entry, pack_event, pack_failure, parse_request
 from cluster.dispatch.server import FrameServer
 from cluster.errors import MoemeshError, ProtocolError, Unavailable
 from cluster.model.grammar import GrammarState
 from cluster.router.engine import Engine, EngineStats
-from cluster.types import Emitted, EngineRequest, Event, Failed, RequestId
+from cluster.router.tracing import Tracing
+from cluster.types import (
+    Emitted,
+    EngineRequest,
+    Event,
+    Failed,
+    RequestId,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +58,7 @@ class RouterService:
             identity=identity,
             name="router",
         )
+        self._tracing = Tracing(engine)
         self._inbox: deque[Callable[[], list[Event]]] = deque()
         self._signal = threading.Event()
         self._stopping = False
@@ -102,6 +110,8 @@ class RouterService:
         elif frame.kind is Kind.ABORT:
             client = (connection, int(frame.header["n"]))
             self._inbox.append(lambda: self._abort(client))
+        elif frame.kind is Kind.TRACE:
+            self.between_steps(lambda: self._trace(connection, frame))
         elif frame.kind is Kind.STATUS:
             connection.send(Kind.REPLY, {**dataclasses.asdict(self.stats), "ready": self.ready})
         else:
@@ -120,9 +130,20 @@ class RouterService:
             return
         self._inbox.append(lambda: self._submit(client, request, prepared))
 
+    def _trace(self, connection: Connection, frame: Frame) -> None:
+        """On the engine's thread."""
+        with suppress(MoemeshError):  # whoever asked has gone
+            try:
+                header, payload = self._tracing.answer(connection, frame.header)
+            except MoemeshError as error:
+                connection.send(Kind.ERROR, error_header(error))
+            else:
+                connection.send(Kind.REPLY, header, payload)
+
     def _on_close(self, connection: Connection) -> None:
-        """A gateway is gone: nobody would read the answers to its requests."""
+        """A gateway is gone, or whoever recorded: nobody would read the answers to its requests."""
         self._inbox.append(lambda: self._forget(connection))
+        self.between_steps(lambda: self._tracing.forget(connection))
 
     def _wake(self) -> None:
         if self._inbox:

@@ -17,6 +17,7 @@ from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
 from cluster.library.bundled import open_model
 from cluster.library.reader import Library
+from cluster.model.text_stream import TextStream
 from cluster.router.service import RouterService
 from cluster.types import NUMERICS_VERSION, sample_seed
 from protos import generation_pb2 as pb
@@ -116,6 +117,20 @@ def test_what_may_begin_a_stop_string_is_held_back() -> None:
             router.step()
             texts.append(next(call).text)
         assert texts == ["a", "", "", "XYb"]
+
+
+@pytest.mark.parametrize("known", range(9))
+def test_a_resumed_stream_stops_where_the_whole_one_does(known: int) -> None:
+    """Text held back when the first stream was cut is given out by the second one, once."""
+    said, stop = "1€, 2€ end", "€ e"
+    with fake(script=say(said)) as (_, _, stub):
+        stream = TextStream(byte_tokenizer(), [stop])
+        before, _ = stream.push(byte_tokenizer().encode(said)[:known])
+        wishes = {"stop": [stop], "max_tokens": len(said.encode()), "resume_from": known}
+        got = Collected(stub.Generate(request(**wishes)))
+        assert before + got.text[0] == "1€, 2"
+        assert got.finish[0].usage.completion_tokens == 12
+        assert len(got.ids[0]) == 12 - known
 
 
 def test_a_stop_string_frees_the_router_at_once() -> None:

@@ -169,6 +169,14 @@ def test_a_tokenizer_without_an_end_of_sequence_is_enough() -> None:
     assert state.complete
 
 
+def test_rows_of_a_padded_vocabulary_are_never_allowed() -> None:
+    grammars = Grammars(byte_tokenizer(), 300, ())
+    assert grammars.words == 10
+    found = allowed(grammars.compile(Grammar("regex", "(?s:.)*")), grammars.words)
+    assert len(found) > 100
+    assert found.max() < 256
+
+
 @pytest.mark.parametrize("text", ["", "x" * (64 << 10) + "y", "\ud800"])
 def test_a_grammars_text_has_bounds(text: str) -> None:
     with pytest.raises(InvalidRequest, match=r"grammar\.text"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.config import LogFormat
+from cluster.balance.placement import PlacementTable
+from cluster.config import ControllerConfig, LogFormat
 from cluster.controller.service import ControllerService
 from cluster.controller.state import Shape
 from cluster.fleet.roles.process import log_to_file
@@ -14,13 +15,16 @@ from cluster.fleet.roles.process import log_to_file
 
 @dataclass(frozen=True)
 class ControllerPlace:
-    """port: the same after a restart, since roles know no other; epoch_file: outlives the process."""
+    """port: the same after a restart, since roles know no other; epoch_file: outlives the process.
+    table: the first one; its epoch does not count."""
 
     shape: Shape
     host: str
     port: int
     epoch_file: str
     logs: str
+    config: ControllerConfig = ControllerConfig()  # noqa: RUF009  frozen
+    table: PlacementTable | None = None
     log_format: LogFormat = LogFormat.text
 
 
@@ -30,7 +34,8 @@ class ControllerRole:
     def __init__(self, place: ControllerPlace) -> None:
         log_to_file(place.logs, "controller", place.log_format)
         epoch = next_epoch(Path(place.epoch_file))
-        self._service = ControllerService(place.shape, epoch, place.host, place.port)
+        table = None if place.table is None else replace(place.table, epoch=epoch)
+        self._service = ControllerService(place.shape, epoch, place.host, place.port, place.config, table)
         self._service.start()
 
     def pid(self) -> int:
