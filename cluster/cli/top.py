@@ -40,8 +40,9 @@ def top(
     from cluster.fleet.ask import Controller
     from cluster.fleet.folder import Folder
 
-    record = Folder().require()
-    with Controller(record.controller) as controller:
+    folder = Folder()
+    record = folder.require()
+    with Controller(record.controller, folder) as controller:
         if as_json:
             print_json(_as_json(controller))
         elif once or not (sys.stdin.isatty() and sys.stdout.isatty()):

@@ -91,11 +91,13 @@ def _record_cluster(out: Path, seconds: float, steps: int, tokens: int, as_json:
     from cluster.fleet.folder import Folder
 
     until = Until(seconds, steps, tokens)
-    record = Folder().require()
-    with Controller(record.controller) as controller:
+    folder = Folder()
+    record = folder.require()
+    with Controller(record.controller, folder) as controller:
         members = controller.status()["members"]
     routers = {one["id"]: one["address"] for one in members if one["role"] == "router" and one["ready"]}
-    with LiveTrace(routers, f"{record.model}: {len(routers)} routers") as live:
+    source = f"{record.model}: {len(routers)} routers"
+    with LiveTrace(routers, source, key=folder.cluster_key()) as live:
         _write(out, live.header, live.traces(until), tokens, as_json)
     if live.dropped:
         typer.echo(f"{live.dropped} tokens were left out: routers had no room for them", err=True)

@@ -19,8 +19,8 @@ class Controller:
     """The controller at `address`. Every method raises Unavailable if it does not answer."""
 
     def __init__(self, address: str, folder: Folder | None = None) -> None:
-        """folder: has the key that the controller asks for; None: that of the environment."""
-        identity = Identity("tool", "moemesh", key=(folder or Folder()).cluster_key())
+        """folder: of the cluster, which has the key that its controller asks for; None for one without."""
+        identity = Identity("tool", "moemesh", key=b"" if folder is None else folder.cluster_key())
         self._client = ControlClient(address, identity=identity)
 
     def status(self, detail: bool = False) -> dict[str, Any]:

@@ -48,12 +48,17 @@ class LiveTrace:
         source: str,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        key: bytes = b"",
     ) -> None:
-        """routers: name to address. Entering raises Unavailable where there is none, and what one answers."""
+        """routers: name to address; key: of their cluster.
+
+        Entering raises Unavailable where there is none, and what one answers.
+        """
         if not routers:
             raise Unavailable("no router is ready; see `moemesh status`")
         self.dropped = 0
         self._routers, self._source, self._clock, self._sleep = dict(routers), source, clock, sleep
+        self._identity = Identity("tool", "trace", key=key)
         self._clients: dict[str, ControlClient] = {}
         self._began: dict[str, float] = {}
         self._numbers: dict[RequestId, int] = {}
@@ -64,7 +69,7 @@ class LiveTrace:
         with ExitStack() as stack:
             shapes = []
             for name, address in self._routers.items():
-                client = ControlClient(address, identity=Identity("tool", "trace"))
+                client = ControlClient(address, identity=self._identity)
                 self._clients[name] = stack.enter_context(client)
                 shapes.append(client.call(Kind.TRACE, {"do": "start"}, timeout_s=ANSWER_S).header)
                 self._began[name] = self._clock()
