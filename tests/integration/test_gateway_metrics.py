@@ -42,7 +42,10 @@ Served = tuple[GatewayService, httpx.Client]
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     rows = np.array([[4.0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
-    nodes = {NodeId("n0"): NodeLoad(messages=4, rows=6, service_s=0.02), NodeId("n1"): NodeLoad(rows=2)}
+    nodes = {
+        NodeId("n0"): NodeLoad(messages=4, rows=6, service_s=0.02, trips=2, link_s=0.001, bytes=4096),
+        NodeId("n1"): NodeLoad(rows=2),
+    }
     load = LoadStats(64.0, 2.0, 4.0, 4.0, rows, np.ones(3), nodes)
     members = [
         {"id": "r0", "role": "router", "health": "alive", "stats": ROUTER},
@@ -94,6 +97,9 @@ def test_what_the_controller_told_is_published(served: Served) -> None:
     assert values["moemesh_node_cache_misses_total", "n0"] == 2
     assert values["moemesh_node_row_share", "n0"] == 0.75
     assert values["moemesh_node_dispatch_seconds", "n0"] == 0.005
+    assert values["moemesh_link_round_trip_seconds", "n0"] == pytest.approx(0.0005)
+    assert values["moemesh_link_bytes_per_dispatch", "n0"] == 2048
+    assert values["moemesh_link_bytes_per_dispatch", "n1"] == 0
     assert values["moemesh_layer_load_imbalance", "0"] == 4
     assert values["moemesh_layer_load_imbalance", "2"] == 1
     assert ("moemesh_layer_load_imbalance", "1") not in values
