@@ -87,7 +87,7 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.ModelInfo:
         async with answering(context):
             admission.check_model(request.model, self._served.name)
-            return messages.model_info(self._served, self._config.max_message_bytes)
+            return messages.model_info(self._served, self._config)
         raise AssertionError(UNREACHABLE)
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
@@ -105,6 +105,9 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
             request_id=request.request_id,
             tier=request.tier,
             resume_from=request.resume_from,
+            resume_window_s=admission.check_window(
+                request.resume_window_s, self._config.max_resume_s, _samples(request)
+            ),
         )
 
     async def _stream(self, admitted: Admitted, context: Context, answer: answering) -> None:
@@ -122,3 +125,7 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
         admission.check_model(request.model, self._served.name)
         ids = await messages.prompt_of(self._served, request)
         return admission.check_prompt(ids, self._served.limits, room=0)
+
+
+def _samples(request: pb.GenerateRequest | pb.ChatRequest) -> int:
+    return request.sampling.n if request.sampling.HasField("n") else 1
