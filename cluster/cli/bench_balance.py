@@ -50,8 +50,8 @@ class BalancePreset:
     batches: int
     loads: int
     timed: int
-    live: int = 2
-    tokens: int = 60
+    live: int = 3
+    tokens: int = 80
     fits: int = 1
     steps: int = 30
 

@@ -82,7 +82,8 @@ def judge(
     elif share < config.min_gain:
         begin, verdict = False, f"a gain of {gain} is below {config.min_gain:.0%}"
     else:
-        begin, verdict = True, f"moving {moved} bytes in {len(proposal.tables)} stages for {gain}"
+        stages = "1 stage" if len(proposal.tables) == 1 else f"{len(proposal.tables)} stages"
+        begin, verdict = True, f"moving {moved} bytes in {stages} for {gain}"
     after = replace(
         watch,
         reference=load,

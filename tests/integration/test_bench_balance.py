@@ -10,18 +10,13 @@ TIMES = {
     "balance.simulator.least_loaded",
     "balance.simulator.flow",
     "balance.live.p99_gain_of_predicted",
-    *(
-        f"balance.simulator.error_{kind}.{case}"
-        for kind in ("paced", "unpaced")
-        for case in ("tokens64", "nodes2", "zipf1")
-    ),
 }
 """Met or not as the machine is."""
 
 
 def test_every_row_is_judged_and_what_is_no_time_is_met() -> None:
     said: list[str] = []
-    preset = BalancePreset(1, 5, 1, 3, live=1, tokens=8, fits=1, steps=4)
+    preset = BalancePreset(1, 5, 1, 3, live=1, tokens=8, fits=0, steps=0)
     results = {r.id: r for r in measure_balance(preset, said.append)}
     assert said == list(PARTS)
     judged = {id for id, r in results.items() if r.met is not None}

@@ -9,10 +9,15 @@ import numpy as np
 import polars as pl
 import pytest
 
+from cluster.cli.bench_validate import FITTED_ON, paced_nodes
 from cluster.errors import ConfigError
+from cluster.experiments.live.cluster import expert_model
+from cluster.experiments.live.validate import Case, validate, workload_for
 from cluster.experiments.runs import carry_out, gather, run_id, sweep
 from cluster.experiments.sim.inputs import Fault
+from cluster.experiments.sim.profiles import profile
 from cluster.experiments.spec import Spec, read_spec
+from cluster.library.bundled import open_model
 
 SPEC = """
 name: small
@@ -53,6 +58,18 @@ def test_a_simulated_run_of_the_same_cell_is_another_run(spec: Spec) -> None:
     (run,) = spec.runs()
     assert run.live
     assert run_id(run) != run_id(replace(run, live=False))
+
+
+def test_a_fitted_simulator_predicts_what_was_run_live() -> None:
+    """Times are the machine's; that every step of every case is there twice is not."""
+    library = open_model()
+    fitted_on = workload_for(library, replace(FITTED_ON, steps=12, tokens=8))
+    cases = {"more": Case(replace(fitted_on, steps=3, tokens=24), (0, 1, 2))}
+    found = validate(library, paced_nodes(expert_model(library)), profile("n100"), fitted_on, cases)
+    measured, predicted = found["more"].measured, found["more"].predicted
+    assert measured.shape == predicted.shape == (3,)
+    assert (predicted > 6 * 1e-3).all()
+    assert found["more"].error == pytest.approx(abs(np.median(predicted) / np.median(measured) - 1))
 
 
 def test_what_only_the_simulator_has_is_refused(spec: Spec, tmp_path: Path) -> None:

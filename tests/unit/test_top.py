@@ -31,7 +31,7 @@ def status(layers: int, experts: int, steps: int = 0, load: bool = True) -> dict
         "pending": 1,
         "replicated": layers - 1,
         "rebalance": "auto",
-        "decision": "first load: moving 400 bytes in 1 stages for 2.82 ms a step (25%), and so on",
+        "decision": "first load: moving 400 bytes in 1 stage for 2.82 ms a step (25%), and so on",
         "members": [
             *(node | common | {"id": name} for name in NODES),
             {"role": "router", "id": "r", "stats": {"steps": steps, "rows": 8 * steps}} | common,

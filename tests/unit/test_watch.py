@@ -79,10 +79,10 @@ def test_by_hand_nothing_moves_by_itself() -> None:
     assert cluster.watch.said == ""
 
 
-@pytest.mark.parametrize(("seed", "routers"), [(0, 1), (1, 1), (2, 2)])
+@pytest.mark.parametrize(("seed", "routers"), [(0, 1), (1, 2)])
 def test_a_steady_load_is_placed_once(seed: int, routers: int) -> None:
     cluster = Cluster(seed, routers=routers)
-    cluster.serve(150)
+    cluster.serve(100)
     assert len(cluster.begun) <= 1
     assert "first load" in cluster.watch.said
 
@@ -100,10 +100,10 @@ def test_a_load_that_switches_is_placed_once_more(seed: int) -> None:
 
 def test_a_load_that_goes_to_and_fro_does_not_take_the_experts_along() -> None:
     cluster = Cluster(1)
-    for _ in range(15):
+    for _ in range(10):
         cluster.serve(5)
         cluster.serve(5, SKEWED[::-1])
-    assert len(cluster.begun) <= 150 / AUTO.cool_down_s
+    assert len(cluster.begun) <= 100 / AUTO.cool_down_s
     pauses = np.diff(cluster.begun)
     assert (pauses >= AUTO.cool_down_s).all()
 
@@ -116,7 +116,7 @@ def test_a_node_that_slows_down_gets_less() -> None:
     cluster.serve(60)
     assert len(cluster.begun) == before + 1
     assert "node-0 computes at another speed" in cluster.watch.said
-    cluster.serve(100)
+    cluster.serve(60)
     assert len(cluster.begun) == before + 1
 
 

@@ -14,7 +14,7 @@ from cluster.balance.fleet import Floats
 from cluster.dispatch.aio import FrameStream
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
-from cluster.errors import MoemeshError, error_from_wire
+from cluster.errors import error_from_wire
 from cluster.types import EngineRequest
 
 STEP_WITHIN_S = 30.0
@@ -33,7 +33,7 @@ class Generated:
 async def generate(address: str, requests: Sequence[EngineRequest]) -> Generated:
     """Send all requests at once and read their tokens. Raises what a request failed with, and Unavailable."""
     tokens: list[list[int]] = [[] for _ in requests]
-    whole: list[float] = []
+    last: float | None = None
     step_s: list[float] = []
     async with await FrameStream.open(address, identity=Identity("gateway", "experiment", 1)) as stream:
         for number, request in enumerate(requests):
@@ -55,18 +55,12 @@ async def generate(address: str, requests: Sequence[EngineRequest]) -> Generated
                 elif what == "f":
                     left -= 1
                 else:
-                    raise _failure(event)
-            if len(came) < len(requests):
-                whole.clear()
-                continue
-            if whole:
-                step_s.append(now - whole[-1])
-            whole.append(now)
+                    raise error_from_wire(event[0], event[1])
+            whole = len(came) == len(requests)
+            if whole and last is not None:
+                step_s.append(now - last)
+            last = now if whole else None
     return Generated(tuple(map(tuple, tokens)), np.array(step_s))
-
-
-def _failure(event: list[str]) -> MoemeshError:
-    return error_from_wire(event[0], event[1])
 
 
 async def generate_while(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,10 +19,14 @@ from cluster.config import EngineConfig
 from cluster.experiments.live.client import Generated, generate, generate_while
 from cluster.experiments.live.cluster import LiveNode, expert_model, live_cluster
 from cluster.experiments.live.pace import row_rate
+from cluster.fleet.control import SYNC_PERIOD_S
 from cluster.library.reader import Library
 from cluster.types import EngineRequest
 
 Tokens = tuple[tuple[int, ...], ...]
+
+DROPPED_WITHIN_S = 3 * SYNC_PERIOD_S
+"""Nodes let old copies go when their sync tells them that the last table is settled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +84,8 @@ def speed_up(
             return found
 
         meanwhile, decision = asyncio.run(generate_while(address, short, move))
+        time.sleep(DROPPED_WITHIN_S)
+        meanwhile.append(asyncio.run(generate(address, short)))
         after = asyncio.run(generate(address, requests))
         last = PlacementTable.from_wire(controller.status(detail=True)["table"])
     speed = np.asarray(rates, np.float64)
