@@ -73,6 +73,9 @@ class GatewayConfig:
     http_port: None offers no HTTP.
     window: sequences that a router is given at a time, as many as it runs (EngineConfig.max_running); the
         rest wait, at most `max_queued` of them, and none that would wait for longer than max_wait_s.
+    reader_s: how long a write to a client may wait before its stream is cut. request_s: how long an HTTP
+        request may take to come, to the end of its body.
+    max_resume_s: the longest resume window that a request may open.
     drain_s: how long running requests may go on after the gateway was told to stop.
     keys: file of API keys, "" asks for none. guard_health: ask for them on health checks too.
     """
@@ -86,6 +89,9 @@ class GatewayConfig:
     max_queued: int = 256
     max_wait_s: float = 1.0
     max_message_bytes: int = 16 * MiB
+    reader_s: float = 10.0
+    request_s: float = 30.0
+    max_resume_s: float = 60.0
     drain_s: float = 2.0
     tls: TlsFiles | None = None
     keys: str = ""

@@ -48,7 +48,8 @@ NO_TARGET = Target()
 
 @dataclass(frozen=True)
 class Result:
-    """value: the median of `runs` measurements, spread: their smallest and largest.
+    """value: the median of `runs` measurements, spread: their smallest and largest; of a percentile the
+    percentile, and its confidence interval.
 
     calm_runs, disturbed_runs, disturbed: only of figures for which it was watched whether the machine was its
     own (kernelbench/calm.py). Calm measurements alone count; where there is none all do: it is `disturbed`.
@@ -76,6 +77,13 @@ class Result:
 def result(id: str, samples: Sequence[float], unit: str, target: Target = NO_TARGET) -> Result:
     """Judge the median of at least one sample."""
     value = statistics.median(samples)
+    return result_of(id, value, (min(samples), max(samples)), unit, len(samples), target)
+
+
+def result_of(
+    id: str, value: float, spread: tuple[float, float], unit: str, runs: int, target: Target = NO_TARGET
+) -> Result:
+    """Judge a figure that is no median."""
     return Result(
         id=id,
         value=_short(value),
@@ -84,8 +92,8 @@ def result(id: str, samples: Sequence[float], unit: str, target: Target = NO_TAR
         must=target.must,
         aim=target.aim,
         met=target.met(value),
-        spread=(_short(min(samples)), _short(max(samples))),
-        runs=len(samples),
+        spread=(_short(spread[0]), _short(spread[1])),
+        runs=runs,
     )
 
 

@@ -29,8 +29,12 @@ async def admit(
     request_id: str = "",
     tier: str = "",
     resume_from: int = 0,
+    resume_window_s: float = 0.0,
 ) -> Admitted:
-    """Fill in defaults, draw a missing seed and id. Raises InvalidRequest, naming what is wrong."""
+    """Fill in defaults, draw a missing seed and id. resume_window_s: as admission.check_window gave it.
+
+    Raises InvalidRequest, naming what is wrong.
+    """
     tier = admission.check_tier(tier)
     name = admission.check_request_id(request_id, draw_id)
     resume_from = admission.check_resume(resume_from, wishes)
@@ -44,6 +48,7 @@ async def admit(
         sampling,
         tier,
         resume_from,
+        resume_window_s,
         admission.check_stop(wishes.stop),
         admission.check_samples(wishes.n),
         admission.check_priority(wishes.priority),

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import cluster
-from cluster.errors import DeadlineExceeded, InvalidRequest, MoemeshError
+from cluster.errors import DeadlineExceeded, InvalidRequest, MoemeshError, SlowReader
 from cluster.gateway import admission
 from cluster.gateway import open_inference_model as describe
 from cluster.gateway.admission import Admitted
@@ -17,6 +17,7 @@ from cluster.gateway.front import Front
 from cluster.gateway.run import Delta, Run
 from cluster.gateway.status import Context, answering, line_of
 from cluster.gateway.text_tensors import FINAL, Answers, TextRequest, read_request
+from cluster.gateway.writer import Writer
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 
@@ -24,8 +25,11 @@ Send = Callable[[pb.ModelStreamInferResponse], Awaitable[None]]
 
 
 class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
-    def __init__(self, front: Front) -> None:
+    """reader_s: as in GatewayConfig."""
+
+    def __init__(self, front: Front, reader_s: float) -> None:
         self._front = front
+        self._reader_s = reader_s
         self._served = front.served
         self._pool = front.pool
 
@@ -92,15 +96,21 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> None:
         """Requests run side by side; it ends when the client has closed its side."""
-        lock = asyncio.Lock()
+        lock, writer = asyncio.Lock(), Writer(context, self._reader_s)
 
         async def send(response: pb.ModelStreamInferResponse) -> None:
             async with lock:  # gRPC allows one write at a time
-                await context.write(response)
+                await writer.write(response)
 
-        async with answering(context), asyncio.TaskGroup() as requests:
-            async for request in request_iterator:
-                requests.create_task(self._stream_one(request, send))
+        async with answering(context):
+            try:
+                async with asyncio.TaskGroup() as requests:
+                    async for request in request_iterator:
+                        requests.create_task(self._stream_one(request, send))
+            except ExceptionGroup:
+                if writer.error is None:
+                    raise
+                raise writer.error from None
 
     async def _stream_one(self, request: pb.ModelInferRequest, send: Send) -> None:
         """A bad request is answered inside the stream, which stays open for the others."""
@@ -110,6 +120,8 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
             async with _within(text.timeout_s):
                 with Run(self._served, self._pool, admitted) as run:
                     await self._stream_run(run, text, answers, send)
+        except SlowReader:
+            raise  # nobody would read it inside the stream
         except MoemeshError as error:
             failed = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
             failed.parameters[FINAL].bool_param = True

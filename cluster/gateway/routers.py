@@ -141,7 +141,8 @@ class RouterLink:
     def _deliver(self, events: list[Entry], data: memoryview) -> None:
         """One step of the router: the tokens of all its streams of this gateway."""
         payload, ended = Payload(data), False
-        for event in events:
+        # A first token is waited for most, so its reader is woken before the others of the step.
+        for event in sorted(events, key=self._goes_on):
             number, kind = event[0], event[1]
             mailbox = self.outstanding.get(number)
             # A broken event raises before its mailbox is let go, so that its reader hears of it.
@@ -160,6 +161,11 @@ class RouterLink:
             ended = True
         if ended:
             self._on_change()
+
+    def _goes_on(self, event: Entry) -> bool:
+        """False for a first token. Events with a payload keep their order, and so do those of one request."""
+        mailbox = self.outstanding.get(event[0]) if event[1] == "t" else None
+        return mailbox is None or mailbox.started
 
     def _end(self, event: Entry, payload: Payload) -> End | MoemeshError:
         match event[1]:

@@ -166,7 +166,7 @@ def _web_server(
     if config.http_port is None:
         return None
     context = None if certificates is None else certificates.for_http()
-    return HttpServer(build_app(front, config, guard), config.http_host, config.http_port, context)
+    return HttpServer(build_app(front, config, guard), config, config.http_port, context)
 
 
 def check_access(config: GatewayConfig) -> None:

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from cluster.config import GatewayConfig
 from cluster.errors import NodeLost, PortInUse
-from cluster.gateway.http import protocol
 from cluster.gateway.http.body import Fields
 from cluster.gateway.http.openai_request import read_chat
 from cluster.gateway.service import GatewayService
@@ -285,11 +284,8 @@ def test_a_body_beyond_the_limit_is_not_read_to_its_end(router: FakeRouter) -> N
         b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{",
     ],
 )
-def test_a_request_that_does_not_come_to_its_end_is_cut(
-    monkeypatch: pytest.MonkeyPatch, begun: bytes
-) -> None:
-    monkeypatch.setattr(protocol, "REQUEST_S", 0.2)
-    with gateway({}, http_port=0) as service:
+def test_a_request_that_does_not_come_to_its_end_is_cut(begun: bytes) -> None:
+    with gateway({}, http_port=0, request_s=0.2) as service:
         host, port = service.http_address.split(":")
         with socket.create_connection((host, int(port)), timeout=20) as sock:
             sock.sendall(begun)
@@ -315,9 +311,8 @@ def test_raw_bytes_do_no_harm(client: httpx.Client, data: bytes) -> None:
     assert client.get("/health").status_code == 200
 
 
-def test_an_answer_may_take_longer_than_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "REQUEST_S", 0.1)
-    with FakeRouter(paused=True) as router, serving(router) as (_, client):
+def test_an_answer_may_take_longer_than_its_request() -> None:
+    with FakeRouter(paused=True) as router, serving(router, request_s=0.1) as (_, client):
         body = {**GREEDY, "prompt": "abc", "max_tokens": 5, "stream": True}
         with client.stream("POST", "/v1/completions", json=body) as response:
             wait_until(lambda: len(router.running) == 1, "the request")
