@@ -46,7 +46,9 @@ def smoothed(mean: float, value: float) -> float:
 def longest_wait(service_s: float, share: float, most_s: float) -> float:
     """For how long a request may wait for its turn: a part of the time that requests take once they are let
     in, so that those that are accepted are not much slower than on a cluster with places left. Short bursts
-    of short requests wait up to LEAST_WAIT_S all the same."""
+    of short requests wait up to LEAST_WAIT_S all the same. service_s: 0 while unknown."""
+    if service_s == 0:
+        return most_s
     return min(most_s, max(LEAST_WAIT_S, share * service_s))
 
 

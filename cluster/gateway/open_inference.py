@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from google.protobuf.message import DecodeError
+
 import cluster
 from cluster.errors import InvalidRequest, MoemeshError, SlowReader
 from cluster.gateway import admission
@@ -103,10 +105,12 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
                     async with asyncio.TaskGroup() as requests:
                         async for request in request_iterator:
                             requests.create_task(self._stream_one(request, send))
-                except ExceptionGroup:
-                    if writer.error is None:
-                        raise
-                    raise writer.error from None
+                except ExceptionGroup as errors:
+                    if writer.error is not None:
+                        raise writer.error from None
+                    if errors.subgroup(DecodeError) is not None:
+                        raise InvalidRequest("what was sent is no ModelInferRequest") from None
+                    raise
 
     async def _stream_one(self, request: pb.ModelInferRequest, send: Send) -> None:
         """A bad request is answered inside the stream, which stays open for the others."""

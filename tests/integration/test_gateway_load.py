@@ -108,7 +108,7 @@ def test_what_would_wait_too_long_is_refused_with_the_time_to_come_back() -> Non
     async def main() -> None:
         clock = Clock()
         with FakeRouter(paused=True) as router:
-            config = GatewayConfig(window=1, max_queued=100, max_wait_s=3.5, wait_share=9.0)
+            config = GatewayConfig(window=1, max_queued=100, max_wait_s=3.5)
             async with pool_of(router, config=config, clock=clock) as pool:
                 for number in range(4):
                     ask(pool, f"first{number}", tokens=1)
