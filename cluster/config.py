@@ -72,7 +72,8 @@ class GatewayConfig:
         reached from outside without them.
     http_port: None offers no HTTP.
     window: sequences that a router is given at a time, as many as it runs (EngineConfig.max_running); the
-        rest wait, at most `max_queued` of them, and none that would wait for longer than max_wait_s.
+        rest wait, at most `max_queued` of them, and none that would wait for longer than max_wait_s, or than
+        `wait_share` times what requests of late took once they were let in.
     reader_s: how long a write to a client may wait before its stream is cut. request_s: how long an HTTP
         request may take to come, to the end of its body.
     max_resume_s: the longest resume window that a request may open.
@@ -88,6 +89,7 @@ class GatewayConfig:
     window: int = EngineConfig.max_running
     max_queued: int = 256
     max_wait_s: float = 1.0
+    wait_share: float = 0.25
     max_message_bytes: int = 16 * MiB
     reader_s: float = 10.0
     request_s: float = 30.0

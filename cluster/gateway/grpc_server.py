@@ -8,6 +8,7 @@ from grpc_reflection.v1alpha import reflection
 
 from cluster.config import GatewayConfig
 from cluster.errors import PortInUse
+from cluster.gateway.decoding import DecodingInterceptor
 from cluster.gateway.front import Front
 from cluster.gateway.generation import GenerationService
 from cluster.gateway.health import HealthService
@@ -30,8 +31,9 @@ def build(
     front: Front, health: HealthService, config: GatewayConfig, guard: Guard | None = None
 ) -> grpc.aio.Server:
     """guard: None asks nobody for a key."""
+    keys = () if guard is None else (KeyInterceptor(guard, config.guard_health),)
     server = grpc.aio.server(
-        interceptors=() if guard is None else (KeyInterceptor(guard, config.guard_health),),
+        interceptors=(*keys, DecodingInterceptor()),
         options=(
             ("grpc.so_reuseport", 0),  # or a second gateway would share the port in silence
             ("grpc.max_receive_message_length", config.max_message_bytes),
