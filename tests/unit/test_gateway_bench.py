@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_bursts_come_together() -> None:
 
 def test_poisson_gaps_vary_as_exponential_ones_do() -> None:
     times = [arrival.at for arrival in drawn("poisson", 100.0, 200.0, SIZE)]
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     mean = sum(gaps) / len(gaps)
     deviation = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / len(gaps))
     assert deviation == pytest.approx(mean, rel=0.05)
