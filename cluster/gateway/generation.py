@@ -115,6 +115,7 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
             Run(self._served, self._pool, admitted) as run,
             Writer(context, self._config.reader_s) as writer,
         ):
+            await writer.open()
             await writer.write(pb.GenerateResponse(start=messages.start_of(self._served, admitted)))
             try:
                 async for delta in run:

@@ -106,6 +106,7 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
 
         async with answering(context):
             with Writer(context, self._reader_s) as writer:
+                await writer.open()
                 try:
                     async with asyncio.TaskGroup() as requests:
                         async for request in request_iterator:

@@ -39,6 +39,11 @@ class Writer:
     ) -> None:
         self._timer.cancel()
 
+    async def open(self) -> None:
+        """Before the first write: headers wait for no reader. A first write that is cancelled leaves gRPC in
+        doubt about whether they were sent, and then no status can be sent either."""
+        await self._context.send_initial_metadata(())
+
     async def write(self, message: Message) -> None:
         """Raises SlowReader."""
         self._writing, self._since = asyncio.current_task(), self._loop.time()

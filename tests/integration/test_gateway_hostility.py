@@ -133,6 +133,18 @@ class _proper(suppress):
         return super().__exit__(kind, error, trace)
 
 
+def test_a_broken_message_behind_a_good_one_ends_the_stream_with_a_status(server: Server) -> None:
+    """Also where the answer to the good one is just being written."""
+    method, good = hostile.INFER_STREAM[0]
+    for _ in range(30):
+        call = server.channel.stream_stream(method)(
+            iter([good.SerializeToString(), b"\xff\xff"]), timeout=CALL_S
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 @share(25)
 @given(st.sampled_from(hostile.PATHS), hostile.bodies())
 def test_wrong_bodies_over_http(server: Server, path: str, body: bytes) -> None:

@@ -21,7 +21,7 @@ from cluster.cli.gatewaybench.figures import (
     results_of,
 )
 from cluster.cli.report import Result, Target, percentile, result
-from cluster.config import EngineConfig
+from cluster.config import GatewayConfig
 from cluster.router.engine import Engine
 from cluster.types import EngineRequest, RequestId
 
@@ -30,7 +30,7 @@ Progress = Callable[[str], None]
 REQUEST = Size(prompt=16, new=16)
 SCORED = Size(prompt=16, new=0)
 SCORE_RATE = 200.0
-MOST_STREAMS = EngineConfig.max_running
+MOST_STREAMS = GatewayConfig.window
 
 LEAST_S = 6.0
 """For which a cluster is kept busy to learn what it gets through."""
