@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from cluster.balance.fleet import Floats
 from cluster.dispatch.aio import FrameStream
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
+from cluster.dispatch.requests import pack_request
 from cluster.errors import error_from_wire
 from cluster.types import EngineRequest
 
@@ -37,13 +38,7 @@ async def generate(address: str, requests: Sequence[EngineRequest]) -> Generated
     step_s: list[float] = []
     async with await FrameStream.open(address, identity=Identity("gateway", "experiment", 1)) as stream:
         for number, request in enumerate(requests):
-            header = {
-                "n": number,
-                "id": str(request.request_id),
-                "kind": request.kind,
-                "sampling": asdict(request.sampling),
-            }
-            await stream.send(Kind.SUBMIT, header, np.asarray(request.prompt_ids, "<i4").tobytes())
+            await stream.send(Kind.SUBMIT, *pack_request(number, request))
         left = len(requests)
         while left:
             frame = await asyncio.wait_for(stream.recv(), STEP_WITHIN_S)
