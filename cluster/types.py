@@ -48,6 +48,10 @@ MOST_STOP_IDS = 1024
 
 MOST_GRAMMAR_BYTES = 64 << 10
 MOST_PRIORITY = 100
+TIER_EXACT = "exact"
+TIERS = (TIER_EXACT,)
+"""Quality tiers that there are: how far results may depart from the library's bits; `exact` never does."""
+
 GRAMMAR_KINDS: tuple[GrammarKind, ...] = ("json_schema", "regex", "lark")
 
 

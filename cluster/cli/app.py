@@ -24,6 +24,7 @@ VERBS = {
     "down": "down",
     "status": "status",
     "rebalance": "rebalance",
+    "drain": "drain",
     "doctor": "doctor",
     "keys": "keys",
     "generate": "generate",

@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from cluster.controller import rebalance
+from cluster.controller import drain, rebalance
 from cluster.controller import state as decisions
+from cluster.controller.orders import Orders
 from cluster.controller.state import ControllerState, Member, Shape
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.frames import Frame
@@ -18,18 +20,22 @@ from cluster.dispatch.handshake import Identity, error_header
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.server import FrameServer
 from cluster.errors import MoemeshError, ProtocolError
+from cluster.types import NodeId
 
 log = logging.getLogger(__name__)
 
+Placing = Callable[[Mapping[str, Any]], dict[str, Any]]
+
 
 class ControllerService:
-    """Answers SYNC, STATUS, SHUTDOWN and REBALANCE.
+    """Answers SYNC, STATUS, SHUTDOWN, REBALANCE, DRAIN and TIERS.
 
     State is changed on the server's one IO thread, and by the thread that places experts anew, since that
     takes longer than members wait for an answer.
 
     epoch: higher than that of every controller before this one.
     clock: monotonic seconds.
+    orders: what operators asked of an earlier controller; keep: is told what they ask of this one.
     """
 
     def __init__(
@@ -39,8 +45,11 @@ class ControllerService:
         host: str = "127.0.0.1",
         port: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        orders: Orders | None = None,
+        keep: Callable[[Orders], None] = lambda orders: None,
     ) -> None:
-        self._state = ControllerState(epoch=epoch, shape=shape)
+        self._state = ControllerState(epoch=epoch, shape=shape, orders=orders or Orders())
+        self._keep = keep
         self._clock = clock
         self._lock = threading.Lock()
         self._placing = threading.Lock()
@@ -66,21 +75,21 @@ class ControllerService:
         self._server.shutdown()
 
     def _on_frame(self, connection: Connection, frame: Frame) -> None:
-        if frame.kind is Kind.REBALANCE:
+        place = {Kind.REBALANCE: self._rebalance, Kind.DRAIN: self._drain}.get(frame.kind)
+        if place is not None:
             threading.Thread(
-                target=self._rebalance, args=(connection, frame.header), name="rebalance", daemon=True
+                target=self._aside, args=(connection, place, frame.header), name="placing", daemon=True
             ).start()
             return
         with self._lock:
             kind, header = self._answer(frame)  # the server answers with the error that this raises
         connection.send(kind, header)
 
-    def _rebalance(self, connection: Connection, header: Mapping[str, Any]) -> None:
-        """header: `dry_run`, only say what would be done; `force`, do it even if it does not pay."""
+    def _aside(self, connection: Connection, place: Placing, header: Mapping[str, Any]) -> None:
+        """Answer a question that takes longer than members wait for an answer."""
         try:
             with self._placing:
-                answer = self._propose(bool(header.get("dry_run")), bool(header.get("force")))
-            kind = Kind.REPLY
+                kind, answer = Kind.REPLY, place(header)
         except Exception as error:
             if not isinstance(error, MoemeshError):
                 log.exception("no placement could be made")
@@ -88,13 +97,36 @@ class ControllerService:
         with suppress(MoemeshError):  # whoever asked has gone
             connection.send(kind, answer)
 
-    def _propose(self, dry_run: bool, force: bool) -> dict[str, Any]:
+    def _rebalance(self, header: Mapping[str, Any]) -> dict[str, Any]:
+        """header: `dry_run`, only say what would be done; `force`, do it even if it does not pay."""
         proposal = rebalance.propose(self._state)
-        started = bool(proposal.tables) and not dry_run and (force or proposal.decision.worth)
+        worth = bool(header.get("force")) or proposal.decision.worth
+        started = bool(proposal.tables) and worth and not header.get("dry_run")
         if started:
             with self._lock:
                 self._state = rebalance.begin(self._state, proposal)
         return rebalance.describe(proposal) | {"started": started}
+
+    def _drain(self, header: Mapping[str, Any]) -> dict[str, Any]:
+        """header: `node`; `undo`, let it hold experts again, which moves none."""
+        node = NodeId(str(header.get("node", "")))
+        if header.get("undo"):
+            with self._lock:
+                self._order(drain.undrain(self._state, node).orders)
+            return {"node": node, "drained": False}
+        state, proposal = drain.drain(self._state, node)
+        with self._lock:
+            self._state = rebalance.begin(self._state, proposal)
+            self._order(state.orders)
+        return rebalance.describe(proposal) | {
+            "started": bool(proposal.tables),
+            "node": node,
+            "drained": True,
+        }
+
+    def _order(self, orders: Orders) -> None:
+        self._keep(orders)
+        self._state = replace(self._state, orders=orders)
 
     def _answer(self, frame: Frame) -> tuple[Kind, dict[str, Any]]:
         now = self._clock()
@@ -103,7 +135,12 @@ class ControllerService:
             self._state = decisions.sync(self._state, member)
             return Kind.STATE, decisions.view(self._state, member.id, now)
         if frame.kind is Kind.STATUS:
-            return Kind.REPLY, decisions.status(self._state, now)
+            more = decisions.detail(self._state) if frame.header.get("detail") else {}
+            return Kind.REPLY, decisions.status(self._state, now) | more
+        if frame.kind is Kind.TIERS:
+            if (tiers := frame.header.get("tiers")) is not None:
+                self._order(self._state.orders.offering([str(tier) for tier in tiers]))
+            return Kind.REPLY, {"tiers": list(self._state.orders.tiers)}
         if frame.kind is Kind.SHUTDOWN:
             self._state = decisions.stop(self._state)
             return Kind.REPLY, decisions.status(self._state, now)

@@ -29,6 +29,8 @@ class Kind(IntEnum):
     STATUS = 50
     SHUTDOWN = 51
     REBALANCE = 52
+    DRAIN = 54
+    TIERS = 55
 
     REPLY = 64
     ERROR = 65

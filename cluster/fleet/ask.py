@@ -20,14 +20,22 @@ class Controller:
     def __init__(self, address: str) -> None:
         self._client = ControlClient(address, identity=Identity("tool", "moemesh"))
 
-    def status(self) -> dict[str, Any]:
-        """As `cluster.controller.state.status`."""
-        return dict(self._client.call(Kind.STATUS, {}, timeout_s=TIMEOUT_S).header)
+    def status(self, detail: bool = False) -> dict[str, Any]:
+        """As `cluster.controller.state.status`, and with `detail` as its `detail` says besides."""
+        return dict(self._client.call(Kind.STATUS, {"detail": detail}, timeout_s=TIMEOUT_S).header)
 
     def rebalance(self, *, dry_run: bool, force: bool = False) -> dict[str, Any]:
         """As `cluster.controller.rebalance.describe`, with `started`."""
         header = {"dry_run": dry_run, "force": force}
         return dict(self._client.call(Kind.REBALANCE, header, timeout_s=PLACING_S).header)
+
+    def drain(self, node: str) -> dict[str, Any]:
+        """Move all experts off a node: as `rebalance`, with `node` and `drained`."""
+        return dict(self._client.call(Kind.DRAIN, {"node": node}, timeout_s=PLACING_S).header)
+
+    def undrain(self, node: str) -> dict[str, Any]:
+        """Let it hold experts again: {"node", "drained"}."""
+        return dict(self._client.call(Kind.DRAIN, {"node": node, "undo": True}, timeout_s=PLACING_S).header)
 
     def shutdown(self) -> None:
         """Have it tell every role to stop."""

@@ -3,6 +3,7 @@
 state.json   written before the first process starts and after every step, removed by `down`
 token        Ray's authentication token, readable by the owner alone
 epoch        the last epoch of a controller, so that the next one is higher
+orders       what operators asked of it (drained nodes, tiers), for the next one
 logs/        one file a role; kept after a failed start, because the error points there
 """
 
@@ -25,6 +26,7 @@ from cluster.fleet import processes
 from cluster.fleet.processes import Mark
 
 RECORD_VERSION = 1
+ORDERS = "orders"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Folder:
         self.logs = self.path / "logs"
         self.token = self.path / "token"
         self.epoch = self.path / "epoch"
+        self._orders = self.path / ORDERS
         self._state = self.path / "state.json"
 
     def read(self) -> Record | None:
@@ -115,7 +118,7 @@ class Folder:
 
     def forget(self, keep_logs: bool = False) -> None:
         """Remove what a cluster wrote here."""
-        for file in (self._state, self.token, self.epoch):
+        for file in (self._state, self.token, self.epoch, self._orders):
             file.unlink(missing_ok=True)
         if not keep_logs:
             shutil.rmtree(self.logs, ignore_errors=True)

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config import LogFormat
+from cluster.controller.orders import Orders
 from cluster.controller.service import ControllerService
 from cluster.controller.state import Shape
+from cluster.fleet.folder import ORDERS
 from cluster.fleet.roles.process import log_to_file
 
 
 @dataclass(frozen=True)
 class ControllerPlace:
-    """port: the same after a restart, since roles know no other; epoch_file: outlives the process."""
+    """port: the same after a restart, since roles know no other; epoch_file: outlives the process, as does a
+    file beside it with what operators asked for."""
 
     shape: Shape
     host: str
@@ -30,7 +33,15 @@ class ControllerRole:
     def __init__(self, place: ControllerPlace) -> None:
         log_to_file(place.logs, "controller", place.log_format)
         epoch = next_epoch(Path(place.epoch_file))
-        self._service = ControllerService(place.shape, epoch, place.host, place.port)
+        file = Path(place.epoch_file).with_name(ORDERS)
+        self._service = ControllerService(
+            place.shape,
+            epoch,
+            place.host,
+            place.port,
+            orders=read_orders(file),
+            keep=lambda orders: replace_file(file, orders.to_text()),
+        )
         self._service.start()
 
     def pid(self) -> int:
@@ -46,7 +57,20 @@ def next_epoch(file: Path) -> int:
         epoch = int(file.read_text()) + 1
     except FileNotFoundError:
         epoch = 1
-    draft = file.with_suffix(".tmp")
-    draft.write_text(str(epoch))
-    draft.replace(file)
+    replace_file(file, str(epoch))
     return epoch
+
+
+def read_orders(file: Path) -> Orders:
+    """None were given if there is no file. Raises ConfigError if it cannot be read."""
+    try:
+        return Orders.from_text(file.read_text())
+    except FileNotFoundError:
+        return Orders()
+
+
+def replace_file(file: Path, text: str) -> None:
+    """At once or not at all."""
+    draft = file.with_name(f"{file.name}.tmp")
+    draft.write_text(text)
+    draft.replace(file)
