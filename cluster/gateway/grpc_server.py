@@ -8,6 +8,7 @@ from grpc_reflection.v1alpha import reflection
 
 from cluster.config import GatewayConfig
 from cluster.errors import PortInUse
+from cluster.gateway.admin.service import AdminService
 from cluster.gateway.front import Front
 from cluster.gateway.generation import GenerationService
 from cluster.gateway.health import HealthService
@@ -16,20 +17,32 @@ from cluster.gateway.security.certificates import Certificates
 from cluster.gateway.security.guard import Guard
 from cluster.gateway.security.interceptor import KeyInterceptor
 from cluster.gateway.unoffered import Unoffered
-from protos import generation_pb2, generation_pb2_grpc, open_inference_pb2, open_inference_pb2_grpc
+from protos import (
+    admin_pb2,
+    admin_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    open_inference_pb2,
+    open_inference_pb2_grpc,
+)
 
 SERVICES = (
     generation_pb2.DESCRIPTOR.services_by_name["Generation"].full_name,
     open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
+ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 HEALTH = "grpc.health.v1.Health"
 KEEPALIVE_MS = 20_000
 
 
 def build(
-    front: Front, health: HealthService, config: GatewayConfig, guard: Guard | None = None
+    front: Front,
+    health: HealthService,
+    config: GatewayConfig,
+    guard: Guard | None = None,
+    admin: AdminService | None = None,
 ) -> grpc.aio.Server:
-    """guard: None asks nobody for a key."""
+    """guard: None asks nobody for a key. admin: None where there is no controller."""
     server = grpc.aio.server(
         interceptors=() if guard is None else (KeyInterceptor(guard, config.guard_health),),
         options=(
@@ -45,7 +58,11 @@ def build(
     generation_pb2_grpc.add_GenerationServicer_to_server(generation, server)
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInferenceService(front), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
+    listed = [*SERVICES, HEALTH, reflection.SERVICE_NAME]
+    if admin is not None:
+        admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
+        listed.append(ADMIN)
+    reflection.enable_server_reflection(listed, server)
     server.add_generic_rpc_handlers((Unoffered(),))
     return server
 

@@ -153,8 +153,8 @@ def _finish_of(outcome: Outcome) -> pb.Finish:
     )
 
 
-def model_info(served: ServedModel, message_bytes: int) -> pb.ModelInfo:
-    """message_bytes: the largest request that the server reads."""
+def model_info(served: ServedModel, message_bytes: int, tiers: Sequence[str]) -> pb.ModelInfo:
+    """message_bytes: the largest request that the server reads. tiers: offered now."""
     facts = served.facts
     return pb.ModelInfo(
         model=served.name,
@@ -169,7 +169,7 @@ def model_info(served: ServedModel, message_bytes: int) -> pb.ModelInfo:
         embedding_width=facts.hidden,
         variants=facts.variants,
         variant=facts.variant,
-        tiers=admission.TIERS,
+        tiers=tiers,
         chat_template=None if served.template is None else served.template.source,
         eos_token_ids=facts.eos_ids,
         limits=pb.RequestLimits(

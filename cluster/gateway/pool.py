@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
-from cluster.errors import MoemeshError, Overloaded, Unavailable
+from cluster.errors import InvalidRequest, MoemeshError, Overloaded, Unavailable
 from cluster.gateway.caller import Caller, caller, time_left
 from cluster.gateway.line import Line, Pace, left
 from cluster.gateway.mailbox import Bell, End, Mailbox
 from cluster.gateway.meter import Meter
 from cluster.gateway.routers import RouterLink
 from cluster.gateway.security.limits import KeyLimits
-from cluster.types import EngineRequest, FinishReason, RequestId, RouterId
+from cluster.types import TIERS, EngineRequest, FinishReason, RequestId, RouterId
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,8 @@ class RouterPool:
         meter: Meter | None = None,
     ) -> None:
         self.meter = meter or Meter()
+        self.tiers: tuple[str, ...] = TIERS
+        """Those that are offered."""
         self._limits = KeyLimits(self.meter.clock)
         self._identity = identity
         self._config = config
@@ -133,7 +135,8 @@ class RouterPool:
         """Sequences of one request: they share its id. All go to one router.
 
         Raises Overloaded when they do not fit the line or would wait too long in it, RateLimited when the
-        caller's key may not have them now, Unavailable when no router is connected.
+        caller's key may not have them now, Unavailable when no router is connected, InvalidRequest for a tier
+        that is not offered.
         """
         who = caller()
         try:
@@ -191,7 +194,9 @@ class RouterPool:
         await asyncio.gather(*self._closing)
 
     def _check(self, key: str, requests: tuple[EngineRequest, ...]) -> None:
-        """Raises Overloaded or Unavailable for what should not even wait."""
+        """Raises InvalidRequest, Overloaded or Unavailable for what should not even wait."""
+        if (tier := requests[0].tier) not in self.tiers:
+            raise InvalidRequest(f"tier {tier!r} is not offered now; offered: {', '.join(self.tiers)}")
         self._least_busy()
         if not len(self._line) and self._place_for(len(requests)) is not None:
             return

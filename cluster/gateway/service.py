@@ -16,6 +16,8 @@ from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
 from cluster.errors import ClusterError, PortInUse, StartFailed
 from cluster.gateway import grpc_server
+from cluster.gateway.admin.link import ControllerLink
+from cluster.gateway.admin.service import AdminService
 from cluster.gateway.cluster_view import ClusterView
 from cluster.gateway.front import Front
 from cluster.gateway.grpc_server import SERVICES, join_address
@@ -41,10 +43,14 @@ class GatewayService:
     gateway's own loop, so a busy control thread does not delay a token.
     """
 
-    def __init__(self, config: GatewayConfig, served: ServedModel, name: str = "gateway") -> None:
+    def __init__(
+        self, config: GatewayConfig, served: ServedModel, name: str = "gateway", controller: str = ""
+    ) -> None:
+        """controller: "host:port" of who decides for the cluster; "" offers no moemesh.v1.Admin."""
         self._config = config
         self._served = served
         self._identity = Identity("gateway", name, secrets.randbits(32), served.library)
+        self._controller = ControllerLink(controller, self._identity) if controller else None
         self._front: Front | None = None
         self._cluster = ClusterView()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -90,8 +96,16 @@ class GatewayService:
             self._loop.call_soon_threadsafe(self._front.pool.update, named)
 
     def tell(self, cluster: Mapping[str, Any]) -> None:
-        """What the controller says of the whole cluster, for the metrics."""
+        """What the controller says of the whole cluster, for metrics and watchers. Needs start()."""
         self._cluster.update(cluster)
+        assert self._loop is not None, "start() first"
+        with contextlib.suppress(RuntimeError):  # the loop has closed: shutdown() was faster
+            self._loop.call_soon_threadsafe(self._told)
+
+    def _told(self) -> None:
+        assert self._front is not None, "start() first"
+        self._front.pool.tiers = self._cluster.tiers
+        self._cluster.announce()
 
     def stats(self) -> dict[str, Any]:
         """Counts of now, for status displays: {"outstanding", "queued", "routers"}."""
@@ -129,7 +143,7 @@ class GatewayService:
         front = Front(self._served, pool, readiness, self._cluster)
         guard = Guard(Path(config.keys)) if config.keys else None
         certificates = Certificates(config.tls) if config.tls else None
-        server = grpc_server.build(front, health, config, guard)
+        server = grpc_server.build(front, health, config, guard, self._admin(guard))
         web = _web_server(front, config, guard, certificates)
         http_port = 0 if web is None else web.bind()
         try:
@@ -152,12 +166,19 @@ class GatewayService:
         finally:
             # First say so, then let running requests end, then cut them.
             health.close()
+            self._cluster.close()
             watching.cancel()
             stopping = [server.stop(self._grace_s)]
             if web is not None:
                 stopping.append(web.stop(self._grace_s))
             await asyncio.gather(*stopping)
             await pool.close()
+
+    def _admin(self, guard: Guard | None) -> AdminService | None:
+        if self._controller is None:
+            return None
+        guarded = guard is not None or _is_loopback(self._config.host)
+        return AdminService(self._controller, self._cluster, guarded)
 
 
 def _web_server(

@@ -38,7 +38,7 @@ class GatewayRole(ControlledRole):
         dtype = kv_dtype(library.manifest.trunk.floating, self._engine.kv)
         context = longest_sequence(library.spec, self._engine, dtype)
         served = ServedModel.of(library, context, self._place.variant)
-        service = GatewayService(self._config, served, self.name)
+        service = GatewayService(self._config, served, self.name, self._place.controller)
         self.address = service.start()
         self._service = service
 
