@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -9,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 from cluster.config import GatewayConfig
 from cluster.errors import PortInUse
 from cluster.gateway.admin.service import AdminService
+from cluster.gateway.arrival import ArrivalInterceptor
 from cluster.gateway.front import Front
 from cluster.gateway.generation import GenerationService
 from cluster.gateway.health import HealthService
@@ -41,10 +44,15 @@ def build(
     config: GatewayConfig,
     guard: Guard | None = None,
     admin: AdminService | None = None,
+    traced: bool = False,
 ) -> grpc.aio.Server:
-    """guard: None asks nobody for a key. admin: None where there is no controller."""
+    """guard: None asks nobody for a key. admin: None where there is no controller. traced: note when requests
+    arrive, and with which trace context."""
+    interceptors: list[grpc.aio.ServerInterceptor[Any, Any]] = [ArrivalInterceptor()] if traced else []
+    if guard is not None:
+        interceptors.append(KeyInterceptor(guard, config.guard_health))
     server = grpc.aio.server(
-        interceptors=() if guard is None else (KeyInterceptor(guard, config.guard_health),),
+        interceptors=interceptors,
         options=(
             ("grpc.so_reuseport", 0),  # or a second gateway would share the port in silence
             ("grpc.max_receive_message_length", config.max_message_bytes),

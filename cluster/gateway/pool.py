@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
 from cluster.errors import InvalidRequest, MoemeshError, Overloaded, Unavailable
-from cluster.gateway.caller import Caller, caller, time_left
+from cluster.gateway.caller import Caller, caller, set_request, time_left
 from cluster.gateway.line import Line, Pace, left
 from cluster.gateway.mailbox import Bell, End, Mailbox
-from cluster.gateway.meter import Meter
+from cluster.gateway.meter import FAILED, Meter
 from cluster.gateway.routers import RouterLink
 from cluster.gateway.security.limits import KeyLimits
+from cluster.gateway.spans import GatewaySpans, RequestSpan
 from cluster.types import TIERS, EngineRequest, FinishReason, RequestId, RouterId
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Ticket:
     mailboxes: tuple[Mailbox, ...]
     link: RouterLink | None = None
     numbers: tuple[int, ...] = ()
+    span: RequestSpan | None = None
 
     @property
     def request_id(self) -> RequestId:
@@ -58,6 +60,8 @@ class Ticket:
 
     def let_in(self, link: RouterLink) -> None:
         self.link = link
+        if self.span is not None:
+            self.span.let_in(link.name)
         self.numbers = tuple(map(link.submit, self.requests, self.mailboxes))
 
     def drop(self, place: int, reason: FinishReason = "aborted") -> None:
@@ -84,7 +88,10 @@ class RouterPool:
         config: GatewayConfig,
         on_ready: Callable[[bool], None],
         meter: Meter | None = None,
+        spans: GatewaySpans | None = None,
     ) -> None:
+        """spans: None traces no request."""
+        self._spans = spans
         self.meter = meter or Meter()
         self.tiers: tuple[str, ...] = TIERS
         """Those that are offered."""
@@ -139,18 +146,24 @@ class RouterPool:
         that is not offered.
         """
         who = caller()
+        span = None if self._spans is None else self._spans.begin(requests, who.id)
+        set_request(requests[0].request_id, "" if span is None else span.trace_id)
         try:
             self._check(who.id, requests)
             self._limits.enter(who)
         except MoemeshError as error:
             self.meter.refuse(type(error).__name__)
+            if span is not None:
+                span.refuse(error)
             raise
+        if span is not None and span.traceparent:
+            requests = tuple(dataclasses.replace(each, trace=span.traceparent) for each in requests)
         first, bell = requests[0], Bell()
         mailboxes = tuple(
             Mailbox(each.request_id, each.sampling.max_tokens, bell, self.meter.request(len(each.prompt_ids)))
             for each in requests
         )
-        ticket = Ticket(who, requests, mailboxes)
+        ticket = Ticket(who, requests, mailboxes, span=span)
         if (replaced := self._tickets.get((who.id, first.request_id))) is not None:
             self._limits.leave(replaced.owner)
         self._tickets[who.id, first.request_id] = ticket
@@ -273,12 +286,18 @@ class RouterPool:
 
 
 def _report(ticket: Ticket) -> None:
-    """One line of log a request; of its content only sizes."""
+    """One line of log a request, and the end of its span; of its content only sizes."""
+    reasons = [mailbox.reason for mailbox in ticket.mailboxes]
+    tokens = sum(mailbox.received for mailbox in ticket.mailboxes)
+    if ticket.span is not None:
+        ticket.span.end(tokens, reasons, failed=FAILED in reasons)
     fields = {
         "request_id": ticket.request_id,
         "key": ticket.owner.id,
         "prompt_tokens": ticket.prompt_tokens,
-        "tokens": sum(mailbox.received for mailbox in ticket.mailboxes),
-        "ended": ",".join(mailbox.reason for mailbox in ticket.mailboxes),
+        "tokens": tokens,
+        "ended": ",".join(reasons),
     }
+    if ticket.span is not None and ticket.span.trace_id:
+        fields["trace_id"] = ticket.span.trace_id
     log.info("request", extra={"fields": fields})

@@ -10,7 +10,7 @@ import secrets
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
@@ -23,13 +23,18 @@ from cluster.gateway.front import Front
 from cluster.gateway.grpc_server import SERVICES, join_address
 from cluster.gateway.health import HealthService
 from cluster.gateway.http.app import build_app
+from cluster.gateway.http.arriving import Arriving
 from cluster.gateway.http.server import HttpServer
 from cluster.gateway.pool import RouterPool
 from cluster.gateway.readiness import Readiness
 from cluster.gateway.security.certificates import Certificates
 from cluster.gateway.security.guard import Guard
 from cluster.gateway.served import ServedModel
+from cluster.gateway.spans import GatewaySpans
 from cluster.types import RouterId
+
+if TYPE_CHECKING:
+    from cluster.otel import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +49,16 @@ class GatewayService:
     """
 
     def __init__(
-        self, config: GatewayConfig, served: ServedModel, name: str = "gateway", controller: str = ""
+        self,
+        config: GatewayConfig,
+        served: ServedModel,
+        name: str = "gateway",
+        controller: str = "",
+        telemetry: Telemetry | None = None,
     ) -> None:
-        """controller: "host:port" of who decides for the cluster; "" offers no moemesh.v1.Admin."""
+        """controller: "host:port" of who decides for the cluster; "" offers no moemesh.v1.Admin.
+        telemetry: None traces no request; shut down by its owner."""
+        self._spans = None if telemetry is None else GatewaySpans(telemetry, served.name)
         self._config = config
         self._served = served
         self._identity = Identity("gateway", name, secrets.randbits(32), served.library)
@@ -138,13 +150,19 @@ class GatewayService:
     async def _serve(self) -> None:
         config = self._config
         health = HealthService((*SERVICES, self._served.name))
-        pool = RouterPool(self._identity, config, lambda connected: readiness.routers_changed(connected))
+        pool = RouterPool(
+            self._identity,
+            config,
+            lambda connected: readiness.routers_changed(connected),
+            spans=self._spans,
+        )
         readiness = Readiness(pool, health.set)
         front = Front(self._served, pool, readiness, self._cluster)
+        traced = self._spans is not None
         guard = Guard(Path(config.keys)) if config.keys else None
         certificates = Certificates(config.tls) if config.tls else None
-        server = grpc_server.build(front, health, config, guard, self._admin(guard))
-        web = _web_server(front, config, guard, certificates)
+        server = grpc_server.build(front, health, config, guard, self._admin(guard), traced)
+        web = _web_server(front, config, guard, certificates, traced)
         http_port = 0 if web is None else web.bind()
         try:
             port = grpc_server.bind(server, config.host, config.port, certificates)
@@ -182,12 +200,19 @@ class GatewayService:
 
 
 def _web_server(
-    front: Front, config: GatewayConfig, guard: Guard | None, certificates: Certificates | None
+    front: Front,
+    config: GatewayConfig,
+    guard: Guard | None,
+    certificates: Certificates | None,
+    traced: bool,
 ) -> HttpServer | None:
     if config.http_port is None:
         return None
     context = None if certificates is None else certificates.for_http()
-    return HttpServer(build_app(front, config, guard), config.http_host, config.http_port, context)
+    app = build_app(front, config, guard)
+    if traced:
+        app = Arriving(app)
+    return HttpServer(app, config.http_host, config.http_port, context)
 
 
 def check_access(config: GatewayConfig) -> None:
