@@ -73,6 +73,9 @@ class GatewayConfig:
     http_port: None offers no HTTP.
     window: sequences that a router is given at a time, as many as it runs (EngineConfig.max_running); the
         rest wait, at most `max_queued` of them, and none that would wait for longer than max_wait_s.
+    reader_s: how long a write to a client may wait before its stream is cut. request_s: how long an HTTP
+        request may take to come, to the end of its body.
+    max_resume_s: the longest resume window that a request may open.
     drain_s: how long running requests may go on after the gateway was told to stop.
     keys: file of API keys, "" asks for none. guard_health: ask for them on health checks too.
     """
@@ -86,6 +89,9 @@ class GatewayConfig:
     max_queued: int = 256
     max_wait_s: float = 1.0
     max_message_bytes: int = 16 * MiB
+    reader_s: float = 10.0
+    request_s: float = 30.0
+    max_resume_s: float = 60.0
     drain_s: float = 2.0
     tls: TlsFiles | None = None
     keys: str = ""
@@ -97,6 +103,32 @@ class LogFormat(StrEnum):
 
     text = "text"
     json = "json"
+
+
+class Rebalance(StrEnum):
+    """Who moves experts: the controller by itself, or whoever calls `moemesh rebalance`."""
+
+    auto = "auto"
+    manual = "manual"
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """rebalance: manual where all nodes share one machine, where moving work gains nothing.
+
+    settle_tokens: tokens of new load that are awaited before experts are placed for it.
+    min_gain: part of the experts' time in a step that moves must save. horizon: steps within which they must
+        pay for themselves. cool_down_s: pause after a decision, and after its last move.
+    move_share: part of each link that moves may use. move_bytes: most bytes of one rebalancing; 0: no limit.
+    """
+
+    rebalance: Rebalance = Rebalance.manual
+    settle_tokens: int = 1024
+    min_gain: float = 0.05
+    horizon: float = 1000.0
+    cool_down_s: float = 30.0
+    move_share: float = 0.25
+    move_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,3 +158,4 @@ class ClusterConfig:
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     log_format: LogFormat = LogFormat.text
     tracing: TracingConfig = field(default_factory=TracingConfig)
+    controller: ControllerConfig = field(default_factory=ControllerConfig)

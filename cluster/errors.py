@@ -13,8 +13,10 @@
     ├── Overloaded                   RESOURCE_EXHAUSTED   try again after `retry_after_s`
     │   └── RateLimited              RESOURCE_EXHAUSTED   the key's own limit, whatever others do
     ├── TooLarge                     RESOURCE_EXHAUSTED   a request beyond the limit of bytes
+    ├── SlowReader                   RESOURCE_EXHAUSTED   a client that does not read its answer
     ├── Unavailable                  UNAVAILABLE          not ready, draining, or a peer is gone
     │   └── NodeLost                 UNAVAILABLE          an expert node died and did not come back in time
+    ├── DeadlineExceeded             DEADLINE_EXCEEDED    it took longer than it may
     ├── RequestAborted               CANCELLED
     ├── NonFinite                    INTERNAL             NaN or Inf in the activations of a layer
     ├── ModelError                   FAILED_PRECONDITION  a checkpoint we cannot serve
@@ -94,12 +96,24 @@ class TooLarge(MoemeshError):
     code = "RESOURCE_EXHAUSTED"
 
 
+class SlowReader(MoemeshError):
+    code = "RESOURCE_EXHAUSTED"
+
+    @classmethod
+    def after(cls, seconds: float) -> SlowReader:
+        return cls(f"nothing of the answer was read for {seconds:g} s; read faster, or ask for less at once")
+
+
 class Unavailable(MoemeshError):
     code = "UNAVAILABLE"
 
 
 class NodeLost(Unavailable):
     pass
+
+
+class DeadlineExceeded(MoemeshError):
+    code = "DEADLINE_EXCEEDED"
 
 
 class RequestAborted(MoemeshError):

@@ -39,8 +39,9 @@ from kernels.jit import (
 from kernels.layout import ROWS
 from kernels.prefill import MANY, down_many, gate_up_many
 from kernels.quantise import bf16_of_row, planes_of_rows
-from kernels.simd import load_f32x16, readonly
+from kernels.simd import keep, load_f32x16, place, readonly, stream_end
 from kernels.simd.wide import piece
+from kernels.slabs import ffn_group, slab_scratch
 from kernels.tiles import chain_1, chain_4, put, put_planes, swiglu, swiglu_int
 
 
@@ -107,8 +108,8 @@ def next_tile(w, base, offset, group, at, step, left, done, more):
     if done < left:
         return at + done * step
     if more:
-        place, _ = block_at(w, base[group + 1] + offset, 0)
-        return place
+        following, _ = block_at(w, base[group + 1] + offset, 0)
+        return following
     return at
 
 
@@ -237,18 +238,28 @@ def ffn_int(
 ):
     """gate_up_int, quantise_planes and down_int of groups begin..end, one group after the other.
 
-    Every group has fewer than prefill.MANY rows. rounded: [P, Hp] uint16, the bf16 bits of their rows of out;
-    or no rows, and they are not asked for.
-    Arguments as theirs; inner [P, Fp] float32, hi, lo, sums_hi, sums_lo and inner_scale are scratch of which
-    only the rows of these groups are touched.
+    rounded: [P, Hp] uint16, the bf16 bits of their outputs, for which rows of out are scratch; or no rows,
+    and outputs are wanted in out.
+    Other arguments as theirs; inner [P, Fp] float32, hi, lo, sums_hi, sums_lo and inner_scale are scratch of
+    which only the rows of these groups are touched.
     """
     blocks, columns = inner.shape[1] // ROWS, out.shape[1] // ROWS
     upper, lower, scales = readonly(hi), readonly(lo), readonly(inner_scale)
     sums_upper, sums_lower = readonly(sums_hi), readonly(sums_lo)
+    narrow, stride = rounded.shape[0] > 0, out.shape[1]
+    results = place(rounded, 0) if narrow else place(out, 0)
+    width = inner.shape[1]
+    x = slab_scratch(group_start, begin, end, q.shape[1], width)
     for group in range(begin, end):
+        pair, stop = group_start[group], group_start[group + 1]
+        if stop - pair >= MANY:
+            ffn_group(
+                x, w, base[group], base[group] + down_offset, row_of, q, sums, scale, width, inner_scale,
+                results, stride, narrow, order, pair, stop,
+            )  # fmt: skip
+            continue
         first, last = group * blocks, (group + 1) * blocks
         gate_up_items(w, base, group_start, row_of, q, sums, scale, blocks, inner, first, last)
-        pair, stop = group_start[group], group_start[group + 1]
         planes_of_rows(inner, hi, lo, inner_scale, sums_hi, sums_lo, pair, stop)
         first, last = group * columns, (group + 1) * columns
         down_items(
@@ -266,9 +277,12 @@ def ffn_int(
             first,
             last,
         )
-        if rounded.shape[0]:
-            for place in range(pair, stop):
-                bf16_of_row(out, rounded, order[place])
+        if narrow:
+            for p in range(pair, stop):
+                bf16_of_row(out, rounded, order[p])
+    if len(x):
+        stream_end()
+    keep(x)
 
 
 @kernel(VOID(BYTES, I64_1R, I64_1R, I64_1R, F32_2R, INT, F32_2, INT, INT))

@@ -3,7 +3,7 @@
 
 The unit is an *activation tile* of 16 rows. In scratch it is
 
-    int32 [16][16]          where each row's accumulators start: (DOT_BIAS - 128) * Σ a in every lane, which
+    int32 [16][16]          what is added to each row's products: (DOT_BIAS - 128) * Σ a in every lane, which
                             undoes the zero point of unsigned weights (kernels/dots.py)
     int8  [K/64][16][64]    the rows, 64 inputs after 64 inputs; rows past the last are zeros
 
@@ -13,7 +13,7 @@ m_g (u - 8) + 128, a byte (NUMERICS section 1), and is then an int8 block: the s
 kernels/dots.py finds, in any order of summing.
 
 Blocks are taken in pairs, a *strip* of inputs at a time. While one strip is multiplied, each of its turns
-(64 inputs of two tiles) also does a share of what comes before and after: it expands the next strip, or
+(128 inputs of two tiles) also does a share of what comes before and after: it expands the next strip, or
 asks for it from memory, and turns products of the last pair into outputs (`finish`). Tile instructions
 leave the vector units free for that.
 
@@ -78,11 +78,40 @@ def tiles_of(rows, planes):
 
 
 @inline
+def rows_that_fit(planes, width):
+    return max(2 * TILE, PANEL_BYTES // (planes * tile_bytes(width)) * TILE)
+
+
+@inline
+def most_at_once(rows, planes, width):
+    """Rows that are ever packed together of a group of `rows` rows, or of one of fewer.
+
+    A smaller group may take more at once than a larger one, which is cut into equally long passes.
+    """
+    return min(rows, (rows_that_fit(planes, width) + 2 * TILE - 1) // (2 * TILE) * (2 * TILE))
+
+
+@inline
 def rows_at_once(rows, planes, width):
     """Rows to pack for each pass over the weights, so that they fit and passes are equally long."""
-    limit = max(2 * TILE, PANEL_BYTES // (planes * tile_bytes(width)) * TILE)
+    limit = rows_that_fit(planes, width)
     passes = (rows + limit - 1) // limit
     return ((rows + passes - 1) // passes + 2 * TILE - 1) // (2 * TILE) * (2 * TILE)
+
+
+@inline
+def product_at(products, row, planes):
+    """Byte offset of a row's 16 integers with the first block of a pair.
+
+    With the second block they are STEP further, those of the second plane 2 STEP further.
+    """
+    return products + row // TILE * (2 * planes * STEP) + row % TILE * (ROWS * 4)
+
+
+@inline
+def offset_at(row, plane, planes, width):
+    """Byte offset of what is added to each of a row's integers."""
+    return (row // TILE * planes + plane) * tile_bytes(width) + row % TILE * (ROWS * 4)
 
 
 @inline
@@ -98,9 +127,15 @@ def strips_at(tiles, width, number):
 
 
 @inline
-def scratch(tiles, width):
-    """Bytes for `tiles` activation tiles, 64-byte aligned. Whoever works on places in it keeps it."""
-    whole = np.empty(strips_at(tiles, width, 0) + 4 * STRIP_BYTES + ALIGN, np.uint8)
+def scratch_bytes(tiles, width):
+    """Bytes for `tiles` activation tiles, their products and the strips they are multiplied with."""
+    return strips_at(tiles, width, 0) + 4 * STRIP_BYTES
+
+
+@inline
+def aligned(size):
+    """Bytes from a cache line's first on, at least `size`. Whoever works on places in it keeps it."""
+    whole = np.empty(size + ALIGN, np.uint8)
     return whole[-whole.ctypes.data & (ALIGN - 1) :]
 
 
@@ -192,10 +227,16 @@ def fetch_groups(x, w, width, strip, begin, end):
 @inline
 def side_work(work, turn):
     """A turn's share of fetching the next strip and of finishing the last pair."""
-    x, w, width, strip, fetched, started, finish, job, products, pair, rows, finished = work
+    x, w, width, strip, fetched, started, finish, job, scales, products, pair, rows, finished = work
     fetch_groups(x, w, width, strip, (turn - started) * fetched, (turn - started + 1) * fetched)
     if pair >= 0:
-        finish(job, products, pair, turn * finished, min(rows, (turn + 1) * finished))
+        finish(job, scales, x, products, pair, turn * finished, min(rows, (turn + 1) * finished))
+
+
+@inline
+def turns_of(inputs):
+    """Turns of a pass over a strip: two times 64 inputs each (kernels/simd/multiply.py)."""
+    return (inputs // GROUP + 1) // 2
 
 
 @inline
@@ -206,43 +247,54 @@ def multiply_strip(x, tiles, width, w, strip, out, work, turn):
     w1 = place(w, at1 + k * ROWS) if in_place else place(x, to + STRIP_BYTES)
     size = tile_bytes(width)
     for tile in range(0, tiles, 2):
-        s00 = s01 = tile * size
-        s10 = s11 = s00 + size
-        a0 = s00 + STEP + k * TILE
-        if k > 0:
-            s00, s01, s10, s11 = out, out + STEP, out + 2 * STEP, out + 3 * STEP
+        a0 = tile * size + STEP + k * TILE
         if tile + 1 < tiles:
-            multiply_2(x, s00, s01, s10, s11, a0, a0 + size, w0, w1, steps, out, side_work, work, turn)
+            multiply_2(x, a0, a0 + size, w0, w1, steps, k == 0, out, side_work, work, turn)
         else:
-            multiply_1(x, s00, s01, a0, w0, w1, steps, out, side_work, work, turn)
-        turn += steps
+            multiply_1(x, a0, w0, w1, steps, k == 0, out, side_work, work, turn)
+        turn += (steps + 1) // 2
         out += 4 * STEP
 
 
 @inline
-def multiply_matrix(x, tiles, rows, width, w, matrix, first, last, finish, job):
+def multiply_matrix(x, tiles, rows, width, w, matrix, first, last, scales_of, finish, job):
     """Blocks first..last of the matrix at byte `matrix` of w, times the `rows` rows in x's activation tiles.
 
-    x and w are places. finish(job, products, pair, begin, end) turns rows begin..end of the products at the
-    place `products` into outputs; pair i is blocks first + 2 i and the next one, or itself at the end.
+    x and w are places. Pair i is blocks first + 2 i and the next one, or itself at the end. scales_of(job, i)
+    loads what is the same for all of its rows, and finish(job, scales, x, products, i, begin, end) turns rows
+    begin..end of its products, at byte `products` of x, into outputs.
     """
     strips = (width + STRIP - 1) // STRIP
     pairs = (last - first + 1) // 2
     passes = (tiles + 1) // 2
-    turns = passes * (width // GROUP)
-    finished = (rows + turns - 1) // turns
+    finished = (rows + passes * turns_of(width) - 1) // (passes * turns_of(width))
     strip = strip_of(w, matrix, first, last, width, tiles, 0)
     fetch_groups(x, w, width, strip, 0, 2 * width // GROUP)
     tiles_begin()
     for number in range(pairs * strips):
-        pair, started = number // strips, number % strips * (STRIP // GROUP) * passes
+        pair, started = number // strips, number % strips * turns_of(STRIP) * passes
         following = strip_of(w, matrix, first, last, width, tiles, number + 1)
-        fetched = (2 * STRIP // GROUP + passes * strip[8] - 1) // (passes * strip[8])
+        turns = passes * turns_of(strip[8] * GROUP)
+        fetched = (2 * STRIP // GROUP + turns - 1) // turns
         if number + 1 == pairs * strips:
             fetched = 0
-        before = place(x, products_at(tiles, width, pair - 1))
-        work = (x, w, width, following, fetched, started, finish, job, before, pair - 1, rows, finished)
+        before, scales = products_at(tiles, width, pair - 1), scales_of(job, max(0, pair - 1))
+        work = (
+            x,
+            w,
+            width,
+            following,
+            fetched,
+            started,
+            finish,
+            job,
+            scales,
+            before,
+            pair - 1,
+            rows,
+            finished,
+        )
         multiply_strip(x, tiles, width, w, strip, products_at(tiles, width, pair), work, started)
         strip = following
     tiles_end()
-    finish(job, place(x, products_at(tiles, width, pairs - 1)), pairs - 1, 0, rows)
+    finish(job, scales_of(job, pairs - 1), x, products_at(tiles, width, pairs - 1), pairs - 1, 0, rows)

@@ -16,8 +16,29 @@ import numpy as np
 from kernels.blocks import block_at, row_scales
 from kernels.jit import inline
 from kernels.layout import ROWS
-from kernels.panels import STEP, TILE, multiply_matrix, pack_tile, rows_at_once, scratch, tiles_of
-from kernels.simd import keep, load_f32, load_i32x16, load_i64, place, stream_end, stream_f32x16
+from kernels.panels import (
+    STEP,
+    TILE,
+    aligned,
+    most_at_once,
+    multiply_matrix,
+    offset_at,
+    pack_tile,
+    product_at,
+    rows_at_once,
+    scratch_bytes,
+    tiles_of,
+)
+from kernels.simd import (
+    keep,
+    load_f32,
+    load_i32x16,
+    load_i64,
+    place,
+    stream_bf16x16,
+    stream_end,
+    stream_f32x16,
+)
 from kernels.tiles import scaled, scaled_planes, swiglu_int
 
 MANY = 16
@@ -35,10 +56,10 @@ def most_rows(group_start, first, last):
 
 @inline
 def scratch_for(rows, planes, width):
-    """Scratch for a group of that many rows; nothing if they are few."""
+    """Scratch for groups of up to that many rows; nothing if they are few."""
     if rows < MANY:
         return np.empty(0, np.uint8)
-    return scratch(tiles_of(min(rows, rows_at_once(rows, planes, width)), planes), width)
+    return aligned(scratch_bytes(tiles_of(most_at_once(rows, planes, width), planes), width))
 
 
 @inline
@@ -56,12 +77,6 @@ def pack_planes(x, hi, lo, sums_hi, sums_lo, rows):
 
 
 @inline
-def product_at(row, planes):
-    """Byte offset of a row's 16 integers with the first block; with the second they are STEP further."""
-    return row // TILE * (2 * planes * STEP) + row % TILE * (ROWS * 4)
-
-
-@inline
 def scales_of_pair(w, matrix, block, other, width):
     at0, kind0 = block_at(w, matrix, block)
     at1, kind1 = block_at(w, matrix, other)
@@ -69,49 +84,76 @@ def scales_of_pair(w, matrix, block, other, width):
 
 
 @inline
-def finish_gate_up(job, products, pair, begin, end):
-    """Hidden values of group rows begin..end, whose inputs are rows[begin..end], at one gate block."""
-    w, matrix, block, width, rows, scale, out, stride = job
-    block += pair
-    gate_scales, up_scales = scales_of_pair(w, matrix, 2 * block, 2 * block + 1, width)
-    for i in range(begin, end):
-        at = product_at(i, 1)
-        gate, up = load_i32x16(products, at), load_i32x16(products, at + STEP)
-        row_scale = load_f32(scale, load_i64(rows, i * 8) * 4)
-        y = swiglu_int(gate, up, row_scale, gate_scales, up_scales)
-        stream_f32x16(out, (i * stride + block * ROWS) * 4, y)
+def gate_up_scales(job, pair):
+    w, matrix, block, width, _, _, _, _ = job
+    return scales_of_pair(w, matrix, 2 * (block + pair), 2 * (block + pair) + 1, width)
 
 
 @inline
-def finish_rows(job, products, pair, begin, end):
+def gate_up_at(x, products, i, width, rows, scale, scales):
+    """Inner values of group row i, whose input is row rows[i], out of a pair's products."""
+    gate_scales, up_scales = scales
+    at, zero = product_at(products, i, 1), load_i32x16(x, offset_at(i, 0, 1, width))
+    gate, up = load_i32x16(x, at) + zero, load_i32x16(x, at + STEP) + zero
+    row_scale = load_f32(scale, load_i64(rows, i * 8) * 4)
+    return swiglu_int(gate, up, row_scale, gate_scales, up_scales)
+
+
+@inline
+def finish_gate_up(job, scales, x, products, pair, begin, end):
+    """Hidden values of group rows begin..end, whose inputs are rows[begin..end], at one gate block."""
+    _, _, block, width, rows, scale, out, stride = job
+    for i in range(begin, end):
+        y = gate_up_at(x, products, i, width, rows, scale, scales)
+        stream_f32x16(out, (i * stride + (block + pair) * ROWS) * 4, y)
+
+
+@inline
+def row_scales_of(job, pair):
+    w, matrix, block, last, width = job[:5]
+    block += 2 * pair
+    return scales_of_pair(w, matrix, block, min(block + 1, last - 1), width)
+
+
+@inline
+def finish_rows(job, scales, x, products, pair, begin, end):
     """Outputs of rows begin..end, one plane, in two blocks."""
-    w, matrix, block, last, width, scale, out, stride = job
+    _, _, block, last, width, scale, out, stride = job
     block += 2 * pair
     other = min(block + 1, last - 1)
-    s0, s1 = scales_of_pair(w, matrix, block, other, width)
+    s0, s1 = scales
     for i in range(begin, end):
-        at = product_at(i, 1)
-        i0, i1 = load_i32x16(products, at), load_i32x16(products, at + STEP)
+        at, zero = product_at(products, i, 1), load_i32x16(x, offset_at(i, 0, 1, width))
+        i0, i1 = load_i32x16(x, at) + zero, load_i32x16(x, at + STEP) + zero
         row_scale = load_f32(scale, i * 4)
         stream_f32x16(out, (i * stride + block * ROWS) * 4, scaled(i0, row_scale, s0))
         stream_f32x16(out, (i * stride + other * ROWS) * 4, scaled(i1, row_scale, s1))
 
 
 @inline
-def finish_planes(job, products, pair, begin, end):
-    """Outputs of rows begin..end, two planes, in two blocks; row i is written to row order[i]."""
-    w, matrix, block, last, width, scale, out, stride, order = job
+def finish_planes(job, scales, x, products, pair, begin, end):
+    """Outputs of rows begin..end, two planes, in two blocks; row i is written to row order[i].
+
+    narrow: out holds bf16 bits, else float32.
+    """
+    _, _, block, last, width, scale, out, stride, order, narrow = job
     block += 2 * pair
     other = min(block + 1, last - 1)
-    s0, s1 = scales_of_pair(w, matrix, block, other, width)
+    s0, s1 = scales
     for i in range(begin, end):
-        at = product_at(i, 2)
-        hi0, hi1 = load_i32x16(products, at), load_i32x16(products, at + STEP)
-        lo0, lo1 = load_i32x16(products, at + 2 * STEP), load_i32x16(products, at + 3 * STEP)
+        at, zero = product_at(products, i, 2), load_i32x16(x, offset_at(i, 0, 2, width))
+        hi0, hi1 = load_i32x16(x, at) + zero, load_i32x16(x, at + STEP) + zero
+        zero = load_i32x16(x, offset_at(i, 1, 2, width))
+        lo0, lo1 = load_i32x16(x, at + 2 * STEP) + zero, load_i32x16(x, at + 3 * STEP) + zero
         row_scale = load_f32(scale, i * 4)
         to = load_i64(order, i * 8) * stride
-        stream_f32x16(out, (to + block * ROWS) * 4, scaled_planes(hi0, lo0, row_scale, s0))
-        stream_f32x16(out, (to + other * ROWS) * 4, scaled_planes(hi1, lo1, row_scale, s1))
+        y0, y1 = scaled_planes(hi0, lo0, row_scale, s0), scaled_planes(hi1, lo1, row_scale, s1)
+        if narrow:
+            stream_bf16x16(out, (to + block * ROWS) * 2, y0)
+            stream_bf16x16(out, (to + other * ROWS) * 2, y1)
+        else:
+            stream_f32x16(out, (to + block * ROWS) * 4, y0)
+            stream_f32x16(out, (to + other * ROWS) * 4, y1)
 
 
 @inline
@@ -133,6 +175,7 @@ def gate_up_group(x, w, matrix, block, last, row_of, q, sums, scale, out, start,
             matrix,
             2 * block,
             2 * last,
+            gate_up_scales,
             finish_gate_up,
             job,
         )
@@ -164,10 +207,11 @@ def planes_group(x, w, matrix, block, last, hi, lo, sums_hi, sums_lo, scale, out
         rows = np.arange(first, min(stop, first + size))
         pack_planes(x, hi, lo, sums_hi, sums_lo, rows)
         tiles, places = tiles_of(len(rows), 2), (place(scale, first * 4), place(out, 0))
-        job = (place(w, 0), matrix, block, last, width, *places, stride, place(order, first * 8))
+        job = (place(w, 0), matrix, block, last, width, *places, stride, place(order, first * 8), False)
         multiply_matrix(
-            place(x, 0), tiles, len(rows), width, place(w, 0), matrix, block, last, finish_planes, job
-        )
+            place(x, 0), tiles, len(rows), width, place(w, 0), matrix, block, last, row_scales_of,
+            finish_planes, job,
+        )  # fmt: skip
 
 
 @inline
@@ -200,7 +244,7 @@ def rows_group(x, w, matrix, block, last, q, sums, scale, out):
         job = (place(w, 0), matrix, block, last, width, *places, stride)
         multiply_matrix(
             place(x, 0), tiles_of(len(rows), 1), len(rows), width, place(w, 0), matrix, block, last,
-            finish_rows, job,
+            row_scales_of, finish_rows, job,
         )  # fmt: skip
 
 

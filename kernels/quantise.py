@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.jit import F32_1, F32_2R, I8_2, I8_2R, I32_2, INT, U16_2, VOID, inline, kernel
+from kernels.jit import F32_1, F32_2R, I8_2, I8_2R, I32_2, I64_1R, INT, U16_2, VOID, inline, kernel
 from kernels.layout import GROUP, PLANE, PLANES_MAX
 from kernels.simd import (
     bits_of,
@@ -47,25 +47,40 @@ UNLIFT = np.int32(PLANES_MAX // PLANE + 1)
 
 
 @inline
-def row_max(x, row, width):
-    """(largest magnitude of a row, 0 or NaN where the row holds NaN or Inf). Both exact in any order."""
+def magnitude(x, at, step, width):
+    """(largest magnitude of `width` values, 0 or NaN where they hold NaN or Inf). Both exact in any order.
+
+    Sixteen values lie at byte `at` of x and after every `step` bytes.
+    """
     top, poison = splat_f32(ZERO), splat_f32(ZERO)
-    for k in range(0, width, 16):
-        value = load_f32x16(x, (row * width + k) * 4)
+    for k in range(width // 16):
+        value = load_f32x16(x, at + k * step)
         poison = fma(value, splat_f32(ZERO), poison)
         top = max_f32(float_of_bits(bitwise_and(bits_of(value), splat_i32(MAGNITUDE))), top)
     return reduce_max_f32(top), reduce_add_f32(poison)
 
 
 @inline
-def row_factor(x, row, width, limit, scale):
+def row_max(x, row, width):
+    """magnitude of a row of x [T, width]."""
+    return magnitude(x, row * width * 4, 64, width)
+
+
+@inline
+def factor_of(top, poison, limit, scale, row):
     """Set scale[row] = absmax / limit and return limit / absmax; both 0 for a zero row."""
-    top, poison = row_max(x, row, width)
     if top < SMALLEST:
         scale[row] = poison
         return ZERO
     scale[row] = top / limit + poison
     return limit / top
+
+
+@inline
+def row_factor(x, row, width, limit, scale):
+    """factor_of a row of x [T, width]."""
+    top, poison = row_max(x, row, width)
+    return factor_of(top, poison, limit, scale, row)
 
 
 @inline
@@ -95,6 +110,13 @@ def quantise_rows(x, q, scale, sums, begin, end):
 
 
 @inline
+def planes_of(level):
+    """(hi, lo) of sixteen integers 128 hi + lo, lo in -64..63."""
+    upper = shift_right(level + splat_i32(LIFT), 7) - splat_i32(UNLIFT)
+    return upper, level - shift_left(upper, 7)
+
+
+@inline
 def planes_of_rows(x, hi, lo, scale, sums_hi, sums_lo, begin, end):
     width = x.shape[1]
     for row in range(begin, end):
@@ -105,8 +127,7 @@ def planes_of_rows(x, hi, lo, scale, sums_hi, sums_lo, begin, end):
             for k in range(0, GROUP, 16):
                 at = row * width + group * GROUP + k
                 level = levels(x, at * 4, factor, TWO_PLANES)
-                upper = shift_right(level + splat_i32(LIFT), 7) - splat_i32(UNLIFT)
-                lower = level - shift_left(upper, 7)
+                upper, lower = planes_of(level)
                 store_i8x16(hi, at, upper)
                 store_i8x16(lo, at, lower)
                 total_hi = total_hi + upper
@@ -150,8 +171,11 @@ def bf16_of_row(x, out, row):
         store_bf16x16(out, at * 2, load_f32x16(x, at * 4))
 
 
-@kernel(VOID(F32_2R, U16_2, INT, INT))
-def round_bf16(x, out, begin, end):
-    """out [P, N] = bf16 bits of x [P, N] float32, to nearest even, in integers; NaN stays NaN."""
-    for row in range(begin, end):
-        bf16_of_row(x, out, row)
+@kernel(VOID(F32_2R, U16_2, I64_1R, INT, INT))
+def round_bf16(x, out, rows, begin, end):
+    """Rows rows[begin..end] of out [P, N] = bf16 bits of those of x [P, N] float32.
+
+    To nearest even, in integers; NaN stays NaN.
+    """
+    for i in range(begin, end):
+        bf16_of_row(x, out, rows[i])

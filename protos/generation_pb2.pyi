@@ -83,7 +83,7 @@ class Sampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., top_logprobs: _Optional[int] = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ..., n: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "text", "token_ids", "sampling", "tier", "request_id", "resume_from", "priority")
+    __slots__ = ("model", "text", "token_ids", "sampling", "tier", "request_id", "resume_from", "priority", "resume_window_s")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class GenerateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    RESUME_WINDOW_S_FIELD_NUMBER: _ClassVar[int]
     model: str
     text: str
     token_ids: TokenIds
@@ -100,10 +101,11 @@ class GenerateRequest(_message.Message):
     request_id: str
     resume_from: int
     priority: int
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tier: _Optional[str] = ..., request_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., priority: _Optional[int] = ...) -> None: ...
+    resume_window_s: float
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tier: _Optional[str] = ..., request_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., priority: _Optional[int] = ..., resume_window_s: _Optional[float] = ...) -> None: ...
 
 class ChatRequest(_message.Message):
-    __slots__ = ("model", "messages", "variables", "sampling", "tier", "request_id", "resume_from", "priority")
+    __slots__ = ("model", "messages", "variables", "sampling", "tier", "request_id", "resume_from", "priority", "resume_window_s")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     VARIABLES_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +114,7 @@ class ChatRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    RESUME_WINDOW_S_FIELD_NUMBER: _ClassVar[int]
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     variables: str
@@ -120,7 +123,8 @@ class ChatRequest(_message.Message):
     request_id: str
     resume_from: int
     priority: int
-    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., variables: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tier: _Optional[str] = ..., request_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., priority: _Optional[int] = ...) -> None: ...
+    resume_window_s: float
+    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., variables: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tier: _Optional[str] = ..., request_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., priority: _Optional[int] = ..., resume_window_s: _Optional[float] = ...) -> None: ...
 
 class Alternatives(_message.Message):
     __slots__ = ("token_ids", "logprobs")
@@ -317,7 +321,7 @@ class ModelInfo(_message.Message):
     def __init__(self, model: _Optional[str] = ..., library: _Optional[str] = ..., numerics_version: _Optional[int] = ..., family: _Optional[str] = ..., layers: _Optional[int] = ..., experts: _Optional[int] = ..., experts_per_token: _Optional[int] = ..., vocabulary: _Optional[int] = ..., context: _Optional[int] = ..., embedding_width: _Optional[int] = ..., variants: _Optional[_Iterable[str]] = ..., variant: _Optional[str] = ..., tiers: _Optional[_Iterable[str]] = ..., chat_template: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ...) -> None: ...
 
 class RequestLimits(_message.Message):
-    __slots__ = ("samples", "top_logprobs", "stop_strings", "stop_characters", "stop_token_ids", "grammar_bytes", "message_bytes", "priority")
+    __slots__ = ("samples", "top_logprobs", "stop_strings", "stop_characters", "stop_token_ids", "grammar_bytes", "message_bytes", "priority", "resume_window_s")
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     STOP_STRINGS_FIELD_NUMBER: _ClassVar[int]
@@ -326,6 +330,7 @@ class RequestLimits(_message.Message):
     GRAMMAR_BYTES_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    RESUME_WINDOW_S_FIELD_NUMBER: _ClassVar[int]
     samples: int
     top_logprobs: int
     stop_strings: int
@@ -334,7 +339,8 @@ class RequestLimits(_message.Message):
     grammar_bytes: int
     message_bytes: int
     priority: int
-    def __init__(self, samples: _Optional[int] = ..., top_logprobs: _Optional[int] = ..., stop_strings: _Optional[int] = ..., stop_characters: _Optional[int] = ..., stop_token_ids: _Optional[int] = ..., grammar_bytes: _Optional[int] = ..., message_bytes: _Optional[int] = ..., priority: _Optional[int] = ...) -> None: ...
+    resume_window_s: float
+    def __init__(self, samples: _Optional[int] = ..., top_logprobs: _Optional[int] = ..., stop_strings: _Optional[int] = ..., stop_characters: _Optional[int] = ..., stop_token_ids: _Optional[int] = ..., grammar_bytes: _Optional[int] = ..., message_bytes: _Optional[int] = ..., priority: _Optional[int] = ..., resume_window_s: _Optional[float] = ...) -> None: ...
 
 class AbortRequest(_message.Message):
     __slots__ = ("request_id",)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cluster.balance.links import Link, fit_link
 from cluster.errors import ProtocolError
 from cluster.types import NodeId
 
@@ -26,15 +27,21 @@ class NodeLoad:
     """What went to one node and came back, as decayed sums.
 
     messages, rows, experts: dispatches answered, their rows, and their distinct experts.
-    service_s: seconds the node said it computed. link_s: round trips less service, seconds; bytes: both ways.
+    service_s: seconds the node said it computed.
+    trips: those of the messages whose round trip was timed; of them, link_s: round trips less service,
+    seconds; bytes: both ways; square_bytes, square_s, byte_s: Σ bytes², Σ seconds², Σ bytes · seconds.
     """
 
     messages: float = 0.0
     rows: float = 0.0
     experts: float = 0.0
     service_s: float = 0.0
+    trips: float = 0.0
     link_s: float = 0.0
     bytes: float = 0.0
+    square_bytes: float = 0.0
+    square_s: float = 0.0
+    byte_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in zip(_NODE_FIELDS, astuple(self), strict=True):
@@ -48,17 +55,28 @@ class NodeLoad:
 
     @property
     def rate(self) -> float:
-        """Rows per second, computed and carried: the speed to balance by. NaN before the first reply."""
-        seconds = self.service_s + self.link_s
-        return self.rows / seconds if seconds > 0 else np.nan
+        """Rows per second, computed and carried: the speed to balance by. NaN before the first reply.
+
+        Carried by the bytes alone: a message's latency is the same however many rows it has. A link whose
+        bandwidth cannot be told yet costs nothing.
+        """
+        bandwidth = self.link.bandwidth
+        carried = self.bytes / self.trips * self.messages / bandwidth if bandwidth > 0 else 0.0
+        seconds = self.service_s + carried
+        return self.rows / seconds if self.service_s > 0 else np.nan
 
     @property
-    def bandwidth(self) -> float:
-        """Bytes per second of travelling; NaN before the first reply."""
-        return self.bytes / self.link_s if self.link_s > 0 else np.nan
+    def link(self) -> Link:
+        """What the timed round trips tell of the way there and back."""
+        return fit_link(self.trips, self.link_s, self.bytes, self.square_s, self.square_bytes, self.byte_s)
 
     def scaled(self, factor: float) -> NodeLoad:
         return NodeLoad(*(factor * value for value in astuple(self)))
+
+    def less(self, other: NodeLoad, factor: float) -> NodeLoad:
+        """Without `factor` times `other`; rounding does not make anything negative."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return NodeLoad(*(max(a - factor * b, 0.0) for a, b in pairs))
 
     def __add__(self, other: NodeLoad) -> NodeLoad:
         return NodeLoad(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -83,8 +101,9 @@ class LoadStats:
     """Decayed sums over steps; see the module.
 
     half_life: steps after which a step counts half.
-    steps: the steps themselves. tokens: of their batches; token_squares: Σ weight² · tokens, for Kish's
-        effective sample size. rows: [layers, experts]. distinct: [layers], experts with at least one row.
+    steps: the steps themselves; count: the same undecayed, so that windows can be cut.
+    tokens: of their batches; token_squares: Σ weight² · tokens, for Kish's effective sample size.
+    rows: [layers, experts]. distinct: [layers], experts with at least one row.
 
     Raises ValueError where shapes disagree or a figure is negative or not finite.
     """
@@ -96,6 +115,7 @@ class LoadStats:
     rows: Floats
     distinct: Floats
     nodes: Mapping[NodeId, NodeLoad] = field(default_factory=dict)
+    count: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.half_life < np.inf:
@@ -107,7 +127,7 @@ class LoadStats:
                 raise ValueError(f"{name} must be finite and not negative")
 
     def _sums(self) -> list[tuple[str, float | Floats]]:
-        names = ("steps", "tokens", "token_squares", "rows", "distinct")
+        names = ("steps", "tokens", "token_squares", "rows", "distinct", "count")
         return [(name, getattr(self, name)) for name in names]
 
     @staticmethod
@@ -129,11 +149,30 @@ class LoadStats:
         """Tokens that an unweighted sample of the same variance would have: (Σw)² / Σw² (Kish 1965)."""
         return self.tokens**2 / self.token_squares if self.token_squares else 0.0
 
+    def since(self, earlier: LoadStats) -> LoadStats:
+        """The steps after `earlier`, a former state of these very statistics.
+
+        Everything of before has decayed by the steps since. Raises ValueError if that cannot be.
+        """
+        gone = self.count - earlier.count
+        if gone < 0 or self.rows.shape != earlier.rows.shape:
+            raise ValueError(f"{self.count:g} steps do not follow on {earlier.count:g}")
+        decay = 0.5 ** (gone / self.half_life)
+        rest: dict[str, Any] = {
+            name: np.maximum(value - (decay**2 if name == "token_squares" else decay) * before, 0.0)
+            for (name, value), (_, before) in zip(self._sums(), earlier._sums(), strict=True)
+            if name != "count"
+        }
+        nodes = {
+            name: node.less(earlier.nodes.get(name, NodeLoad()), decay) for name, node in self.nodes.items()
+        }
+        return replace(self, **rest, nodes=nodes, count=gone)
+
     def to_wire(self) -> dict[str, Any]:
         """As msgpack-able values; arrays as little-endian float32 bytes, which statistics can spare."""
         return {
             "half_life": self.half_life,
-            "sums": [self.steps, self.tokens, self.token_squares],
+            "sums": [self.steps, self.tokens, self.token_squares, self.count],
             "shape": list(self.rows.shape),
             "rows": self.rows.astype("<f4").tobytes(),
             "distinct": self.distinct.astype("<f4").tobytes(),
@@ -145,7 +184,7 @@ class LoadStats:
         """Inverse of `to_wire`. Raises ProtocolError on anything that is not valid statistics."""
         try:
             layers, experts = (int(count) for count in values["shape"])
-            steps, tokens, squares = (float(value) for value in values["sums"])
+            steps, tokens, squares, count = (float(value) for value in values["sums"])
             return LoadStats(
                 float(values["half_life"]),
                 steps,
@@ -154,6 +193,7 @@ class LoadStats:
                 _floats(values["rows"]).reshape(layers, experts),
                 _floats(values["distinct"]),
                 {NodeId(str(name)): _node(sums) for name, sums in values["nodes"].items()},
+                count,
             )
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise ProtocolError(
@@ -182,6 +222,7 @@ def fold(stats: LoadStats, step: StepLoad) -> LoadStats:
         decay * stats.rows + step.rows,
         decay * stats.distinct + np.count_nonzero(step.rows, axis=1),
         _added({name: node.scaled(decay) for name, node in stats.nodes.items()}, step.nodes),
+        stats.count + 1,
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.cli.gatewaybench.parts import STANDARD, Part
 from cluster.cli.options import Address, AsJson, Kv
 from cluster.cli.output import Progress
 from cluster.config import EngineConfig, MiB
@@ -47,6 +48,7 @@ def register(app: typer.Typer) -> None:
     verbs.command("engine")(bench_engine)
     verbs.command("cluster")(bench_cluster)
     verbs.command("balance")(bench_balance)
+    verbs.command("gateway")(bench_gateway)
     app.add_typer(verbs, name="bench")
 
 
@@ -125,7 +127,10 @@ def bench_cluster(
 
 
 def bench_balance(preset: PresetOption = Preset.minimal, as_json: AsJson = False) -> None:
-    """Placement and replica choice beside their lower bounds, EPLB and simpler rules; no model is needed."""
+    """Placement and replica choice beside their lower bounds, EPLB and simpler rules.
+
+    Then live clusters of the bundled model, beside what the dispatch LP and the simulator say of them.
+    """
     from cluster.cli.bench_balance import BALANCE_PRESETS, measure_balance
     from cluster.cli.report import Report
 
@@ -133,6 +138,62 @@ def bench_balance(preset: PresetOption = Preset.minimal, as_json: AsJson = False
     with Progress() as progress:
         report.results += measure_balance(BALANCE_PRESETS[preset.value], progress.phase)
     report.show(as_json)
+
+
+def bench_gateway(
+    address: Address = "",
+    parts: Annotated[
+        list[Part] | None, typer.Option("--part", help="Only this; again for more. All but load if absent.")
+    ] = None,
+    arrivals: Annotated[
+        str, typer.Option(help="Of --part load: poisson, bursts, or a FILE of arrivals to replay.")
+    ] = "poisson",
+    rate: Annotated[float, typer.Option(help="Of --part load: requests a second in the mean.")] = 20.0,
+    seconds: Annotated[float, typer.Option(help="Of --part load; the preset's if 0.")] = 0.0,
+    slo: Annotated[
+        str, typer.Option(help="What makes a request good: ttft=MS,itl=MS; for the goodput.")
+    ] = "ttft=500,itl=100",
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the loads to FILE.svg or .png.")] = None,
+    preset: PresetOption = Preset.minimal,
+    as_json: AsJson = False,
+) -> None:
+    """Open-loop load: what the gateway adds, what it refuses, and how fast those are that it accepts.
+
+    overhead and idle run in front of a scripted router, the other parts against the cluster at the address,
+    the one that is up, or one that is started for it. Preset full takes five minutes.
+    """
+    from cluster.cli.gatewaybench.command import PRESETS, Bench, Load
+    from cluster.cli.gatewaybench.figures import Slo
+    from cluster.cli.gatewaybench.plot import draw
+    from cluster.cli.kernelbench import roofline
+    from cluster.cli.report import Report
+
+    if plot is not None:
+        roofline.check(plot)
+    report = Report(preset.value)
+    chosen = tuple(parts or STANDARD)
+    with Progress() as progress:
+        load = Load(arrivals, rate, seconds)
+        bench = Bench(PRESETS[preset.value], load, Slo.parse(slo), lambda: _gateway(address, progress.phase))
+        with _client_errors(address):
+            found, outcomes = bench.measure(chosen, progress.phase)
+    report.results += found
+    if plot is not None and outcomes:
+        draw(outcomes, plot)
+    report.show(as_json)
+
+
+@contextmanager
+def _client_errors(address: str) -> Iterator[None]:
+    """What a gateway answers to a client of the measurement, as an error of ours."""
+    import grpc
+
+    from cluster.cli.client import error_of
+
+    try:
+        yield
+    except* grpc.RpcError as errors:
+        raise error_of(_first(errors), address) from None
 
 
 def gateway_results(address: str, preset: GatewayPreset, say: Callable[[str], None]) -> list[Result]:

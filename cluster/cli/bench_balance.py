@@ -34,6 +34,8 @@ from cluster.balance.fleet import Booleans, Devices, Floats, Integers, devices_w
 from cluster.balance.heuristic import place
 from cluster.balance.problem import Placement, Problem
 from cluster.cli.bench_laboratory import drift_results, simulator_results
+from cluster.cli.bench_live import live_results
+from cluster.cli.bench_validate import validation_results
 from cluster.cli.report import Result, Target, result
 from kernels.flow import flow_rows
 
@@ -41,17 +43,22 @@ from kernels.flow import flow_rows
 @dataclass(frozen=True)
 class BalancePreset:
     """draws: independent repetitions of a drawn workload; batches: of each; loads: random loads to place;
-    timed: repetitions of a timing."""
+    timed: repetitions of a timing. live: clusters to start; tokens: of every request to them.
+    fits: of the simulator to live clusters; steps: of a run of theirs."""
 
     draws: int
     batches: int
     loads: int
     timed: int
+    live: int = 3
+    tokens: int = 80
+    fits: int = 1
+    steps: int = 30
 
 
 BALANCE_PRESETS = {
     "minimal": BalancePreset(draws=3, batches=20, loads=10, timed=50),
-    "full": BalancePreset(draws=20, batches=50, loads=100, timed=500),
+    "full": BalancePreset(draws=20, batches=50, loads=100, timed=500, live=5, tokens=100, fits=3, steps=60),
 }
 
 MOST_DRIFTS = 5
@@ -300,4 +307,6 @@ PARTS: dict[str, Part] = {
     "distinct experts": decode,
     "a domain switches": lambda preset: drift_results(min(preset.draws, MOST_DRIFTS)),
     "the simulator": lambda preset: simulator_results(preset.draws),
+    "a live cluster of paced nodes": lambda preset: live_results(preset.live, preset.tokens),
+    "the simulator beside live clusters": lambda preset: validation_results(preset.steps, preset.fits),
 }

@@ -7,12 +7,10 @@ ratio tells what frames, planning and matching cost.
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
@@ -25,15 +23,14 @@ from cluster.dispatch.exchange import Exchange
 from cluster.dispatch.flight import Counters
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.transport import Array, ExpertCall, WireShape
-from cluster.errors import StartFailed
 from cluster.expert.node import ExpertNode
+from cluster.fleet.children import START_S, children
 from cluster.types import NodeId
 from kernels import warm
 
 BUNDLED = WireShape(layers=6, experts=32, top_k=4, hidden=256)
 """Shape of the bundled model."""
 
-START_S = 60.0
 WARM_UP = 200
 
 
@@ -75,7 +72,7 @@ def measure_exchange(
     names = [NodeId(f"echo{n}") for n in range(nodes)]
     table = round_robin(shape.layers, shape.experts, names)
     calls = _calls(rows, shape, seed)
-    with _processes(_serve_echo, [(shape, name, table) for name in names]) as addresses:
+    with children(_serve_echo, [(shape, name, table) for name in names]) as addresses:
         exchange = Exchange(
             Identity("router", "bench", 1), shape, table, dict(zip(names, addresses, strict=True))
         )
@@ -106,7 +103,7 @@ def measure_raw(
     names = [NodeId(f"raw{n}") for n in range(nodes)]
     table = round_robin(shape.layers, shape.experts, names)
     plans = [_raw_plan(call, table, shape) for call in _calls(rows, shape, seed)]
-    with _processes(_serve_raw, [(shape,)] * nodes) as addresses:
+    with children(_serve_raw, [(shape,)] * nodes) as addresses:
         socks = [_connect_raw(address) for address in addresses]
         try:
             buffer = memoryview(bytearray(rows * shape.top_k * shape.result_bytes))
@@ -255,37 +252,3 @@ def _serve_raw(pipe: Pipe, shape: WireShape) -> None:
                 _send_all(sock, [_LENGTHS.pack(len(reply), size) + reply, answer[:size]])
             except (EOFError, OSError):
                 return
-
-
-@contextmanager
-def _processes(target: Callable[..., None], arguments: list[tuple[Any, ...]]) -> Iterator[list[str]]:
-    """Start one process for each argument tuple; yields the addresses that they report."""
-    context = multiprocessing.get_context("spawn")
-    started, pipes = [], []
-    try:
-        for values in arguments:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=target, args=(theirs, *values), daemon=True)
-            process.start()
-            theirs.close()
-            started.append(process)
-            pipes.append(ours)
-        yield [_address(pipe) for pipe in pipes]
-    finally:
-        for pipe in pipes:
-            pipe.close()
-        for process in started:
-            process.join(5.0)
-            if process.is_alive():
-                process.kill()
-                process.join()
-            process.close()
-
-
-def _address(pipe: Any) -> str:
-    if not pipe.poll(START_S):
-        raise StartFailed(f"an echo node did not start within {START_S:g} s")
-    try:
-        return str(pipe.recv())
-    except EOFError:
-        raise StartFailed("an echo node ended while it started") from None

@@ -47,11 +47,25 @@ def chat(
     top_p: TopP = 0.95,
     min_p: MinP = DEFAULTS.min_p,
     repetition_penalty: RepetitionPenalty = 1.1,
+    presence_penalty: options.PresencePenalty = DEFAULTS.presence_penalty,
+    frequency_penalty: options.FrequencyPenalty = DEFAULTS.frequency_penalty,
     seed: options.Seed = None,
+    stop: options.Stop = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object an answer.")] = False,
 ) -> None:
     """Talk with the model. All that was said is sent along, less the oldest turns where it is too long."""
-    wishes = Wishes(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    wishes = Wishes(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        stop=tuple(stop or ()),
+    )
     options.check_ranges(wishes)
     with connect(address, Access(api_key, ca, client_cert, client_key)) as client:
         info = client.tokenize(pb.TokenizeRequest(model=model, text=" "))

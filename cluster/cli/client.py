@@ -96,6 +96,10 @@ class Client:
         with self._errors():
             return self._stub.Score(request, metadata=self._metadata)
 
+    def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
+        with self._errors():
+            return self._stub.Embed(request, metadata=self._metadata)
+
     def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         with self._errors():
             return self._stub.Tokenize(request, metadata=self._metadata)

@@ -28,7 +28,8 @@ def drain(
     from cluster.fleet.ask import Controller
     from cluster.fleet.folder import Folder
 
-    with Controller(Folder().require().controller) as controller:
+    folder = Folder()
+    with Controller(folder.require().controller, folder) as controller:
         found = controller.undrain(node) if undo else _drain(controller, node)
     if as_json:
         print_json(found)

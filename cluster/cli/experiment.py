@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +37,9 @@ def run_command(
         Path | None, typer.Option(help="Folder of the results; experiments/NAME if absent.")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time; 0 takes a core each.", min=0)] = 0,
+    live: Annotated[
+        bool, typer.Option("--live", help="On real clusters of this machine, one run at a time.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Carry out an experiment: policies × traces × fleets × seeds. Runs that OUT has already are not
@@ -48,6 +51,10 @@ def run_command(
     from cluster.experiments.spec import read_spec
 
     asked = read_spec(_file(spec))
+    if live:
+        asked = replace(asked, live=True)
+    if asked.live:
+        jobs = 1
     folder = out or Path("experiments") / asked.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "experiment.json").write_text(json.dumps({"name": asked.name, "title": asked.title}))

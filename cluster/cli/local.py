@@ -17,8 +17,9 @@ from cluster.library.bundled import open_model
 from cluster.library.grammars import grammars_of
 from cluster.library.reader import Library
 from cluster.router.build import build_trunk
-from cluster.router.engine import Engine, Probe
-from cluster.types import EngineRequest, Event, Failed, RequestId, Scored
+from cluster.router.engine import Engine
+from cluster.router.readout import Probe
+from cluster.types import Embedded, EngineRequest, Event, Failed, RequestId, Scored
 from kernels import warm
 
 
@@ -59,10 +60,21 @@ def run(engine: Engine, *requests: EngineRequest) -> Iterator[Event]:
 
 def score(engine: Engine, ids: tuple[int, ...]) -> np.ndarray:
     """[len(ids) - 1] float32 natural-log probabilities. Raises the error that ended the request."""
-    for event in run(engine, EngineRequest(RequestId("score"), ids, kind="score")):
+    return _values(engine, EngineRequest(RequestId("score"), ids, kind="score"))
+
+
+def embed(engine: Engine, ids: tuple[int, ...]) -> np.ndarray:
+    """[hidden] float32, the mean of the final norm's rows. Raises the error that ended the request."""
+    return _values(engine, EngineRequest(RequestId("embed"), ids, kind="embed"))
+
+
+def _values(engine: Engine, request: EngineRequest) -> np.ndarray:
+    for event in run(engine, request):
         match event:
             case Scored():
                 return event.logprobs
+            case Embedded():
+                return event.values
             case Failed():
                 raise event.error
     raise MoemeshError("the engine ended without an answer")

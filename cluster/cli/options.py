@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cluster.config import KvType
+from cluster.errors import InvalidRequest
 from cluster.gateway.admission import TIERS, Wishes
+from cluster.types import Grammar
 
 INT32 = (-(2**31), 2**31 - 1)
-RANGES = (("max_tokens", *INT32), ("top_k", *INT32), ("seed", 0, 2**64 - 1))
+RANGES = (
+    *((name, *INT32) for name in ("max_tokens", "top_k", "top_logprobs", "n", "priority")),
+    ("seed", 0, 2**64 - 1),
+)
+
+HINTS = {"n": "-n", "top_logprobs": "--logprobs"}
+"""Where an option is not called as its field."""
 
 Address = Annotated[
     str, typer.Option(help="Gateway's HOST:PORT; the cluster that `moemesh up` started if absent.")
@@ -45,7 +54,39 @@ TopK = Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps 
 TopP = Annotated[float, typer.Option(help="Keep the smallest set of this probability.")]
 MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the most likely one.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: tokens already seen become less likely.")]
+PresencePenalty = Annotated[
+    float, typer.Option(help="Above 0: tokens generated already become less likely, -2 to 2.")
+]
+FrequencyPenalty = Annotated[
+    float, typer.Option(help="Above 0: the more often generated, the less likely, -2 to 2.")
+]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="The text ends before this string; may be given several times.")
+]
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(help="File with a JSON Schema that the text will follow.", exists=True, dir_okay=False),
+]
+Regex = Annotated[str, typer.Option(help="Regular expression that the whole text will match.")]
+Logprobs = Annotated[
+    int | None,
+    typer.Option("--logprobs", help="With --json: log-probabilities, and those of N alternatives a token."),
+]
+Samples = Annotated[int, typer.Option("-n", help="Texts to generate, with seeds derived from the one.")]
+Priority = Annotated[int, typer.Option(help="Higher is admitted first when requests wait, -100 to 100.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same tokens; drawn if absent.")]
+
+
+def read_grammar(schema: Path | None, regex: str) -> Grammar | None:
+    """Raises BadParameter for both at once, InvalidRequest for a file that is not UTF-8."""
+    if schema is not None and regex:
+        raise typer.BadParameter("cannot be used with --json-schema", param_hint="--regex")
+    if schema is None:
+        return Grammar("regex", regex) if regex else None
+    try:
+        return Grammar("json_schema", schema.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{schema} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def check_ranges(wishes: Wishes) -> None:
@@ -53,7 +94,7 @@ def check_ranges(wishes: Wishes) -> None:
     for name, low, high in RANGES:
         value = getattr(wishes, name)
         if value is not None and not low <= value <= high:
-            hint = f"--{name.replace('_', '-')}"
+            hint = HINTS.get(name, f"--{name.replace('_', '-')}")
             raise typer.BadParameter(f"{value} is not in {low}..{high}", param_hint=hint)
 
 

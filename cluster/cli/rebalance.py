@@ -38,7 +38,8 @@ def rebalance(
     from cluster.fleet.ask import Controller
     from cluster.fleet.folder import Folder
 
-    with Controller(Folder().require().controller) as controller:
+    folder = Folder()
+    with Controller(folder.require().controller, folder) as controller:
         found = controller.rebalance(dry_run=dry_run, force=force)
         if not as_json:
             _print(table_console(), found, dry_run)

@@ -48,7 +48,12 @@ NO_TARGET = Target()
 
 @dataclass(frozen=True)
 class Result:
-    """value: the median of `runs` measurements, spread: their smallest and largest."""
+    """value: the median of `runs` measurements, spread: their smallest and largest; of a percentile the
+    percentile, and its confidence interval.
+
+    calm_runs, disturbed_runs, disturbed: only of figures for which it was watched whether the machine was its
+    own (kernelbench/calm.py). Calm measurements alone count; where there is none all do: it is `disturbed`.
+    """
 
     id: str
     value: float
@@ -59,11 +64,26 @@ class Result:
     met: bool | None
     spread: tuple[float, float]
     runs: int
+    calm_runs: int | None = None
+    disturbed_runs: int | None = None
+    disturbed: bool | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Without what was not watched."""
+        watched = ("calm_runs", "disturbed_runs", "disturbed")
+        return {name: v for name, v in asdict(self).items() if v is not None or name not in watched}
 
 
 def result(id: str, samples: Sequence[float], unit: str, target: Target = NO_TARGET) -> Result:
     """Judge the median of at least one sample."""
     value = statistics.median(samples)
+    return result_of(id, value, (min(samples), max(samples)), unit, len(samples), target)
+
+
+def result_of(
+    id: str, value: float, spread: tuple[float, float], unit: str, runs: int, target: Target = NO_TARGET
+) -> Result:
+    """Judge a figure that is no median."""
     return Result(
         id=id,
         value=_short(value),
@@ -72,8 +92,8 @@ def result(id: str, samples: Sequence[float], unit: str, target: Target = NO_TAR
         must=target.must,
         aim=target.aim,
         met=target.met(value),
-        spread=(_short(min(samples)), _short(max(samples))),
-        runs=len(samples),
+        spread=(_short(spread[0]), _short(spread[1])),
+        runs=runs,
     )
 
 
@@ -94,7 +114,7 @@ class Report:
             "machine": machine(),
             "git": git_revision(),
             "preset": self.preset,
-            "results": [asdict(r) for r in self.results],
+            "results": [r.as_dict() for r in self.results],
         }
 
     def as_json(self) -> str:
@@ -108,7 +128,7 @@ class Report:
             mark = {None: "", True: "[green]met[/]", False: "[red]not met[/]"}[r.met]
             spread = f"{r.spread[0]:g} – {r.spread[1]:g}" if r.runs > 1 else ""
             table.add_row(
-                r.id, f"{r.value:g}", r.unit, spread, str(r.runs), _or_blank(r.must), _or_blank(r.aim), mark
+                r.id, f"{r.value:g}", r.unit, spread, _runs(r), _or_blank(r.must), _or_blank(r.aim), mark
             )
         return table
 
@@ -156,6 +176,13 @@ def _cpu_name() -> str:
 def _short(value: float) -> float:
     """Four significant digits: noise is larger than the rest."""
     return float(f"{value:.4g}")
+
+
+def _runs(r: Result) -> str:
+    """How many count, and of how many where others were left out."""
+    if r.disturbed:
+        return f"{r.runs} [yellow]disturbed[/]"
+    return f"{r.runs} of {r.runs + r.disturbed_runs}" if r.disturbed_runs else str(r.runs)
 
 
 def _or_blank(value: float | None) -> str:

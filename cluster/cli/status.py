@@ -26,8 +26,9 @@ def status(
     from cluster.fleet.ask import Controller
     from cluster.fleet.folder import Folder
 
-    record = Folder().require()
-    with Controller(record.controller) as controller:
+    folder = Folder()
+    record = folder.require()
+    with Controller(record.controller, folder) as controller:
         found = controller.status()
     if as_json:
         print_json(_as_json(record, found))
@@ -44,6 +45,8 @@ def _as_json(record: Record, found: dict[str, Any]) -> dict[str, Any]:
         "table": {"epoch": found["epoch"], "version": found["version"], "active": found["active"]},
         "replicated": found["replicated"],
         "pending": found["pending"],
+        "rebalance": found["rebalance"],
+        "decision": found["decision"],
         "nodes": _of(found, "node"),
         "routers": _of(found, "router"),
         "gateways": _of(found, "gateway"),
@@ -58,6 +61,8 @@ def _print(record: Record, found: dict[str, Any]) -> None:
         f"{record.model} ({record.variant}) at {record.grpc}{http}, "
         f"placement table {found['epoch']}.{found['version']} {active}{_copies(found)}"
     )
+    if found["decision"]:
+        console.print(f"experts are placed {_BY[found['rebalance']]}; last: {found['decision']}")
     for kind, columns in (("node", _NODE), ("router", _ROUTER), ("gateway", _GATEWAY)):
         console.print(_table(kind, columns, _of(found, kind)))
 
@@ -65,6 +70,9 @@ def _print(record: Record, found: dict[str, Any]) -> None:
 def _copies(found: dict[str, Any]) -> str:
     copies = f", {found['replicated']} experts have several copies" if found["replicated"] else ""
     return copies + (f", {found['pending']} changes to come" if found["pending"] else "")
+
+
+_BY = {"auto": "by the controller itself", "manual": "when asked to"}
 
 
 def _of(found: dict[str, Any], role: str) -> list[Member]:
@@ -86,7 +94,7 @@ def _state(member: Member) -> str:
         return f"failed: {member['error'][1]}"
     if member["health"] != "alive":
         return str(member["health"])
-    if member["drained"]:
+    if member.get("drained"):
         return "draining" if member["stats"].get("held") else "drained"
     return "ready" if member["ready"] else "starting"
 

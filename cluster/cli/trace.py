@@ -53,14 +53,57 @@ def info_command(
 def record_command(
     out: Out,
     text: Annotated[
-        Path, typer.Option("--text", help="Text in UTF-8 to run.", exists=True, dir_okay=False, readable=True)
-    ],
-    model: Annotated[str, typer.Option(help="Library folder; the bundled model if absent.")] = "",
-    variant: Annotated[str, typer.Option(help="Variant of the experts; the library's first if absent.")] = "",
-    chunk: Annotated[int, typer.Option(help="Tokens of a step: what is dispatched together.", min=1)] = 64,
+        Path | None,
+        typer.Option(
+            "--text", help="Text in UTF-8 to run in this process.", exists=True, dir_okay=False, readable=True
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="With --text: library folder; the bundled model if absent.")
+    ] = "",
+    variant: Annotated[
+        str, typer.Option(help="With --text: variant of the experts; the library's first if absent.")
+    ] = "",
+    chunk: Annotated[int, typer.Option(help="With --text: tokens of a step.", min=1)] = 64,
+    seconds: Annotated[
+        float, typer.Option(help="Without --text: how long to record; 0: no limit.", min=0)
+    ] = 10.0,
+    steps: Annotated[
+        int, typer.Option(help="Without --text: most steps of all routers; 0: no limit.", min=0)
+    ] = 0,
+    tokens: Annotated[
+        int, typer.Option(help="Without --text: about so many tokens; 0: no limit.", min=0)
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Run a text through a model in this process and record what its gates choose."""
+    """Record which experts the gates choose: in the cluster that is up, or for a text in this process."""
+    if text is None:
+        if model or variant:
+            raise typer.BadParameter("the cluster that is up has one; or give --text", param_hint="--model")
+        _record_cluster(out, seconds, steps, tokens, as_json)
+    else:
+        _record_text(out, text, model, variant, chunk, as_json)
+
+
+def _record_cluster(out: Path, seconds: float, steps: int, tokens: int, as_json: bool) -> None:
+    from cluster.experiments.live.record import LiveTrace, Until
+    from cluster.fleet.ask import Controller
+    from cluster.fleet.folder import Folder
+
+    until = Until(seconds, steps, tokens)
+    folder = Folder()
+    record = folder.require()
+    with Controller(record.controller, folder) as controller:
+        members = controller.status()["members"]
+    routers = {one["id"]: one["address"] for one in members if one["role"] == "router" and one["ready"]}
+    source = f"{record.model}: {len(routers)} routers"
+    with LiveTrace(routers, source, key=folder.cluster_key()) as live:
+        _write(out, live.header, live.traces(until), tokens, as_json)
+    if live.dropped:
+        typer.echo(f"{live.dropped} tokens were left out: routers had no room for them", err=True)
+
+
+def _record_text(out: Path, text: Path, model: str, variant: str, chunk: int, as_json: bool) -> None:
     from cluster.cli.score import read_text
     from cluster.experiments.routing import Header
     from cluster.library.bundled import open_model

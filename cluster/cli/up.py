@@ -17,7 +17,7 @@ import typer
 from cluster.cli import options
 from cluster.cli.output import Progress, print_json
 from cluster.cli.values import format_bytes, parse_address, parse_bytes
-from cluster.config import ClusterConfig, GatewayConfig, LogFormat, TlsFiles, TracingConfig
+from cluster.config import ClusterConfig, GatewayConfig, LogFormat, Rebalance, TlsFiles, TracingConfig
 from cluster.errors import MoemeshError, OutOfMemoryBudget
 
 if TYPE_CHECKING:
@@ -110,6 +110,10 @@ def up(
             metavar="MODULE:FUNCTION", help="Policy that shares rows among the copies of an expert."
         ),
     ] = DEFAULTS.engine.choice,
+    rebalance: Annotated[
+        Rebalance,
+        typer.Option(help="Experts move by themselves when load or speeds have changed, or when asked to."),
+    ] = DEFAULTS.controller.rebalance,
     sample: Annotated[bool, typer.Option("--sample/--no-sample", help="Stream a sample completion.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; no sample.")] = False,
 ) -> None:
@@ -136,6 +140,7 @@ def up(
             insecure=insecure,
             drain_s=drain,
         ),
+        controller=replace(DEFAULTS.controller, rebalance=rebalance),
         log_format=log_format,
         tracing=TracingConfig(otlp, trace_ratio),
     )

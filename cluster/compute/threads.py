@@ -50,25 +50,35 @@ class Workers:
         if self.threads == 1 or items <= 1:
             kernel(*args, 0, items)
             return
-        self._split(kernel, items, [args] * self.threads)
+        self._split(kernel, self._equal(items), [args] * self.threads)
+
+    def run_shares(self, kernel: Kernel, bounds: Sequence[int], *args: Any) -> None:
+        """As `run`; share i is the items bounds[i]..bounds[i + 1], and there are at most `threads`."""
+        if len(bounds) == 2:
+            kernel(*args, bounds[0], bounds[1])
+        else:
+            self._split(kernel, bounds, [args] * (len(bounds) - 1))
 
     def run_each(self, kernel: Kernel, items: int, args: Callable[[int], tuple[Any, ...]]) -> None:
         """As `run`, for kernels that need scratch of their own: args(number of the thread), from 0."""
         if self.threads == 1 or items <= 1:
             kernel(*args(0), 0, items)
             return
-        self._split(kernel, items, [args(number) for number in range(self.threads)])
+        self._split(kernel, self._equal(items), [args(number) for number in range(self.threads)])
 
-    def _split(self, kernel: Kernel, items: int, args: Sequence[tuple[Any, ...]]) -> None:
+    def _equal(self, items: int) -> list[int]:
         parts = min(self.threads, items)
+        return [items * part // parts for part in range(parts + 1)]
+
+    def _split(self, kernel: Kernel, bounds: Sequence[int], args: Sequence[tuple[Any, ...]]) -> None:
+        parts = len(bounds) - 1
         if not self._helpers:
             self._start()
         done: SimpleQueue[BaseException | None] = SimpleQueue()
-        bounds = [items * part // parts for part in range(parts + 1)]
         for part in range(1, parts):
             self._tasks.put((kernel, (*args[part], bounds[part], bounds[part + 1]), done))
         try:
-            kernel(*args[0], 0, bounds[1])
+            kernel(*args[0], bounds[0], bounds[1])
         finally:  # nobody may still write to the arrays when the caller goes on
             failures = [done.get() for _ in range(1, parts)]
         for failure in failures:

@@ -21,18 +21,18 @@ from cluster.balance.migration import Budget
 from cluster.balance.placement import PlacementTable
 from cluster.balance.problem import Placement, PlacementPolicy, Problem
 from cluster.balance.rebalance import Decision, decide, step_seconds
+from cluster.config import ControllerConfig
 from cluster.controller.state import ControllerState, Role, load_of
 from cluster.errors import OutOfMemoryBudget, Unavailable
 from cluster.types import ExpertId, NodeId
 
-HORIZON = 1000.0
-"""Steps within which moves must pay for themselves."""
+DEFAULTS = ControllerConfig()
 
 SPARE = 1.25
 """A node without a memory limit may hold so many times an equal share of the experts."""
 
 LINK = 125e6
-"""Bytes per second of a link that nobody has measured: a gigabit."""
+"""Bytes per second of a link whose bandwidth routers cannot tell: a gigabit."""
 
 LIBRARY = 200e6
 """Bytes per second at which a node reads its library before it has told: a slow SSD."""
@@ -49,9 +49,9 @@ class Proposal:
 
 def propose(
     state: ControllerState,
-    policy: PlacementPolicy = place,
-    horizon: float = HORIZON,
+    config: ControllerConfig = DEFAULTS,
     load: LoadStats | None = None,
+    policy: PlacementPolicy = place,
 ) -> Proposal:
     """Place the experts anew for `load`, or what the routers see, and weigh the way there.
 
@@ -70,7 +70,8 @@ def propose(
     table = _widened(state, table)
     policy = _sparing(policy, state.orders.drained)
     problem = _problem(state, table, load)
-    decision = decide(problem, policy(problem), horizon, Budget(library=_library_speed(state, table)))
+    budget = Budget(config.move_share, config.move_bytes or None, _library_speed(state, table))
+    decision = decide(problem, policy(problem), config.horizon, budget)
     return Proposal(problem, decision, _tables(problem, decision, table))
 
 
@@ -135,15 +136,23 @@ def _problem(state: ControllerState, table: PlacementTable, load: LoadStats) -> 
         table.nodes,
         _speeds(table, load),
         _memory(state, table, sizes, current),
-        np.full(count, LINK),
+        _bandwidths(table, load),
         np.zeros(count, np.int64),
     )
     return Problem(load.load, sizes, devices, current)
 
 
+def _bandwidths(table: PlacementTable, load: LoadStats) -> Floats:
+    """Bytes per second between each node and the routers, as their round trips tell."""
+    told = [load.nodes[node].link.bandwidth if node in load.nodes else np.nan for node in table.nodes]
+    bandwidth: Floats = np.nan_to_num(np.array(told), nan=LINK)
+    return bandwidth
+
+
 def _speeds(table: PlacementTable, load: LoadStats) -> Floats:
-    """Rows per second; a node that has not answered yet is as fast as the others on average."""
-    speed = np.array([load.nodes[node].speed if node in load.nodes else np.nan for node in table.nodes])
+    """Rows per second, computed and carried; a node that has not answered yet is as fast as the others on
+    average."""
+    speed = np.array([load.nodes[node].rate if node in load.nodes else np.nan for node in table.nodes])
     known = speed[np.isfinite(speed) & (speed > 0)]
     speed[~(np.isfinite(speed) & (speed > 0))] = known.mean() if known.size else 1.0
     return speed

@@ -10,10 +10,15 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from cluster.balance.load import LoadStats
+from cluster.balance.placement import PlacementTable
+from cluster.config import ControllerConfig
 from cluster.controller import drain, rebalance
 from cluster.controller import state as decisions
 from cluster.controller.orders import Orders
+from cluster.controller.rebalance import DEFAULTS
 from cluster.controller.state import ControllerState, Member, Shape
+from cluster.controller.watch import Watch, failed, judge, look
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.frames import Frame
 from cluster.dispatch.handshake import Identity, error_header
@@ -26,6 +31,9 @@ log = logging.getLogger(__name__)
 
 Placing = Callable[[Mapping[str, Any]], dict[str, Any]]
 
+LOOK_PERIOD_S = 1.0
+"""Between two looks for drift: members sync about as often."""
+
 
 class ControllerService:
     """Answers SYNC, STATUS, SHUTDOWN, REBALANCE, DRAIN and TIERS.
@@ -33,7 +41,8 @@ class ControllerService:
     State is changed on the server's one IO thread, and by the thread that places experts anew, since that
     takes longer than members wait for an answer.
 
-    epoch: higher than that of every controller before this one.
+    epoch: higher than that of every controller before this one. config: whether it moves experts by itself.
+    table: the first one, of this epoch; None deals the experts out when all nodes are there.
     clock: monotonic seconds.
     orders: what operators asked of an earlier controller; keep: is told what they ask of this one.
     """
@@ -44,15 +53,20 @@ class ControllerService:
         epoch: int,
         host: str = "127.0.0.1",
         port: int = 0,
+        config: ControllerConfig = DEFAULTS,
+        table: PlacementTable | None = None,
         clock: Callable[[], float] = time.monotonic,
         orders: Orders | None = None,
         keep: Callable[[Orders], None] = lambda orders: None,
     ) -> None:
-        self._state = ControllerState(epoch=epoch, shape=shape, orders=orders or Orders())
+        self._state = ControllerState(epoch=epoch, shape=shape, table=table, orders=orders or Orders())
         self._keep = keep
+        self._config = config
+        self._watch = Watch()
         self._clock = clock
         self._lock = threading.Lock()
         self._placing = threading.Lock()
+        self._next_look = 0.0
         self._stopped = threading.Event()
         self._server = FrameServer(
             host,
@@ -77,15 +91,44 @@ class ControllerService:
     def _on_frame(self, connection: Connection, frame: Frame) -> None:
         place = {Kind.REBALANCE: self._rebalance, Kind.DRAIN: self._drain}.get(frame.kind)
         if place is not None:
-            threading.Thread(
-                target=self._aside, args=(connection, place, frame.header), name="placing", daemon=True
-            ).start()
+            self._aside(self._answer_placing, connection, place, frame.header)
             return
         with self._lock:
             kind, header = self._answer(frame)  # the server answers with the error that this raises
+            due = self._look() if frame.kind is Kind.SYNC else None
         connection.send(kind, header)
+        if due is not None:
+            self._aside(self._place_for, due)
 
-    def _aside(self, connection: Connection, place: Placing, header: Mapping[str, Any]) -> None:
+    def _aside(self, do: Callable[..., None], *arguments: Any) -> None:
+        threading.Thread(target=do, args=arguments, name="rebalance", daemon=True).start()
+
+    def _look(self) -> LoadStats | None:
+        """The load to place experts for, if it is time to and no placement is being made."""
+        now = self._clock()
+        if now < self._next_look or self._placing.locked():
+            return None
+        self._next_look = now + LOOK_PERIOD_S
+        self._watch, due = look(self._watch, self._state, self._config, now)
+        return due
+
+    def _place_for(self, load: LoadStats) -> None:
+        """Of its own accord: place the experts for `load`, move them if that pays, and say so in one line."""
+        with self._placing:
+            try:
+                proposal = rebalance.propose(self._state, self._config, load)
+                with self._lock:
+                    self._watch, begin = judge(self._watch, load, proposal, self._config, self._clock())
+                    if begin:
+                        self._state = rebalance.begin(self._state, proposal)
+            except Exception as error:
+                if not isinstance(error, MoemeshError):
+                    log.exception("no placement could be made; experts stay where they are")
+                with self._lock:
+                    self._watch = failed(self._watch, str(error), self._config, self._clock())
+            log.info("rebalance: %s", self._watch.said)
+
+    def _answer_placing(self, connection: Connection, place: Placing, header: Mapping[str, Any]) -> None:
         """Answer a question that takes longer than members wait for an answer."""
         try:
             with self._placing:
@@ -99,7 +142,7 @@ class ControllerService:
 
     def _rebalance(self, header: Mapping[str, Any]) -> dict[str, Any]:
         """header: `dry_run`, only say what would be done; `force`, do it even if it does not pay."""
-        proposal = rebalance.propose(self._state)
+        proposal = rebalance.propose(self._state, self._config)
         worth = bool(header.get("force")) or proposal.decision.worth
         started = bool(proposal.tables) and worth and not header.get("dry_run")
         if started:
@@ -136,7 +179,8 @@ class ControllerService:
             return Kind.STATE, decisions.view(self._state, member.id, now)
         if frame.kind is Kind.STATUS:
             more = decisions.detail(self._state) if frame.header.get("detail") else {}
-            return Kind.REPLY, decisions.status(self._state, now) | more
+            watch = {"rebalance": self._config.rebalance.value, "decision": self._watch.said}
+            return Kind.REPLY, decisions.status(self._state, now) | watch | more
         if frame.kind is Kind.TIERS:
             if (tiers := frame.header.get("tiers")) is not None:
                 self._order(self._state.orders.offering([str(tier) for tier in tiers]))

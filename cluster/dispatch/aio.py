@@ -18,7 +18,8 @@ from cluster.dispatch.frames import (
     fragment_prefix,
     pack_header,
 )
-from cluster.dispatch.handshake import Identity, error_of, split_address
+from cluster.dispatch.greeting import Greeting
+from cluster.dispatch.handshake import Identity, split_address
 from cluster.dispatch.kinds import FIRST_ORDERED, Kind
 from cluster.errors import MoemeshError, ProtocolError, Unavailable
 
@@ -121,14 +122,11 @@ class FrameStream(asyncio.BufferedProtocol):
         await self.close()
 
     async def _introduce(self, identity: Identity) -> None:
-        await self.send(Kind.HELLO, identity.to_header())
-        frame = await self.recv()
-        if frame.kind is Kind.REFUSED:
-            raise error_of(frame.header)
-        if frame.kind is not Kind.WELCOME:
-            raise ProtocolError(f"the server answered HELLO with {frame.kind.name}")
-        self.server = Identity.from_header(frame.header)
-        identity.check(self.server)
+        greeting = Greeting(identity)
+        await self.send(Kind.HELLO, greeting.hello())
+        while (proof := greeting.answer(await self.recv())) is not None:
+            await self.send(Kind.PROOF, proof)
+        self.server = greeting.server
 
     async def _write(self, kind: Kind, header: Header, body: memoryview) -> None:
         transport = self._transport

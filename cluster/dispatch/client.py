@@ -10,9 +10,10 @@ from types import TracebackType
 
 from cluster.dispatch.connection import Buffer, Connection
 from cluster.dispatch.frames import DEFAULT_LIMITS, Frame, Header, Limits
+from cluster.dispatch.greeting import Greeting
 from cluster.dispatch.handshake import Identity, error_of, split_address
 from cluster.dispatch.kinds import Kind
-from cluster.errors import MoemeshError, ProtocolError, Unavailable
+from cluster.errors import MoemeshError, Unavailable
 
 CONNECT_S = 5.0
 
@@ -71,13 +72,11 @@ class ControlClient:
         sock = socket.create_connection(split_address(self.address), timeout=wait)
         self._connection = connection = Connection(sock, limits=self._limits)
         if self._identity is not None:
-            frame = self._exchange(connection, Kind.HELLO, self._identity.to_header(), b"", deadline)
-            if frame.kind is Kind.REFUSED:
-                raise error_of(frame.header)
-            if frame.kind is not Kind.WELCOME:
-                raise ProtocolError(f"{self.address} answered HELLO with {frame.kind.name}")
-            self.server = Identity.from_header(frame.header)
-            self._identity.check(self.server)
+            greeting = Greeting(self._identity)
+            frame = self._exchange(connection, Kind.HELLO, greeting.hello(), b"", deadline)
+            while (proof := greeting.answer(frame)) is not None:
+                frame = self._exchange(connection, Kind.PROOF, proof, b"", deadline)
+            self.server = greeting.server
         return connection
 
     def _exchange(

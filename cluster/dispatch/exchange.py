@@ -42,6 +42,10 @@ IDLE_S = 0.25
 
 EXPRESS_MS = int(IDLE_S * 1000)
 
+TIMED_EVERY = 64
+"""Of so many small calls one goes the general way, where every reply's arrival is seen, so that links are
+timed without a clock on the short way. Large calls always go there."""
+
 MAX_REPLY_BYTES = 1 << 30
 """No bound of ours: a reply's buffer exists before it arrives, and its length must match it."""
 
@@ -82,6 +86,8 @@ class Exchange:
         self._choice = Choice(shape.experts, choice)
         self._step = -1
         self._first_attempt = 0
+        self._calls = 0
+        self._now = 0.0
         self._unwell = False
         self._express = Express(shape, identity.incarnation)
         self._roster = Roster(table, addresses, self._new_link)
@@ -144,7 +150,9 @@ class Exchange:
         flight = Flight(slot, roster.pace, key, roster.table.version, self._first_attempt, self._clock())
         alone = not self._flights
         self._flights[key] = flight
-        if alone and self._express.fits(len(call.ids)) and self._settled():
+        self._calls += 1
+        small = self._express.fits(len(call.ids)) and self._calls % TIMED_EVERY
+        if alone and small and self._settled():
             self._go_express(flight)
         else:
             self._go_by_parts()
@@ -244,6 +252,8 @@ class Exchange:
         if not sent:
             part.attempt += 1
         part.receiving = False
+        alone = not sent and len(link.parts) == 1 and part.attempt == flight.first_attempt
+        part.posted = self._clock() if alone else 0.0
         rows, counts, experts, body = flight.slot.request(part.node)
         tag = (self._incarnation, link.incarnation, *part.call, part.attempt, flight.table)
         header = [*tag, rows, counts, experts]
@@ -264,7 +274,7 @@ class Exchange:
         self._go_by_parts()
         events = self._roster.poller.wait(TICK_S if self._unwell else IDLE_S)
         if events:
-            now = self._clock()
+            now = self._now = self._clock()
             for link, mask in events:
                 if link.connection is not None:  # an earlier event of this turn may have closed it
                     link.on_event(mask, now)
@@ -305,6 +315,8 @@ class Exchange:
                 raise ProtocolError("a RESULT without rows")
             counters.received(frame.overhead, len(frame.payload))
             link.load[:] = header[8:10]
+            if part.posted and len(link.parts) == 1 and not header[8]:  # it waited for nobody there
+                self._time(part, len(frame.payload), header[9])
             if part.flight.error is None:  # else the call is over
                 del link.parts[part.call]
                 part.flight.left -= 1
@@ -319,6 +331,12 @@ class Exchange:
                 self._not_here(part, header[6])
         elif kind is not Kind.PONG:
             raise ProtocolError(f"a {kind.name} frame where a reply was expected")
+
+    def _time(self, part: Part, reply_bytes: int, service_us: int) -> None:
+        """A round trip has ended with what the last look at the sockets brought."""
+        seconds = self._now - part.posted - service_us * 1e-6
+        request_bytes = len(part.flight.slot.request(part.node)[3])
+        part.flight.pace.timed(part.node, max(seconds, 0.0), request_bytes + reply_bytes)
 
     def _not_here(self, part: Part, version: int) -> None:
         link, flight = part.link, part.flight

@@ -102,11 +102,23 @@ class Flight:
 class Part:
     """One node's share of a call: its request lies in the slot until the reply is in.
 
-    node: its place in the slot's plan. attempt: of the last request sent. since: when it was asked for.
+    node: its place in the slot's plan. posted: when its first request was handed to the socket, if nothing
+    else was owed there; 0.0 otherwise. attempt: of the last request sent. since: when it was asked for.
     receiving: the reply's header has come. retry_at, failure: the node asked us to try later, and why.
     """
 
-    __slots__ = ("attempt", "call", "failure", "flight", "link", "node", "receiving", "retry_at", "since")
+    __slots__ = (
+        "attempt",
+        "call",
+        "failure",
+        "flight",
+        "link",
+        "node",
+        "posted",
+        "receiving",
+        "retry_at",
+        "since",
+    )
 
     def __init__(self, flight: Flight, call: Call, node: int, link: Link, since: float) -> None:
         self.flight = flight
@@ -115,6 +127,7 @@ class Part:
         self.link = link
         self.attempt = flight.first_attempt - 1
         self.since = since
+        self.posted = 0.0
         self.receiving = False
         self.retry_at = 0.0
         self.failure: MoemeshError | None = None

@@ -1,13 +1,25 @@
-"""HELLO and WELCOME: two processes agree on protocol, numerics and library before anything else is said."""
+"""Who a process is, and with whom it works: protocol, numerics and library must fit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cluster.dispatch.frames import PROTOCOL, accepted
 from cluster.errors import MoemeshError, ProtocolError, error_from_wire
 from cluster.types import NUMERICS_VERSION
+
+KEY_VARIABLE = "MOEMESH_CLUSTER_KEY_FILE"
+
+
+@functools.cache
+def cluster_key() -> bytes:
+    """Of the cluster that this process belongs to, from the file that the environment names; b"" for none."""
+    path = os.environ.get(KEY_VARIABLE)
+    return Path(path).read_bytes() if path else b""
 
 
 @dataclass(frozen=True)
@@ -16,6 +28,7 @@ class Identity:
 
     library: digest of the manifest it serves, "" for a process that serves any (controller, tools).
     incarnation: 0 ≤ incarnation < 2**32, another one after every restart of the process.
+    key: the cluster's, b"" where none is asked for; never said (cluster/dispatch/greeting.py).
     """
 
     role: str
@@ -24,6 +37,7 @@ class Identity:
     library: str = ""
     numerics: int = NUMERICS_VERSION
     protocol: int = PROTOCOL
+    key: bytes = field(default_factory=cluster_key, repr=False, compare=False)
 
     def to_header(self) -> dict[str, Any]:
         return {

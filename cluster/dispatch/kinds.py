@@ -14,6 +14,8 @@ class Kind(IntEnum):
     REFUSED = 3
     PING = 4
     PONG = 5
+    CHALLENGE = 6
+    PROOF = 7
 
     DISPATCH = 16
     RESULT = 17
@@ -29,6 +31,7 @@ class Kind(IntEnum):
     STATUS = 50
     SHUTDOWN = 51
     REBALANCE = 52
+    TRACE = 53
     DRAIN = 54
     TIERS = 55
 

@@ -16,6 +16,7 @@ from cluster.dispatch.connection import Connection
 from cluster.dispatch.decoder import Sink
 from cluster.dispatch.flight import Part
 from cluster.dispatch.frames import Frame, Limits
+from cluster.dispatch.greeting import Greeting
 from cluster.dispatch.handshake import Identity, error_of, split_address
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.messages import Call
@@ -71,6 +72,7 @@ class Link:
         self._retry_at = 0.0
         self._retry_s = RETRY_FIRST_S
         self._identity = identity
+        self._greeting = Greeting(identity)
         self._poller = poller
         self._limits = limits
         self._sink: Sink = partial(sink, self)
@@ -177,23 +179,26 @@ class Link:
             return False
         self.state = State.GREETING
         self._poller.modify(connection.sock, READ)
-        connection.send(Kind.HELLO, self._identity.to_header())
+        self._greeting = Greeting(self._identity)
+        connection.send(Kind.HELLO, self._greeting.hello())
         return True
 
     def _greeted(self, frame: Frame) -> None:
-        if frame.kind is Kind.WELCOME:
-            peer = Identity.from_header(frame.header)
-            self._identity.check(peer)
-            self.incarnation = peer.incarnation
-            self.state = State.READY
-            self.ready = True
-            self.refusal = None
-            self._retry_at, self._retry_s = 0.0, RETRY_FIRST_S
-            self._on_change(self)
-        elif frame.kind is Kind.REFUSED:
+        assert self.connection is not None
+        if frame.kind is Kind.REFUSED:
             self.refuse(error_of(frame.header))
-        else:
-            raise ProtocolError(f"HELLO was answered with {frame.kind.name}")
+            return
+        proof = self._greeting.answer(frame)
+        if proof is not None:
+            self.connection.send(Kind.PROOF, proof)
+            return
+        assert self._greeting.server is not None, "it has answered"
+        self.incarnation = self._greeting.server.incarnation
+        self.state = State.READY
+        self.ready = True
+        self.refusal = None
+        self._retry_at, self._retry_s = 0.0, RETRY_FIRST_S
+        self._on_change(self)
 
     def _watch_writes(self, connection: Connection) -> None:
         if self.state is not State.DOWN:

@@ -15,6 +15,9 @@ from cluster.dispatch.pace import Pace
 from cluster.dispatch.transport import Array, WireShape
 from cluster.types import NodeId
 
+COMPUTED, SUMS = 4, 10
+"""Fields of NodeLoad that every answered call fills, and all."""
+
 HALF_LIFE = 256.0
 """Steps after which a step counts half: some seconds of decoding."""
 
@@ -22,8 +25,7 @@ HALF_LIFE = 256.0
 class LoadMeter:
     """One thread counts and ends steps; any thread reads `stats`.
 
-    rows: [layers, experts] int64, those of the step under way. Round trips are not timed: a node's link_s
-    and bytes stay 0.
+    rows: [layers, experts] int64, those of the step under way.
     """
 
     def __init__(self, shape: WireShape, half_life: float = HALF_LIFE) -> None:
@@ -33,10 +35,11 @@ class LoadMeter:
         self._decay = 0.5 ** (1 / half_life)
         self._lock = threading.Lock()
         self._steps = self._tokens = self._squares = 0.0
+        self._count = 0
         self._rows = np.zeros((shape.layers, shape.experts))
         self._distinct = np.zeros(shape.layers)
         self._names: tuple[NodeId, ...] = ()
-        self._nodes: Array = np.zeros((0, 4))
+        self._nodes: Array = np.zeros((0, SUMS))
 
     def end_step(self, pace: Pace) -> None:
         """Fold the step under way, with what its nodes answered; a step without rows is none."""
@@ -47,6 +50,7 @@ class LoadMeter:
         with self._lock:
             if pace.nodes != self._names:
                 self._follow(pace.nodes)
+            self._count += 1
             self._steps = decay * self._steps + 1
             self._tokens = decay * self._tokens + tokens
             self._squares = decay**2 * self._squares + tokens
@@ -55,9 +59,10 @@ class LoadMeter:
             self._distinct *= decay
             self._distinct += np.count_nonzero(self.rows, axis=1)
             self._nodes *= decay
-            self._nodes += pace.sums
+            self._nodes[:, :COMPUTED] += pace.sums
+            self._nodes[:, COMPUTED:] += pace.links
         self.rows[:] = 0
-        pace.sums[:] = 0
+        pace.sums[:] = pace.links[:] = 0
 
     def stats(self) -> LoadStats:
         """All steps that have ended."""
@@ -71,11 +76,12 @@ class LoadMeter:
                 self._rows.copy(),
                 self._distinct.copy(),
                 {name: NodeLoad(*sums) for name, sums in nodes},
+                self._count,
             )
 
     def _follow(self, names: tuple[NodeId, ...]) -> None:
         """The table has other nodes now; those that left it are forgotten."""
         before = dict(zip(self._names, self._nodes, strict=True))
-        nothing = np.zeros(4)
-        self._nodes = np.array([before.get(name, nothing) for name in names]).reshape(len(names), 4)
+        nothing = np.zeros(SUMS)
+        self._nodes = np.array([before.get(name, nothing) for name in names]).reshape(len(names), SUMS)
         self._names = names

@@ -16,13 +16,15 @@ class Pace:
 
     loads: [nodes, 2] int64, messages waiting and service time in µs, as the node's last answer told; a link's
     `load` is its row. sums: [nodes, 4] float64, messages, rows, distinct experts and seconds of service since
-    they were last taken. speed: [nodes] float64 > 0, rows per second. backlog: [nodes] float64 ≥ 0, seconds.
+    they were last taken; links: [nodes, 6] float64, those of timed round trips, as `timed` adds them.
+    speed: [nodes] float64 > 0, rows per second. backlog: [nodes] float64 ≥ 0, seconds.
     """
 
     def __init__(self, nodes: Sequence[NodeId]) -> None:
         self.nodes = tuple(nodes)
         self.loads = np.zeros((len(nodes), 2), np.int64)
         self.sums = np.zeros((len(nodes), 4))
+        self.links = np.zeros((len(nodes), 6))
         self.values: Array = np.zeros((4, len(nodes)))
         self.speed: Array = self.values[replicas.SPEED]
         self.backlog: Array = self.values[replicas.BACKLOG]
@@ -33,6 +35,11 @@ class Pace:
         pair_start[n] … pair_start[n + 1]; rows: int64 [experts], += those of each."""
         replicas.observe_call(experts, pair_start, self.loads, len(rows), rows, self.sums, self.values)
 
+    def timed(self, node: int, seconds: float, bytes: int) -> None:
+        """Count a round trip of so many bytes, both ways, that took `seconds` beside the node's service:
+        trips, seconds, bytes, bytes², seconds², bytes · seconds, as NodeLoad has them."""
+        self.links[node] += (1.0, seconds, bytes, float(bytes) ** 2, seconds**2, bytes * seconds)
+
     def over(self, nodes: Sequence[NodeId]) -> Pace:
         """What is known, for the nodes of another table; new ones are as fast as those here on average."""
         new = Pace(nodes)
@@ -42,5 +49,6 @@ class Pace:
                 before = self.nodes.index(node)
                 new.loads[place] = self.loads[before]
                 new.sums[place] = self.sums[before]
+                new.links[place] = self.links[before]
                 new.values[:, place] = self.values[:, before]
         return new

@@ -14,6 +14,7 @@ import numpy as np
 
 from cluster.dispatch.connection import MAX_QUEUED_BYTES, Connection
 from cluster.dispatch.frames import DEFAULT_LIMITS, Frame, Limits
+from cluster.dispatch.greeting import Reception
 from cluster.dispatch.handshake import Identity, error_header
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.poller import READ, WRITE, Poller
@@ -27,23 +28,23 @@ JOIN_S = 10.0
 
 STAGING_BYTES = 256 << 10
 USED = -1
-_HELLO, _PING = Kind.HELLO, Kind.PING
+_GREETING, _PING = (Kind.HELLO, Kind.PROOF), Kind.PING
 _LISTENER, _WAKE = object(), object()
 
 
 class FrameServer:
     """Calls back on its own thread:
 
-    on_frame(connection, frame)   for every message but PING and HELLO, which it answers itself. An error that
-                                  the callback raises is answered with an ERROR frame.
+    on_frame(connection, frame)   for every message but PING and greetings, which it answers itself. An error
+                                  that the callback raises is answered with an ERROR frame.
     on_close(connection)          once for every connection on which on_frame may have been called
     on_round()                    after all that had arrived together was given to on_frame
     on_bytes(connection, staging) instead of reading, where the next byte begins a frame of a known peer: it
                                   may read the socket into `staging` [bytes] uint8, and returns USED, or the
                                   bytes read that it made nothing of (0: there were none)
 
-    With an `identity` a peer must say HELLO first and is refused by name if it does not fit;
-    `connection.peer` is then its Identity. Lifecycle: start() → address, shutdown(); not restartable.
+    With an `identity` a peer must greet first (cluster/dispatch/greeting.py), and is refused if it does not
+    fit; `connection.peer` is then its Identity. Lifecycle: start() → address, shutdown(); not restartable.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class FrameServer:
         self.alone = False
         """For callbacks: nothing else has arrived together with what they are given."""
         self._connections: set[Connection] = set()
+        self._receptions: dict[Connection, Reception] = {}
         self._watched: dict[Connection, Array] = {}
         self._blocked: deque[Connection] = deque()
         self._stopping = False
@@ -221,9 +223,9 @@ class FrameServer:
 
     def _deliver(self, connection: Connection, frame: Frame) -> None:
         kind = frame.kind
-        if kind is _HELLO:
-            self._welcome(connection, frame)
-        elif kind is _PING:
+        if kind in _GREETING:
+            self._greet(connection, frame)
+        elif kind is _PING and not self._is_stranger(connection):
             connection.send(Kind.PONG, frame.header)
         elif self._identity is not None and connection.peer is None:
             raise ProtocolError(f"a {kind.name} frame before HELLO")
@@ -235,12 +237,19 @@ class FrameServer:
                     log.exception("%s: a %s frame failed; its sender gets an ERROR", self._name, kind.name)
                 connection.send(Kind.ERROR, error_header(error))
 
-    def _welcome(self, connection: Connection, frame: Frame) -> None:
-        peer = Identity.from_header(frame.header)
-        mine = self._identity or Identity("server", self._name)
-        mine.check(peer)
-        connection.peer = peer
-        connection.send(Kind.WELCOME, mine.to_header())
+    def _greet(self, connection: Connection, frame: Frame) -> None:
+        reception = self._receptions.get(connection)
+        if reception is None:
+            reception = Reception(self._identity or Identity("server", self._name))
+            self._receptions[connection] = reception
+        kind, header = reception.take(frame)
+        if reception.peer is not None:
+            connection.peer = reception.peer
+            del self._receptions[connection]
+        connection.send(kind, header)
+
+    def _is_stranger(self, connection: Connection) -> bool:
+        return self._identity is not None and self._identity.key != b"" and connection.peer is None
 
     def _refuse(self, connection: Connection, error: ProtocolError) -> None:
         log.warning("%s: refused a peer: %s", self._name, error)
@@ -252,6 +261,7 @@ class FrameServer:
         if connection not in self._connections:
             return
         self._connections.discard(connection)
+        self._receptions.pop(connection, None)
         self._watched.clear()
         self._poller.unregister(connection.sock)
         connection.close()

@@ -13,7 +13,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import polars as pl
 from cluster.balance.policies import resolve
 from cluster.errors import ConfigError, MoemeshError
 from cluster.experiments import generators, traces
+from cluster.experiments.live.mode import run_live
 from cluster.experiments.routing import Trace
 from cluster.experiments.sim.inputs import Fleet, Work
 from cluster.experiments.sim.run import Outcome, simulate
@@ -108,7 +109,11 @@ def label(run: Run) -> str:
 
 def run_id(run: Run) -> str:
     """Names the run by all that decides its result."""
-    text = json.dumps([RUN_VERSION, asdict(run), _stamp(run.trace)], sort_keys=True)
+    values = asdict(run)
+    if not values.pop("live"):
+        text = json.dumps([RUN_VERSION, values, _stamp(run.trace)], sort_keys=True)
+    else:
+        text = json.dumps([RUN_VERSION, values, _stamp(run.trace), "live"], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -124,20 +129,22 @@ def _stamp(trace: TraceSpec) -> list[int]:
 
 
 def carry_out(run: Run, folder: Path, provenance: dict[str, Any]) -> None:
-    """Simulate one run and write its file; it gets its name when it is whole. Raises what the run raises."""
+    """Carry out one run, in the simulator or live, and write its file; it gets its name when it is whole.
+    Raises what the run raises."""
     trace = _trace(run.trace, run.seed)
     gated = resolve(run.policy.gate)(trace, np.random.default_rng(run.seed), **dict(run.policy.gate_options))
     work = work_of(trace, gated.ids, gated.kept)
     if run.warmup >= len(work.tokens):
         raise ConfigError(f"a warm-up of {run.warmup} steps leaves nothing of {len(work.tokens)}")
-    outcome = simulate(
-        work,
-        run.model,
-        fleet_of(run.fleet, run, work),
-        resolve(run.policy.placement),
-        resolve(run.policy.choice),
-        run.policy.control,
-    )
+    fleet, placement = fleet_of(run.fleet, run, work), resolve(run.policy.placement)
+    choice, control = resolve(run.policy.choice), run.policy.control
+    if run.live:
+        if not gated.kept.all():
+            raise ConfigError("a gate that leaves rows out cannot be run live; nodes compute whole rows")
+        routed = replace(trace, ids=gated.ids)
+        outcome = run_live(routed, work, run.model, fleet, placement, choice, control)
+    else:
+        outcome = simulate(work, run.model, fleet, placement, choice, control)
     figures = summarise(run, work, outcome) | {
         "overflow": float(1 - gated.kept.mean()),
         "changed": _changed(trace.ids, gated.ids),

@@ -72,7 +72,7 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class Run:
-    """One cell of the sweep. warmup: steps that no figure counts."""
+    """One cell of the sweep. warmup: steps that no figure counts. live: on a real cluster of this machine."""
 
     policy: PolicySpec
     trace: TraceSpec
@@ -80,6 +80,7 @@ class Run:
     model: Model
     seed: int
     warmup: int
+    live: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,14 @@ class Spec:
     seeds: tuple[int, ...]
     model: Model = Model()  # noqa: RUF009  frozen
     warmup: int = 0
+    live: bool = False
 
     def runs(self) -> list[Run]:
         """All cells, those of one trace and seed together."""
         cells = itertools.product(self.traces, self.seeds, self.fleets, self.policies)
         return [
-            Run(policy, trace, fleet, self.model, seed, self.warmup) for trace, seed, fleet, policy in cells
+            Run(policy, trace, fleet, self.model, seed, self.warmup, self.live)
+            for trace, seed, fleet, policy in cells
         ]
 
 
@@ -114,6 +117,7 @@ def read_spec(path: Path) -> Spec:
         seeds=_seeds(values.get("seeds", [0])),
         model=build(Model, values.get("model", {}), "model"),
         warmup=_count(values.get("warmup", 0), "warmup"),
+        live=_flag(values.get("live", False), "live"),
     )
     for policy in spec.policies:
         for function in (policy.placement, policy.choice, policy.gate):
@@ -142,6 +146,12 @@ def _text(values: dict[str, Any], key: str, where: str) -> str:
 def _count(value: Any, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ConfigError(f"{where} is {value!r}; it must be a whole number of 0 or more")
+    return value
+
+
+def _flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{where} is {value!r}; it must be true or false")
     return value
 
 

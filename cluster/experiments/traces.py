@@ -161,10 +161,15 @@ def read(path: Path) -> Trace:
     )
 
 
-def from_records(header: Header, records: Sequence[GateRecord], number: int) -> Iterator[Trace]:
+def from_records(
+    header: Header,
+    records: Sequence[GateRecord],
+    number: int = 0,
+    numbers: dict[RequestId, int] | None = None,
+) -> Iterator[Trace]:
     """What a router recorded, as traces to write. number: of the first request among `records`; more requests
-    count on in their order of appearance."""
-    numbers: dict[RequestId, int] = {}
+    count on in their order of appearance. numbers: of requests seen before, extended."""
+    numbers = {} if numbers is None else numbers
     for record in records:
         tokens = len(record.positions)
         request = [

@@ -8,6 +8,7 @@ from typing import Any
 from cluster.dispatch.client import ControlClient
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
+from cluster.fleet.folder import Folder
 
 TIMEOUT_S = 2.0
 PLACING_S = 120.0
@@ -17,8 +18,10 @@ PLACING_S = 120.0
 class Controller:
     """The controller at `address`. Every method raises Unavailable if it does not answer."""
 
-    def __init__(self, address: str) -> None:
-        self._client = ControlClient(address, identity=Identity("tool", "moemesh"))
+    def __init__(self, address: str, folder: Folder | None = None) -> None:
+        """folder: of the cluster, which has the key that its controller asks for; None for one without."""
+        identity = Identity("tool", "moemesh", key=b"" if folder is None else folder.cluster_key())
+        self._client = ControlClient(address, identity=identity)
 
     def status(self, detail: bool = False) -> dict[str, Any]:
         """As `cluster.controller.state.status`, and with `detail` as its `detail` says besides."""

@@ -2,6 +2,7 @@
 
 state.json   written before the first process starts and after every step, removed by `down`
 token        Ray's authentication token, readable by the owner alone
+cluster.key  what our processes show each other that they know, likewise
 epoch        the last epoch of a controller, so that the next one is higher
 orders       what operators asked of it (drained nodes, tiers), for the next one
 logs/        one file a role; kept after a failed start, because the error points there
@@ -71,6 +72,7 @@ class Folder:
         self.path = path or _from_environment()
         self.logs = self.path / "logs"
         self.token = self.path / "token"
+        self.key = self.path / "cluster.key"
         self.epoch = self.path / "epoch"
         self._orders = self.path / ORDERS
         self._state = self.path / "state.json"
@@ -107,10 +109,19 @@ class Folder:
         draft.write_text(json.dumps(dataclasses.asdict(record), indent=1))
         draft.replace(self._state)
 
-    def write_token(self) -> None:
+    def write_secrets(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(self.token, "w", opener=_owner_only) as file:
             file.write(secrets.token_hex(32))
+        with open(self.key, "wb", opener=_owner_only) as file:
+            file.write(secrets.token_bytes(32))
+
+    def cluster_key(self) -> bytes:
+        """b"" where no cluster is up."""
+        try:
+            return self.key.read_bytes()
+        except FileNotFoundError:
+            return b""
 
     def clear_logs(self) -> None:
         shutil.rmtree(self.logs, ignore_errors=True)
@@ -118,7 +129,7 @@ class Folder:
 
     def forget(self, keep_logs: bool = False) -> None:
         """Remove what a cluster wrote here."""
-        for file in (self._state, self.token, self.epoch, self._orders):
+        for file in (self._state, self.token, self.key, self.epoch, self._orders):
             file.unlink(missing_ok=True)
         if not keep_logs:
             shutil.rmtree(self.logs, ignore_errors=True)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.dispatch.handshake import KEY_VARIABLE
 from cluster.errors import StartFailed
 from cluster.fleet import processes
 from cluster.fleet.folder import Folder
@@ -70,6 +71,7 @@ def environment(folder: Folder) -> dict[str, str]:
         **inherited,
         **_VARIABLES,
         "RAY_AUTH_TOKEN_PATH": str(folder.token),
+        KEY_VARIABLE: str(folder.key),
         "PYTHONPATH": os.pathsep.join(paths),
     }
 

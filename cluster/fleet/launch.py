@@ -115,7 +115,7 @@ class _Start:
 
     def run(self) -> Record:
         self._folder.clear_logs()
-        self._folder.write_token()
+        self._folder.write_secrets()
         self._start_processes()
         self._prepare()
         self._start_actors()
@@ -183,7 +183,10 @@ class _Start:
         port = ports.free_port(HOST)
         logs = str(self._folder.logs)
         self._note(controller=f"{HOST}:{port}")
-        controller = ControllerPlace(plan.shape, HOST, port, str(self._folder.epoch), logs, config.log_format)
+        epoch = str(self._folder.epoch)
+        controller = ControllerPlace(
+            plan.shape, HOST, port, epoch, logs, config.controller, log_format=config.log_format
+        )
         wanted: dict[str, tuple[str, tuple[Any, ...]]] = {"controller": ("controller", (controller,))}
         for role, count, more in (
             (Role.NODE, config.nodes, (config.node,)),
@@ -228,7 +231,7 @@ class _Start:
         """Wait until every role is ready; returns the gateway as the controller knows it."""
         deadline = time.monotonic() + READY_S
         expected = len(self._roles) - 1  # the controller is no member of its own cluster
-        with Controller(self._record.controller) as controller:
+        with Controller(self._record.controller, self._folder) as controller:
             while True:
                 self._signals.check()
                 self._check_roles()

@@ -30,7 +30,7 @@ def down(folder: Folder) -> None:
             if record is not None:
                 clean(record, folder)
             raise NotUp("no cluster is up (removed what one that had crashed left): there is nothing to stop")
-        _ask(record)
+        _ask(record, folder)
         clean(record, folder)
 
 
@@ -51,13 +51,13 @@ def _drain_s(record: Record) -> float:
     return float(record.config.get("gateway", {}).get("drain_s", 0.0))
 
 
-def _ask(record: Record) -> None:
+def _ask(record: Record, folder: Folder) -> None:
     """Let streams end and servers close. What does not answer is ended all the same."""
     if not record.controller:
         return
     deadline = time.monotonic() + POLITE_S + _drain_s(record)
     try:
-        with Controller(record.controller) as controller:
+        with Controller(record.controller, folder) as controller:
             controller.shutdown()
             while controller.status()["members"] and time.monotonic() < deadline:
                 time.sleep(POLL_S)

@@ -62,6 +62,7 @@ class Limits:
 class Admitted:
     """A request that may be submitted. Tokens below `resume_from` are generated but not sent.
 
+    resume_window_s: for how long it goes on after its stream has ended early.
     sampling: of sample 0; the others differ in their seeds alone. stop, samples, priority: as `stop`, `n` and
     `priority` of Wishes.
     """
@@ -71,6 +72,7 @@ class Admitted:
     sampling: SamplingParams
     tier: str = TIER_EXACT
     resume_from: int = 0
+    resume_window_s: float = 0.0
     stop: tuple[str, ...] = ()
     samples: int = 1
     priority: int = 0
@@ -127,6 +129,15 @@ def check_resume(resume_from: int, wishes: Wishes) -> int:
     if resume_from > 0 and wishes.seed is None and (wishes.temperature or 0.0) > 0:
         raise InvalidRequest("resume_from of a sampled request needs the seed that its first stream returned")
     return resume_from
+
+
+def check_window(seconds: float, most: float, samples: int | None) -> float:
+    """Raises InvalidRequest. samples: as Wishes.n."""
+    if not 0 <= seconds <= most:
+        raise InvalidRequest(f"resume_window_s is {seconds:g}; it must be between 0 and {most:g}")
+    if seconds > 0 and samples not in (None, 1):
+        raise InvalidRequest("resume_window_s needs n = 1; ask for samples one by one, by their seeds")
+    return seconds
 
 
 def check_stop(stops: Sequence[str]) -> tuple[str, ...]:

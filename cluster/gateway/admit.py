@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import uuid
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from cluster.gateway import admission
 from cluster.gateway.admission import Admitted, Wishes
 from cluster.gateway.served import ServedModel
+from cluster.types import EngineRequest, sample_seed
 
 
 def draw_seed() -> int:
@@ -27,8 +29,12 @@ async def admit(
     request_id: str = "",
     tier: str = "",
     resume_from: int = 0,
+    resume_window_s: float = 0.0,
 ) -> Admitted:
-    """Fill in defaults, draw a missing seed and id. Raises InvalidRequest, naming what is wrong."""
+    """Fill in defaults, draw a missing seed and id. resume_window_s: as admission.check_window gave it.
+
+    Raises InvalidRequest, naming what is wrong.
+    """
     tier = admission.check_tier(tier)
     name = admission.check_request_id(request_id, draw_id)
     resume_from = admission.check_resume(resume_from, wishes)
@@ -42,7 +48,23 @@ async def admit(
         sampling,
         tier,
         resume_from,
+        resume_window_s,
         admission.check_stop(wishes.stop),
         admission.check_samples(wishes.n),
         admission.check_priority(wishes.priority),
     )
+
+
+def sample_requests(admitted: Admitted, tenant: str = "") -> list[EngineRequest]:
+    """One a sample, alike but for the seed. tenant: whose prompts may share pages with this one."""
+    return [
+        EngineRequest(
+            admitted.request_id,
+            admitted.prompt_ids,
+            dataclasses.replace(admitted.sampling, seed=sample_seed(admitted.sampling.seed, index)),
+            priority=admitted.priority,
+            tier=admitted.tier,
+            tenant=tenant,
+        )
+        for index in range(admitted.samples)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.config import GatewayConfig
 from cluster.errors import InvalidRequest
 from cluster.gateway import admission, messages, whole
 from cluster.gateway.admission import Admitted
@@ -10,6 +11,7 @@ from cluster.gateway.pool import RouterPool
 from cluster.gateway.run import Run
 from cluster.gateway.served import ServedModel
 from cluster.gateway.status import Context, answering
+from cluster.gateway.writer import Writer
 from cluster.types import MOST_ALTERNATIVES, RequestId
 from protos import generation_pb2 as pb
 from protos import generation_pb2_grpc
@@ -18,12 +20,12 @@ UNREACHABLE = "unreachable: an error ends the RPC"
 
 
 class GenerationService(generation_pb2_grpc.GenerationServicer):
-    """message_bytes: the largest request that the server reads."""
+    """config: its limits."""
 
-    def __init__(self, served: ServedModel, pool: RouterPool, message_bytes: int) -> None:
+    def __init__(self, served: ServedModel, pool: RouterPool, config: GatewayConfig) -> None:
         self._served = served
         self._pool = pool
-        self._message_bytes = message_bytes
+        self._config = config
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         async with answering(context) as answer:
@@ -85,7 +87,7 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.ModelInfo:
         async with answering(context):
             admission.check_model(request.model, self._served.name)
-            return messages.model_info(self._served, self._message_bytes, self._pool.tiers)
+            return messages.model_info(self._served, self._config, self._pool.tiers)
         raise AssertionError(UNREACHABLE)
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
@@ -103,14 +105,18 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
             request_id=request.request_id,
             tier=request.tier,
             resume_from=request.resume_from,
+            resume_window_s=admission.check_window(
+                request.resume_window_s, self._config.max_resume_s, _samples(request)
+            ),
         )
 
     async def _stream(self, admitted: Admitted, context: Context, answer: answering) -> None:
         with Run(self._served, self._pool, admitted) as run:
-            await context.write(pb.GenerateResponse(start=messages.start_of(self._served, admitted)))
+            writer = Writer(context, self._config.reader_s)
+            await writer.write(pb.GenerateResponse(start=messages.start_of(self._served, admitted)))
             try:
                 async for delta in run:
-                    await context.write(messages.response_of(delta))
+                    await writer.write(messages.response_of(delta))
             finally:
                 answer.emitted = run.emitted
 
@@ -119,3 +125,7 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
         admission.check_model(request.model, self._served.name)
         ids = await messages.prompt_of(self._served, request)
         return admission.check_prompt(ids, self._served.limits, room=0)
+
+
+def _samples(request: pb.GenerateRequest | pb.ChatRequest) -> int:
+    return request.sampling.n if request.sampling.HasField("n") else 1

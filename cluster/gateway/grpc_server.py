@@ -62,9 +62,10 @@ def build(
             ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
         ),
     )
-    generation = GenerationService(front.served, front.pool, config.max_message_bytes)
+    generation = GenerationService(front.served, front.pool, config)
     generation_pb2_grpc.add_GenerationServicer_to_server(generation, server)
-    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInferenceService(front), server)
+    inference = OpenInferenceService(front, config.reader_s)
+    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     listed = [*SERVICES, HEALTH, reflection.SERVICE_NAME]
     if admin is not None:

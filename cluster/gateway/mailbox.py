@@ -36,6 +36,12 @@ class Batch:
     alternatives: list[Alternatives] = field(default_factory=list)
     end: End | None = None
 
+    def extend(self, later: Batch) -> None:
+        self.token_ids += later.token_ids
+        self.logprobs += later.logprobs
+        self.alternatives += later.alternatives
+        self.end = later.end
+
 
 class Bell:
     """Wakes the one reader of a request's mailboxes."""
@@ -63,11 +69,11 @@ class Mailbox:
 
     It holds at most `max_tokens` tokens, so a client that does not read costs no more than its own
     request; one that reads slowly gets several tokens at once. `bell` rings at every change; `started`: its
-    router has sent something, or it has ended otherwise.
+    router has sent something, or it has ended otherwise. keep: what was read is kept too, for `rewind`.
     """
 
     __slots__ = (
-        *("_batch", "_error", "_max_tokens", "_meter"),
+        *("_batch", "_error", "_max_tokens", "_meter", "_read"),
         *("bell", "ended", "reason", "received", "request_id", "started"),
     )
 
@@ -77,6 +83,7 @@ class Mailbox:
         max_tokens: int,
         bell: Bell | None = None,
         meter: RequestMeter | None = None,
+        keep: bool = False,
     ) -> None:
         self.request_id = request_id
         self.bell = bell or Bell()
@@ -87,6 +94,7 @@ class Mailbox:
         self._max_tokens = max_tokens
         self._meter = meter
         self._batch = Batch()
+        self._read = Batch() if keep else None
         self._error: MoemeshError | None = None
 
     def token(self, token_id: int, logprob: float, alternatives: Alternatives = ()) -> None:
@@ -118,16 +126,20 @@ class Mailbox:
             self._error = error
             self.bell.ring()
 
-    def abandon(self, reason: FinishReason) -> None:
-        """Nobody reads it any more."""
-        if not self.ended:
-            self._end(reason)
+    def close(self, reason: FinishReason | None) -> None:
+        """Nobody reads it any more. reason: why, if the reader knows better than the router's last event: a
+        stop string may be complete with a sequence's last token."""
+        if self.reason != FAILED:
+            self.reason = reason or self.reason or "aborted"
+        self.ended = True
+        if self._meter is not None:
+            self._meter.end(self.reason)
 
     def _end(self, reason: str) -> None:
         self.started = self.ended = True
         self.reason = reason
         if self._meter is not None:
-            self._meter.end(reason)
+            self._meter.stop()
 
     def poll(self) -> Batch | None:
         """Everything since the last call; None if there is neither a token nor the end.
@@ -139,7 +151,18 @@ class Mailbox:
                 raise self._error
             return None
         batch, self._batch = self._batch, Batch()
+        if self._read is not None:
+            self._read.extend(batch)
         return batch
+
+    def rewind(self, bell: Bell, prompt_tokens: int) -> None:
+        """Give everything again from the first token, to a reader that waits for `bell`. Needs `keep`."""
+        assert self._read is not None, "nothing was kept"
+        self._read.extend(self._batch)
+        self._batch, self._read = self._read, Batch()
+        if self.ended and self._error is None and self._batch.end is None:  # its reader had enough of it
+            self._batch.end = End("stop", prompt_tokens, self.received)
+        self.bell = bell
 
     async def take(self) -> Batch:
         """As `poll`, but waits for something to be there."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from cluster.config import GatewayConfig
 from cluster.errors import InvalidRequest
 from cluster.gateway import admission
 from cluster.gateway.admission import Admitted, Wishes
@@ -153,8 +154,8 @@ def _finish_of(outcome: Outcome) -> pb.Finish:
     )
 
 
-def model_info(served: ServedModel, message_bytes: int, tiers: Sequence[str]) -> pb.ModelInfo:
-    """message_bytes: the largest request that the server reads. tiers: offered now."""
+def model_info(served: ServedModel, config: GatewayConfig, tiers: Sequence[str]) -> pb.ModelInfo:
+    """config: the limits of this gateway. tiers: offered now."""
     facts = served.facts
     return pb.ModelInfo(
         model=served.name,
@@ -179,7 +180,8 @@ def model_info(served: ServedModel, message_bytes: int, tiers: Sequence[str]) ->
             stop_characters=admission.MAX_STOP_CHARS,
             stop_token_ids=MOST_STOP_IDS,
             grammar_bytes=MOST_GRAMMAR_BYTES,
-            message_bytes=message_bytes,
+            message_bytes=config.max_message_bytes,
+            resume_window_s=config.max_resume_s,
             priority=MOST_PRIORITY,
         ),
     )

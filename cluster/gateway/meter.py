@@ -97,13 +97,14 @@ class Meter:
 class RequestMeter:
     """One request, from its submission to a router on."""
 
-    __slots__ = ("_began", "_ended", "_last", "_meter")
+    __slots__ = ("_began", "_counted", "_last", "_meter", "_stopped")
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._began = meter.clock()
         self._last = 0.0
-        self._ended = False
+        self._stopped = 0.0
+        self._counted = False
 
     def token(self) -> None:
         meter, now = self._meter, self._meter.clock()
@@ -115,13 +116,17 @@ class RequestMeter:
             meter.first_token.observe(now - self._began)
         self._last = now
 
+    def stop(self) -> None:
+        """Its last event has come; whoever reads it may still be reading."""
+        self._stopped = self._meter.clock()
+
     def end(self, reason: str) -> None:
-        """reason: why it finished, or FAILED. Only the first call counts."""
-        if self._ended:
+        """reason: why it finished, or FAILED. Only the first call counts; time runs until `stop`."""
+        if self._counted:
             return
-        self._ended = True
+        self._counted = True
         meter = self._meter
-        seconds = meter.clock() - self._began
+        seconds = (self._stopped or meter.clock()) - self._began
         meter.finished[reason] = meter.finished.get(reason, 0) + 1
         meter.whole.observe(seconds)
         if reason == FAILED:

@@ -6,13 +6,14 @@ as `moemesh_…`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cluster.balance.load import NodeLoad
 from cluster.gateway.front import Front
 from cluster.gateway.meter import FAILED, Histogram, Meter
 
@@ -117,14 +118,16 @@ class GatewayCollector(Collector):
         if load is None:
             return
         total = sum(node.rows for node in load.nodes.values()) or 1.0
-        share = GaugeMetricFamily("moemesh_node_row_share", "Part of all rows, of late.", labels=["node"])
-        service = GaugeMetricFamily(
-            "moemesh_node_dispatch_seconds", "Mean computing time of a dispatch, of late.", labels=["node"]
-        )
-        for name, node in load.nodes.items():
-            share.add_metric([name], node.rows / total)
-            service.add_metric([name], node.service_s / node.messages if node.messages else 0.0)
-        yield from (share, service)
+        for name, text, read in (
+            ("node_row_share", "Part of all rows.", lambda node: node.rows / total),
+            ("node_dispatch_seconds", "Mean computing time of a dispatch.", _mean("service_s", "messages")),
+            ("link_round_trip_seconds", "Mean time of a dispatch on its way.", _mean("link_s", "trips")),
+            ("link_bytes_per_dispatch", "Mean bytes of a dispatch, both ways.", _mean("bytes", "trips")),
+        ):
+            family = GaugeMetricFamily(f"moemesh_{name}", f"{text} Of late.", labels=["node"])
+            for node, seen in load.nodes.items():
+                family.add_metric([node], read(seen))
+            yield family
         imbalance = GaugeMetricFamily(
             "moemesh_layer_load_imbalance", "Rows of the hottest expert over the mean.", labels=["layer"]
         )
@@ -147,6 +150,11 @@ class GatewayCollector(Collector):
         family = HistogramMetricFamily(prefix + name, text, labels=["model_name"])
         family.add_metric(self._model, histogram.cumulative(), histogram.total)
         return family
+
+
+def _mean(total: str, count: str) -> Callable[[NodeLoad], float]:
+    """Of two decayed sums; 0 before the first."""
+    return lambda node: getattr(node, total) / getattr(node, count) if getattr(node, count) else 0.0
 
 
 def _add(family: Any, members: Iterable[Mapping[str, Any]], statistic: str) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import cluster
-from cluster.errors import InvalidRequest, MoemeshError
+from cluster.errors import DeadlineExceeded, InvalidRequest, MoemeshError, SlowReader
 from cluster.gateway import admission
 from cluster.gateway import open_inference_model as describe
 from cluster.gateway.admission import Admitted
 from cluster.gateway.admit import admit
+from cluster.gateway.caller import set_time_left
 from cluster.gateway.front import Front
 from cluster.gateway.run import Delta, Run
 from cluster.gateway.status import Context, answering, line_of
 from cluster.gateway.text_tensors import FINAL, Answers, TextRequest, read_request
+from cluster.gateway.writer import Writer
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 
@@ -22,8 +25,11 @@ Send = Callable[[pb.ModelStreamInferResponse], Awaitable[None]]
 
 
 class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
-    def __init__(self, front: Front) -> None:
+    """reader_s: as in GatewayConfig."""
+
+    def __init__(self, front: Front, reader_s: float) -> None:
         self._front = front
+        self._reader_s = reader_s
         self._served = front.served
         self._pool = front.pool
 
@@ -41,7 +47,9 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, context: Context
     ) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name=describe.PLATFORM, version=cluster.__version__)
+        return pb.ServerMetadataResponse(
+            name=describe.PLATFORM, version=cluster.__version__, extensions=describe.EXTENSIONS
+        )
 
     async def ModelMetadata(
         self, request: pb.ModelMetadataRequest, context: Context
@@ -75,11 +83,12 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
             text, admitted = await self._admit(request)
             if text.stream:
                 raise InvalidRequest("input 'stream' is true; ModelStreamInfer streams, ModelInfer cannot")
-            with Run(self._served, self._pool, admitted) as run:
-                try:
-                    whole = await _whole(run)
-                finally:
-                    answer.emitted = run.emitted
+            async with _within(text.timeout_s):
+                with Run(self._served, self._pool, admitted) as run:
+                    try:
+                        whole = await _whole(run)
+                    finally:
+                        answer.emitted = run.emitted
             return self._answers(request, text, admitted).of(whole)
         raise AssertionError("unreachable: an error ends the RPC")
 
@@ -87,23 +96,32 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> None:
         """Requests run side by side; it ends when the client has closed its side."""
-        lock = asyncio.Lock()
+        lock, writer = asyncio.Lock(), Writer(context, self._reader_s)
 
         async def send(response: pb.ModelStreamInferResponse) -> None:
             async with lock:  # gRPC allows one write at a time
-                await context.write(response)
+                await writer.write(response)
 
-        async with answering(context), asyncio.TaskGroup() as requests:
-            async for request in request_iterator:
-                requests.create_task(self._stream_one(request, send))
+        async with answering(context):
+            try:
+                async with asyncio.TaskGroup() as requests:
+                    async for request in request_iterator:
+                        requests.create_task(self._stream_one(request, send))
+            except ExceptionGroup:
+                if writer.error is None:
+                    raise
+                raise writer.error from None
 
     async def _stream_one(self, request: pb.ModelInferRequest, send: Send) -> None:
         """A bad request is answered inside the stream, which stays open for the others."""
         try:
             text, admitted = await self._admit(request)
             answers = self._answers(request, text, admitted)
-            with Run(self._served, self._pool, admitted) as run:
-                await self._stream_run(run, text, answers, send)
+            async with _within(text.timeout_s):
+                with Run(self._served, self._pool, admitted) as run:
+                    await self._stream_run(run, text, answers, send)
+        except SlowReader:
+            raise  # nobody would read it inside the stream
         except MoemeshError as error:
             failed = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
             failed.parameters[FINAL].bool_param = True
@@ -129,6 +147,18 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
 
     def _answers(self, request: pb.ModelInferRequest, text: TextRequest, admitted: Admitted) -> Answers:
         return Answers(self._served.name, request.id, len(admitted.prompt_ids), text.outputs)
+
+
+@asynccontextmanager
+async def _within(timeout_s: float | None) -> AsyncIterator[None]:
+    """Raises DeadlineExceeded if the body takes longer. A request that would wait for longer is refused."""
+    if timeout_s is not None:
+        set_time_left(timeout_s)
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded(f"it took longer than its time-out of {timeout_s:g} s") from None
 
 
 async def _whole(run: Run) -> Delta:

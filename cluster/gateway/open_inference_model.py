@@ -11,6 +11,9 @@ from cluster.gateway.text_tensors import INPUTS, OUTPUTS, REQUIRED
 from protos import open_inference_pb2 as pb
 
 PLATFORM = "moemesh"
+EXTENSIONS = ("model_configuration", "statistics")
+"""Of the protocol's, by the names that Triton gives them."""
+
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
 STRING = "TYPE_STRING"
 

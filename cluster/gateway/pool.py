@@ -20,6 +20,7 @@ from cluster.gateway.meter import FAILED, Meter
 from cluster.gateway.routers import RouterLink
 from cluster.gateway.security.limits import KeyLimits
 from cluster.gateway.spans import GatewaySpans, RequestSpan
+from cluster.gateway.windows import Windows
 from cluster.types import TIERS, EngineRequest, FinishReason, RequestId, RouterId
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ class Ticket:
     """A submitted request: read its mailboxes, then give the ticket to `RouterPool.release`.
 
     mailboxes: one a sequence; all share one bell. owner: whose key it came with; nobody else can abort it or
-    take its place. link, numbers: where its sequences are, once they have been let in.
+    take its place. link, numbers: where its sequences are, once they have been let in. window_s: for how
+    long it goes on without a reader.
     """
 
     owner: Caller
@@ -40,6 +42,7 @@ class Ticket:
     mailboxes: tuple[Mailbox, ...]
     link: RouterLink | None = None
     numbers: tuple[int, ...] = ()
+    window_s: float = 0.0
     span: RequestSpan | None = None
 
     @property
@@ -55,8 +58,24 @@ class Ticket:
         return self.mailboxes[0].bell
 
     @property
+    def failed(self) -> bool:
+        return any(mailbox.reason == FAILED for mailbox in self.mailboxes)
+
+    @property
     def ended(self) -> bool:
         return all(mailbox.ended for mailbox in self.mailboxes)
+
+    def same_as(self, requests: tuple[EngineRequest, ...]) -> bool:
+        """Whether they ask for the same tokens. The seed of a greedy request plays no part, nor
+        does a trace."""
+        return tuple(map(_unseeded, self.requests)) == tuple(map(_unseeded, requests))
+
+    def hand_over(self) -> None:
+        """To a new reader, who gets everything from the first token; the one before finds another bell."""
+        before, bell = self.bell, Bell()
+        for mailbox in self.mailboxes:
+            mailbox.rewind(bell, self.prompt_tokens)
+        before.ring()
 
     def let_in(self, link: RouterLink) -> None:
         self.link = link
@@ -64,12 +83,14 @@ class Ticket:
             self.span.let_in(link.name)
         self.numbers = tuple(map(link.submit, self.requests, self.mailboxes))
 
-    def drop(self, place: int, reason: FinishReason = "aborted") -> None:
-        """One sequence has given all that is wanted of it: free it at its router. Twice is fine."""
+    def drop(self, place: int, reason: FinishReason | None = None) -> None:
+        """One sequence has given all that is wanted of it: free it at its router. Twice is fine.
+
+        reason: why it ended, if its reader knows better than the router.
+        """
         if self.link is not None:
-            self.link.release(self.numbers[place], reason)
-        else:
-            self.mailboxes[place].abandon(reason)
+            self.link.release(self.numbers[place])
+        self.mailboxes[place].close(reason)
 
 
 class RouterPool:
@@ -102,6 +123,7 @@ class RouterPool:
         self._links: dict[RouterId, RouterLink] = {}
         self._tickets: dict[tuple[str, RequestId], Ticket] = {}
         self._line: Line[Ticket] = Line(config.max_queued)
+        self._windows: Windows[Ticket] = Windows(config.max_queued, self.release)
         self._pace = Pace()
         self._was_ready = False
         self._closing: set[asyncio.Task[None]] = set()
@@ -138,8 +160,8 @@ class RouterPool:
                 self._links[name] = RouterLink(name, address, self._identity, self._changed)
         self._changed()
 
-    def submit(self, *requests: EngineRequest) -> Ticket:
-        """Sequences of one request: they share its id. All go to one router.
+    def submit(self, *requests: EngineRequest, window_s: float = 0.0) -> Ticket:
+        """Sequences of one request: they share its id. All go to one router. window_s: as in Ticket.
 
         Raises Overloaded when they do not fit the line or would wait too long in it, RateLimited when the
         caller's key may not have them now, Unavailable when no router is connected, InvalidRequest for a tier
@@ -160,15 +182,42 @@ class RouterPool:
             requests = tuple(dataclasses.replace(each, trace=span.traceparent) for each in requests)
         first, bell = requests[0], Bell()
         mailboxes = tuple(
-            Mailbox(each.request_id, each.sampling.max_tokens, bell, self.meter.request(len(each.prompt_ids)))
+            Mailbox(
+                each.request_id,
+                each.sampling.max_tokens,
+                bell,
+                self.meter.request(len(each.prompt_ids)),
+                keep=window_s > 0,
+            )
             for each in requests
         )
-        ticket = Ticket(who, requests, mailboxes, span=span)
+        ticket = Ticket(who, requests, mailboxes, window_s=window_s, span=span)
         if (replaced := self._tickets.get((who.id, first.request_id))) is not None:
             self._limits.leave(replaced.owner)
         self._tickets[who.id, first.request_id] = ticket
         self._enter(ticket)
         return ticket
+
+    def resume(self, *requests: EngineRequest, window_s: float) -> Ticket | None:
+        """The caller's request of this name, if it opened a window and asked for the same tokens; whoever
+        reads it now is its reader no more. None: there is no such request."""
+        ticket = self._tickets.get((caller().id, requests[0].request_id))
+        if ticket is None or not ticket.window_s or not ticket.same_as(requests):
+            return None
+        self._windows.close(ticket)
+        if ticket.failed:
+            self.release(ticket)
+            return None
+        ticket.window_s = window_s
+        ticket.hand_over()
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Its reader has gone before the end. It goes on if it opened a window, else it is released."""
+        if ticket.window_s and not ticket.failed and self._known(ticket):
+            self._windows.open(ticket, ticket.window_s)
+        else:
+            self.release(ticket)
 
     async def probe(self) -> None:
         """Have a router generate one token. Raises what a request would meet."""
@@ -177,11 +226,11 @@ class RouterPool:
     def release(self, ticket: Ticket) -> None:
         """Give up whatever the request still holds here and at its router. Twice is fine."""
         self._line.remove(ticket)
+        self._windows.close(ticket)
         for place in range(len(ticket.mailboxes)):
             ticket.drop(place)
-        key = (ticket.owner.id, ticket.request_id)
-        if self._tickets.get(key) is ticket:
-            del self._tickets[key]
+        if self._known(ticket):
+            del self._tickets[ticket.owner.id, ticket.request_id]
             self._limits.leave(ticket.owner)
             _report(ticket)
         self._let_in()
@@ -193,18 +242,26 @@ class RouterPool:
     def abort(self, request_id: RequestId) -> bool:
         """End a request of the caller's; its reader sees reason "aborted". False if none has this name."""
         ticket = self._tickets.get((caller().id, request_id))
-        if ticket is None or ticket.ended:
+        if ticket is None:
             return False
+        running = not ticket.ended
+        ticket.window_s = 0.0
         self._line.remove(ticket)
         for place, mailbox in enumerate(ticket.mailboxes):
             mailbox.finish(End("aborted", ticket.prompt_tokens, mailbox.received))
             ticket.drop(place)
+        if self._windows.close(ticket):
+            self.release(ticket)
         self._let_in()
-        return True
+        return running
 
     async def close(self) -> None:
+        self._windows.end_all()
         self.update({})
         await asyncio.gather(*self._closing)
+
+    def _known(self, ticket: Ticket) -> bool:
+        return self._tickets.get((ticket.owner.id, ticket.request_id)) is ticket
 
     def _check(self, key: str, requests: tuple[EngineRequest, ...]) -> None:
         """Raises InvalidRequest, Overloaded or Unavailable for what should not even wait."""
@@ -283,6 +340,13 @@ class RouterPool:
             self._line.remove(ticket)
             for mailbox in ticket.mailboxes:
                 mailbox.fail(Unavailable("no router is connected any more; send the request again"))
+
+
+def _unseeded(request: EngineRequest) -> EngineRequest:
+    request = dataclasses.replace(request, trace="")
+    if request.sampling.temperature > 0:
+        return request
+    return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, seed=0))
 
 
 def _report(ticket: Ticket) -> None:

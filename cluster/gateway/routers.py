@@ -18,7 +18,7 @@ from cluster.dispatch.kinds import Kind
 from cluster.dispatch.requests import Entry, Payload, pack_request, unpack_alternatives
 from cluster.errors import MoemeshError, ProtocolError, Unavailable, error_from_wire
 from cluster.gateway.mailbox import End, Mailbox
-from cluster.types import EngineRequest, FinishReason, RequestId, RouterId, SamplingParams
+from cluster.types import EngineRequest, RequestId, RouterId, SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -71,16 +71,9 @@ class RouterLink:
         self.outstanding[number] = mailbox
         self._outbox.put_nowait((Kind.SUBMIT, *pack_request(number, request)))
 
-    def release(self, number: int, reason: FinishReason = "aborted") -> None:
-        """The client is gone or has everything. A request that still runs is aborted at once.
-
-        reason: why that one ends, for the metrics.
-        """
-        mailbox = self.outstanding.pop(number, None)
-        if mailbox is None:
-            return
-        mailbox.abandon(reason)
-        if self.connected:
+    def release(self, number: int) -> None:
+        """The client is gone or has everything. A request that still runs is aborted at once."""
+        if self.outstanding.pop(number, None) is not None and self.connected:
             self._outbox.put_nowait((Kind.ABORT, {"n": number}, b""))
 
     async def close(self) -> None:
@@ -148,13 +141,14 @@ class RouterLink:
     def _deliver(self, events: list[Entry], data: memoryview) -> None:
         """One step of the router: the tokens of all its streams of this gateway."""
         payload, ended = Payload(data), False
-        for event in events:
+        # A first token is waited for most, so its reader is woken before the others of the step.
+        for event in sorted(events, key=self._goes_on):
             number, kind = event[0], event[1]
             mailbox = self.outstanding.get(number)
             # A broken event raises before its mailbox is let go, so that its reader hears of it.
             if kind == "t":
                 if mailbox is not None:
-                    mailbox.token(event[2], event[3], unpack_alternatives(event[4]) if event[4:] else ())
+                    mailbox.token(event[2], event[3], unpack_alternatives(event[4]) if len(event) > 4 else ())
                 continue
             end = self._end(event, payload)  # read even if nobody wants it: the next one's values follow
             if mailbox is None:
@@ -167,6 +161,11 @@ class RouterLink:
             ended = True
         if ended:
             self._on_change()
+
+    def _goes_on(self, event: Entry) -> bool:
+        """False for a first token. Events with a payload keep their order, and so do those of one request."""
+        mailbox = self.outstanding.get(event[0]) if event[1] == "t" else None
+        return mailbox is None or mailbox.started
 
     def _end(self, event: Entry, payload: Payload) -> End | MoemeshError:
         match event[1]:

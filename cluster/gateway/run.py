@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,12 +10,13 @@ from typing import Self
 
 from cluster.errors import InvalidRequest
 from cluster.gateway.admission import Admitted
+from cluster.gateway.admit import sample_requests
 from cluster.gateway.caller import caller
-from cluster.gateway.mailbox import Batch, End
+from cluster.gateway.mailbox import Batch, Bell, End
 from cluster.gateway.pool import RouterPool, Ticket
 from cluster.gateway.served import ServedModel
 from cluster.model.text_stream import TextStream
-from cluster.types import Alternatives, EngineRequest, FinishReason, sample_seed
+from cluster.types import Alternatives, FinishReason
 
 Clock = Callable[[], float]
 
@@ -83,10 +83,28 @@ class Run:
         self._clock = clock
         self._open = [_Sample(i, served.text_stream(admitted.stop)) for i in range(admitted.samples)]
         self._ticket: Ticket | None = None
+        self._bell = Bell()
         self._began = clock()
 
     def __enter__(self) -> Self:
         """Raises Overloaded, Unavailable, or InvalidRequest if the request id is running already."""
+        self._ticket = self._resumed()
+        if self._ticket is None:
+            self._ticket = self._submitted()
+        if self._ticket is not None:
+            self._bell = self._ticket.bell
+        return self
+
+    def _resumed(self) -> Ticket | None:
+        """The request of this name that waits for its client to come back, if there is one."""
+        admitted = self.admitted
+        if not (admitted.resume_from or admitted.resume_window_s):
+            return None
+        requests = sample_requests(admitted, caller().id)
+        return self._pool.resume(*requests, window_s=admitted.resume_window_s)
+
+    def _submitted(self) -> Ticket | None:
+        """None for a request of no tokens, of which no router hears."""
         admitted = self.admitted
         if self._pool.is_running(admitted.request_id):
             if admitted.resume_from == 0:
@@ -94,15 +112,20 @@ class Run:
                     f"request_id {admitted.request_id!r} is running; abort it first or choose another"
                 )
             self._pool.abort(admitted.request_id)
-        if admitted.sampling.max_tokens > 0:
-            self._ticket = self._pool.submit(*_requests(admitted, caller().id))
-        return self
+        if admitted.sampling.max_tokens == 0:
+            return None
+        requests = sample_requests(admitted, caller().id)
+        return self._pool.submit(*requests, window_s=admitted.resume_window_s)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._ticket is not None:
+        if self._ticket is None or self._replaced:
+            return
+        if kind is None:
             self._pool.release(self._ticket)
+        else:
+            self._pool.leave(self._ticket)
 
     def __aiter__(self) -> Self:
         return self
@@ -110,6 +133,8 @@ class Run:
     async def __anext__(self) -> Delta:
         """Waits for news. Raises the error that ended the request."""
         while self._open:
+            if self._replaced:
+                return self._taken(self._open[0])
             for place, sample in enumerate(self._open):
                 batch = self._poll(sample)
                 if batch is not None:
@@ -122,9 +147,17 @@ class Run:
                 await self._news()
         raise StopAsyncIteration
 
+    @property
+    def _replaced(self) -> bool:
+        """Whether another stream has resumed the request, and is its reader now."""
+        return self._ticket is not None and self._ticket.bell is not self._bell
+
+    def _taken(self, sample: _Sample) -> Delta:
+        end = End("aborted", len(self.admitted.prompt_ids), sample.emitted)
+        return Delta(sample.stream.flush(), outcome=self._close(sample, end), index=sample.index)
+
     async def _news(self) -> None:
-        assert self._ticket is not None
-        await self._ticket.bell.wait()
+        await self._bell.wait()
 
     def _poll(self, sample: _Sample) -> Batch | None:
         if self._ticket is None:
@@ -158,7 +191,7 @@ class Run:
     def _close(self, sample: _Sample, end: End) -> Outcome:
         """Nothing more is wanted of this sample, whether or not its router knows yet."""
         self._open.remove(sample)
-        if self._ticket is not None:
+        if self._ticket is not None and not self._replaced:
             self._ticket.drop(sample.index, end.reason)
         return Outcome(
             reason=end.reason,
@@ -168,18 +201,3 @@ class Run:
             duration_s=self._clock() - self._began,
             stop=sample.stream.stopped,
         )
-
-
-def _requests(admitted: Admitted, tenant: str) -> list[EngineRequest]:
-    """One a sample, alike but for the seed."""
-    return [
-        EngineRequest(
-            admitted.request_id,
-            admitted.prompt_ids,
-            dataclasses.replace(admitted.sampling, seed=sample_seed(admitted.sampling.seed, index)),
-            priority=admitted.priority,
-            tier=admitted.tier,
-            tenant=tenant,
-        )
-        for index in range(admitted.samples)
-    ]

@@ -212,7 +212,7 @@ def _web_server(
     app = build_app(front, config, guard)
     if traced:
         app = Arriving(app)
-    return HttpServer(app, config.http_host, config.http_port, context)
+    return HttpServer(app, config, config.http_port, context)
 
 
 def check_access(config: GatewayConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +21,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 ERROR_DOMAIN = "moemesh"
 DETAILS_KEY = "grpc-status-details-bin"
+STATUS_S = 1.0
+"""For how long an ended RPC's handler waits until its status has been written."""
 
 
 def status_of(error: MoemeshError, emitted: int = 0) -> status_pb2.Status:
@@ -69,8 +72,13 @@ class answering:
             )
             error = MoemeshError("internal error in the gateway; its log has the traceback")
         status = status_of(error, self.emitted)
-        await self._context.abort(
-            grpc.StatusCode[error.code],
-            status.message,
-            trailing_metadata=((DETAILS_KEY, status.SerializeToString()),),
-        )
+        try:
+            async with asyncio.timeout(STATUS_S):
+                await self._context.abort(
+                    grpc.StatusCode[error.code],
+                    status.message,
+                    trailing_metadata=((DETAILS_KEY, status.SerializeToString()),),
+                )
+        except TimeoutError:
+            # It waits behind what its client does not read; gRPC has it, and a task is not kept for it.
+            raise asyncio.CancelledError from None

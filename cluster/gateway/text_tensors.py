@@ -44,6 +44,7 @@ OUTPUTS: Mapping[str, str] = {
 }
 EMPTY_FINAL = "triton_enable_empty_final_response"
 FINAL = "triton_final_response"
+TIMEOUT = "timeout"
 KNOWN_TYPES = {name: kind for name, (_, kind) in INPUTS.items()}
 JSON_KEYS = frozenset({*SCALARS, "stop_token_ids", "stop", *GRAMMAR_KINDS})
 """Of sampling_parameters. One answer has one text, so there is no n; nor outputs for alternatives."""
@@ -51,13 +52,15 @@ JSON_KEYS = frozenset({*SCALARS, "stop_token_ids", "stop", *GRAMMAR_KINDS})
 
 @dataclass(frozen=True)
 class TextRequest:
-    """outputs: the names asked for, in order; empty_final: end a stream with an answer without outputs."""
+    """outputs: the names asked for, in order; empty_final: end a stream with an answer without outputs;
+    timeout_s: None is none."""
 
     text: str
     stream: bool
     wishes: Wishes
     outputs: tuple[str, ...]
     empty_final: bool
+    timeout_s: float | None
 
 
 def read_request(request: pb.ModelInferRequest) -> TextRequest:
@@ -71,7 +74,8 @@ def read_request(request: pb.ModelInferRequest) -> TextRequest:
     if isinstance(words, list):
         sampling["stop"] = tuple(words)
     sampling.update(values)
-    return TextRequest(text, stream, Wishes(**sampling), _outputs(request), _empty_final(request))
+    empty_final, timeout_s = _parameters(request)
+    return TextRequest(text, stream, Wishes(**sampling), _outputs(request), empty_final, timeout_s)
 
 
 def _json_sampling(text: str) -> dict[str, Any]:
@@ -95,7 +99,7 @@ def _json_sampling(text: str) -> dict[str, Any]:
 
 def _json_grammar(kind: GrammarKind, value: Any) -> Grammar:
     """A schema may come as the JSON that it is."""
-    if kind == "json_schema" and isinstance(value, dict | bool):
+    if kind == "json_schema" and isinstance(value, dict):
         value = json.dumps(value)
     if not isinstance(value, str):
         raise InvalidRequest(f"sampling_parameters: {kind} must be a string")
@@ -138,13 +142,21 @@ def _outputs(request: pb.ModelInferRequest) -> tuple[str, ...]:
     return names or tuple(OUTPUTS)
 
 
-def _empty_final(request: pb.ModelInferRequest) -> bool:
+def _parameters(request: pb.ModelInferRequest) -> tuple[bool, float | None]:
+    """Whether to end with an empty response, and the time-out in seconds; as a parameter in µs, 0 is none."""
+    empty_final, timeout_us = False, 0
     for name, value in request.parameters.items():
-        if name != EMPTY_FINAL:
-            raise InvalidRequest(f"unknown parameter {name!r}; known is {EMPTY_FINAL}")
-        if value.WhichOneof("parameter_choice") != "bool_param":
-            raise InvalidRequest(f"parameter {EMPTY_FINAL} must be a bool")
-    return request.parameters[EMPTY_FINAL].bool_param if EMPTY_FINAL in request.parameters else False
+        kind = value.WhichOneof("parameter_choice")
+        if name == EMPTY_FINAL and kind == "bool_param":
+            empty_final = value.bool_param
+        elif name == TIMEOUT and kind in ("int64_param", "uint64_param") and getattr(value, kind) >= 0:
+            timeout_us = getattr(value, kind)
+        elif name in (EMPTY_FINAL, TIMEOUT):
+            wanted = "a bool" if name == EMPTY_FINAL else "an integer, microseconds"
+            raise InvalidRequest(f"parameter {name} must be {wanted}")
+        else:
+            raise InvalidRequest(f"unknown parameter {name!r}; known are {EMPTY_FINAL}, {TIMEOUT}")
+    return empty_final, timeout_us / 1e6 if timeout_us else None
 
 
 class Answers:

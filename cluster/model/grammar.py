@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import llguidance
@@ -23,11 +22,8 @@ WHITESPACE = r"(\n[ ]{0,16}| )?"
 """Between the elements of JSON: nothing, a space, or a new line with its indentation. Without a bound a
 model may write blanks until max_tokens."""
 
-KEPT = 16
-"""Compiled grammars that are kept for the next request."""
-
-LIMITS = llguidance.LLParserLimits(max_lexer_states=10_000, verbose_errors=False)
-"""A state costs 1 to 2 kB: so no grammar takes more than some 20 MB. Ordinary schemas need hundreds."""
+LIMITS = llguidance.LLParserLimits(max_lexer_states=5_000, verbose_errors=False)
+"""A state costs 1 to 2 kB: no sequence's grammar takes more than some 10 MB. Ordinary ones need hundreds."""
 
 MOST_MESSAGE = 300
 
@@ -71,29 +67,25 @@ class Grammars:
         self.words = -(-vocab // 32)
         self._text, self._vocab, self._eos_ids = tokenizer, vocab, list(eos_ids)
         self._tokenizer: llguidance.LLTokenizer | None = None
-        self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
     def compile(self, grammar: Grammar) -> GrammarState:
-        """A state at the beginning. Milliseconds for a grammar that was not used lately, tens of them for the
-        first one. Raises InvalidRequest saying what is wrong with the grammar."""
-        with self._lock:
-            matcher = self._compiled.get(grammar)
-            if matcher is None:
-                matcher = self._compiled[grammar] = self._new(grammar)
-                while len(self._compiled) > KEPT:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(grammar)
-            return GrammarState(matcher.deep_copy())
+        """A state at the beginning, in about a millisecond. Raises InvalidRequest saying what is wrong.
 
-    def _new(self, grammar: Grammar) -> llguidance.LLMatcher:
-        if self._tokenizer is None:
-            eos = self._eos_ids or None
-            self._tokenizer = llguidance.LLTokenizer(self._text.to_json(), n_vocab=self._vocab, eos_token=eos)
-        matcher = llguidance.LLMatcher(self._tokenizer, _source(grammar), log_level=0, limits=LIMITS)
+        Nothing is kept from one sequence to the next: copies of a matcher share the states of its lexer, and
+        with them its limit, so that a sequence could fail for what others had met.
+        """
+        matcher = llguidance.LLMatcher(self._read(), _source(grammar), log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise InvalidRequest(f"grammar ({grammar.kind}): {_line(matcher.get_error())}")
-        return matcher
+        return GrammarState(matcher)
+
+    def _read(self) -> llguidance.LLTokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                text, eos = self._text.to_json(), self._eos_ids or None
+                self._tokenizer = llguidance.LLTokenizer(text, n_vocab=self._vocab, eos_token=eos)
+            return self._tokenizer
 
 
 def _source(grammar: Grammar) -> str:

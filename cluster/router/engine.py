@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import itertools
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -15,14 +14,14 @@ from cluster.config import EngineConfig
 from cluster.dispatch.transport import ExpertTransport
 from cluster.errors import InvalidRequest, MoemeshError, NonFinite, Overloaded
 from cluster.model.grammar import Grammars, GrammarState
-from cluster.router.forward import GateProbe, Outcome, drive, forward
+from cluster.router.forward import Outcome, drive, forward
 from cluster.router.kv import KvCache, longest_sequence
 from cluster.router.paging import Paging
+from cluster.router.readout import HEAD_ROWS, Probe, Readout
 from cluster.router.sampler import Sampler
 from cluster.router.scheduler import Limits, plan_step
 from cluster.router.sequence import Batch, Piece, Sequence, build_batch
 from cluster.types import (
-    Embedded,
     Emitted,
     EngineRequest,
     Event,
@@ -30,18 +29,7 @@ from cluster.types import (
     Finished,
     FinishReason,
     RequestId,
-    Scored,
 )
-
-HEAD_ROWS = 64
-"""Rows whose logits are held at a time: bounds memory at large vocabularies."""
-
-
-class Probe(GateProbe, Protocol):
-    """Sees gates and logits as they are computed; for quality figures, traces and tests."""
-
-    def logits(self, request_id: RequestId, position: int, logits: np.ndarray) -> None:
-        """logits: [vocab] float32 after the token at `position`; copied by whoever keeps it."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +89,11 @@ class Engine:
         )
         self._work = [trunk.workspace() for _ in range(config.micro_batches)]
         self._sampler = Sampler(trunk.spec.vocab, config.max_running, trunk.workers)
+        self._readout = Readout(trunk, self._work[0], self._sampler, probe)
         self._free_slots = list(range(config.max_running))
         self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []
+        self._known: dict[RequestId, Sequence] = {}  # all of both
         self._arrivals = itertools.count()
         self._steps = self._rows = self._preemptions = 0
 
@@ -132,31 +122,39 @@ class Engine:
             self._paging.shared_tokens,
         )
 
-    def prepare(self, request: EngineRequest) -> None:
-        """Compile the request's grammar, so that `submit` finds it compiled. Any thread may call this.
+    def prepare(self, request: EngineRequest) -> GrammarState | None:
+        """What `submit` needs besides the request and takes its time. Any thread may call this.
 
         Raises InvalidRequest for a grammar that is wrong.
         """
-        self._grammar(request)
+        grammar = request.sampling.grammar
+        if grammar is None:
+            return None
+        if self._grammars is None:
+            raise InvalidRequest("this model has no tokenizer, so its output cannot follow a grammar")
+        return self._grammars.compile(grammar)
 
-    def submit(self, request: EngineRequest) -> None:
-        """Queue a request. Raises InvalidRequest (empty or too long prompt, unknown token id, nothing to
-        generate, an id that is in use, a wrong grammar) and Overloaded when `max_waiting` requests wait
-        already."""
+    def submit(self, request: EngineRequest, prepared: GrammarState | None = None) -> None:
+        """Queue a request. prepared: what `prepare` gave for it, None to have it prepared here.
+
+        Raises InvalidRequest (empty or too long prompt, unknown token id, nothing to generate, an id that is
+        in use, a wrong grammar) and Overloaded when `max_waiting` requests wait already.
+        """
         self._check(request)
         if len(self._waiting) >= self.config.max_waiting:
             raise Overloaded(f"{len(self._waiting)} requests are waiting already; try again later")
         sequence = Sequence(request, next(self._arrivals), list(request.prompt_ids))
-        sequence.grammar = self._grammar(request)
+        sequence.grammar = prepared or self.prepare(request)
         bisect.insort(self._waiting, sequence, key=_rank)
+        self._known[sequence.id] = sequence
 
     def abort(self, request_id: RequestId) -> bool:
         """Forget a request at once and free all it holds; False if it is not (or no longer) known."""
-        for sequence in itertools.chain(self._running, self._waiting):
-            if sequence.id == request_id:
-                self._retire(sequence)
-                return True
-        return False
+        sequence = self._known.get(request_id)
+        if sequence is None:
+            return False
+        self._retire(sequence)
+        return True
 
     def step(self) -> list[Event]:
         """Compute one batch. A request submitted before the call takes part in it if there is room.
@@ -188,17 +186,9 @@ class Engine:
         """End every request with `error` and free all they hold."""
         return [self._fail(sequence, error) for sequence in [*self._running, *self._waiting]]
 
-    def _grammar(self, request: EngineRequest) -> GrammarState | None:
-        grammar = request.sampling.grammar
-        if grammar is None:
-            return None
-        if self._grammars is None:
-            raise InvalidRequest("this model has no tokenizer, so its output cannot follow a grammar")
-        return self._grammars.compile(grammar)
-
     def _check(self, request: EngineRequest) -> None:
         ids = request.prompt_ids
-        if any(s.id == request.request_id for s in itertools.chain(self._running, self._waiting)):
+        if request.request_id in self._known:
             raise InvalidRequest(f"request {request.request_id!r} is running already; choose another id")
         if request.kind == "generate" and request.sampling.max_tokens < 1:
             raise InvalidRequest("max_tokens is 0; the engine generates at least one token")
@@ -264,8 +254,7 @@ class Engine:
                 continue
             self._paging.publish(sequence)
             if sequence.request.kind != "generate":
-                whole = self._score if sequence.request.kind == "score" else self._embed
-                events += whole(piece, outcome.hidden[first : last + 1])
+                events += self._take(piece, outcome.hidden[first : last + 1])
             elif piece.completes:
                 rows.append(last)
                 sampled.append(sequence)
@@ -275,16 +264,10 @@ class Engine:
             events += self._sample(sampled[part], outcome.hidden[rows[part]])
         return events
 
-    def _logits(self, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """([rows, padded vocab] float32, [rows] finite flags)."""
-        return self.trunk.head(self._work[0], hidden)
-
     def _sample(self, sequences: list[Sequence], hidden: np.ndarray) -> list[Event]:
-        logits, finite = self._logits(hidden)
-        self._observe(sequences, [s.length - 1 for s in sequences], logits)
-        sampled = self._sampler.sample(logits, sequences)
+        sampled, finite = self._readout.sample(sequences, hidden)
         events: list[Event] = []
-        for sequence, token, logprob, listed, sound in zip(sequences, *sampled, finite.tolist(), strict=True):
+        for sequence, token, logprob, listed, sound in zip(sequences, *sampled, finite, strict=True):
             if not sound:
                 events.append(self._fail(sequence, NonFinite.at(self.trunk.spec.layers)))
                 continue
@@ -302,46 +285,14 @@ class Engine:
                 events.append(Finished(sequence.id, reason, sequence.prompt_length, sequence.emitted))
         return events
 
-    def _score(self, piece: Piece, hidden: np.ndarray) -> list[Event]:
-        sequence = piece.sequence
-        for begin in range(0, piece.count, HEAD_ROWS):
-            part = hidden[begin : begin + HEAD_ROWS]
-            position = piece.begin + begin
-            logits, finite = self._logits(part)
-            if not finite.all():
-                return [self._fail(sequence, NonFinite.at(self.trunk.spec.layers))]
-            self._observe([sequence] * len(part), list(range(position, position + len(part))), logits)
-            targets = np.array(sequence.tokens[position + 1 : position + 1 + len(part)], np.int32)
-            sequence.scores.append(self._sampler.score(logits[: len(targets)], targets))
-            if count := sequence.request.sampling.top_logprobs:
-                sequence.alternatives += self._sampler.top(logits, list(range(len(targets))), count)
+    def _take(self, piece: Piece, hidden: np.ndarray) -> list[Event]:
+        """Rows of a request that generates nothing."""
+        if not self._readout.take(piece, hidden):
+            return [self._fail(piece.sequence, NonFinite.at(self.trunk.spec.layers))]
         if not piece.completes:
             return []
-        self._retire(sequence)
-        return [Scored(sequence.id, np.concatenate(sequence.scores), tuple(sequence.alternatives))]
-
-    def _embed(self, piece: Piece, hidden: np.ndarray) -> list[Event]:
-        """Add the rows one by one in the order of the tokens, whatever the chunks were."""
-        sequence = piece.sequence
-        rows, finite = self.trunk.final(self._work[0], hidden)
-        if not finite.all():
-            return [self._fail(sequence, NonFinite.at(self.trunk.spec.layers))]
-        width = self.trunk.spec.hidden
-        if sequence.total is None:
-            sequence.total = np.zeros(width, np.float64)
-        for row in rows:
-            sequence.total += row[:width]
-        if not piece.completes:
-            return []
-        self._retire(sequence)
-        mean = (sequence.total / sequence.length).astype(np.float32)
-        return [Embedded(sequence.id, mean, sequence.length)]
-
-    def _observe(self, sequences: list[Sequence], positions: list[int], logits: np.ndarray) -> None:
-        if self.probe is None:
-            return
-        for sequence, position, row in zip(sequences, positions, logits, strict=True):
-            self.probe.logits(sequence.id, position, row[: self.trunk.spec.vocab])
+        self._retire(piece.sequence)
+        return [self._readout.answer(piece.sequence)]
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
         sampling, grammar = sequence.request.sampling, sequence.grammar
@@ -357,6 +308,7 @@ class Engine:
         return Failed(sequence.id, error, sequence.emitted)
 
     def _retire(self, sequence: Sequence) -> None:
+        del self._known[sequence.id]
         if sequence.slot < 0:
             self._waiting.remove(sequence)
             return

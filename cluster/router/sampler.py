@@ -141,9 +141,13 @@ class Sampler:
         """A copy of logits, edited in these rows."""
         edited = self._work.take("edited", len(logits), logits.shape[1], np.float32)
         np.copyto(edited, logits)
-        words = self._work.take("mask", 1, -(-self._vocab // 32), np.int32)
+        words = -(-self._vocab // 32)
+        scratch = (
+            self._work.take("mask", 1, words, np.int32),
+            self._work.take("caps", 4 * words, 8, np.float32),
+        )
         for row in rows:
-            edit(edited[row, : self._vocab], sequences[row], words)
+            edit(edited[row, : self._vocab], sequences[row], scratch)
         return edited
 
     @staticmethod

@@ -12,14 +12,22 @@ from contextlib import suppress
 
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.frames import Frame
-from cluster.dispatch.handshake import Identity
+from cluster.dispatch.handshake import Identity, error_header
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.requests import Entry, pack_event, pack_failure, parse_request
 from cluster.dispatch.server import FrameServer
 from cluster.errors import MoemeshError, ProtocolError, Unavailable
+from cluster.model.grammar import GrammarState
 from cluster.router.engine import Engine, EngineStats
 from cluster.router.spans import RouterSpans
-from cluster.types import Emitted, EngineRequest, Event, Failed, RequestId
+from cluster.router.tracing import Tracing
+from cluster.types import (
+    Emitted,
+    EngineRequest,
+    Event,
+    Failed,
+    RequestId,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +68,7 @@ class RouterService:
             identity=identity,
             name="router",
         )
+        self._tracing = Tracing(engine)
         self._inbox: deque[Callable[[], list[Event]]] = deque()
         self._signal = threading.Event()
         self._stopping = False
@@ -111,6 +120,8 @@ class RouterService:
         elif frame.kind is Kind.ABORT:
             client = (connection, int(frame.header["n"]))
             self._inbox.append(lambda: self._abort(client))
+        elif frame.kind is Kind.TRACE:
+            self.between_steps(lambda: self._trace(connection, frame))
         elif frame.kind is Kind.STATUS:
             connection.send(Kind.REPLY, {**dataclasses.asdict(self.stats), "ready": self.ready})
         else:
@@ -123,28 +134,39 @@ class RouterService:
             if not self.ready:
                 raise Unavailable("the router is not ready yet; try again")
             request = parse_request(request_key(client), frame.header, frame.payload)
-            self._engine.prepare(request)
+            prepared = self._engine.prepare(request)
         except MoemeshError as error:
             connection.send(Kind.EVENTS, {"e": [pack_failure(number, error, 0)]})
             return
         if self._spans is not None:
             self._spans.arrived(request)
-        self._inbox.append(lambda: self._submit(client, request))
+        self._inbox.append(lambda: self._submit(client, request, prepared))
+
+    def _trace(self, connection: Connection, frame: Frame) -> None:
+        """On the engine's thread."""
+        with suppress(MoemeshError):  # whoever asked has gone
+            try:
+                header, payload = self._tracing.answer(connection, frame.header)
+            except MoemeshError as error:
+                connection.send(Kind.ERROR, error_header(error))
+            else:
+                connection.send(Kind.REPLY, header, payload)
 
     def _on_close(self, connection: Connection) -> None:
-        """A gateway is gone: nobody would read the answers to its requests."""
+        """A gateway is gone, or whoever recorded: nobody would read the answers to its requests."""
         self._inbox.append(lambda: self._forget(connection))
+        self.between_steps(lambda: self._tracing.forget(connection))
 
     def _wake(self) -> None:
         if self._inbox:
             self._signal.set()
 
-    def _submit(self, client: Client, request: EngineRequest) -> list[Event]:
+    def _submit(self, client: Client, request: EngineRequest, prepared: GrammarState | None) -> list[Event]:
         self._clients[request.request_id] = client
         if self._spans is not None:
             self._spans.submitted(request)
         try:
-            self._engine.submit(request)
+            self._engine.submit(request, prepared)
         except MoemeshError as error:
             return [Failed(request.request_id, error, 0)]
         return []

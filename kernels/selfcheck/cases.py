@@ -84,7 +84,7 @@ def group_sums(draws: Draws) -> Arrays:
 def round_bf16(draws: Draws) -> Arrays:
     x = draws.integers(0, 2**32, (16, 256), dtype=np.uint64).astype(np.uint32).view(F)
     out = np.zeros(x.shape, np.uint16)
-    quantise.round_bf16(x, out, 0, len(x))
+    quantise.round_bf16(x, out, np.arange(len(x)), 0, len(x))
     yield out
 
 

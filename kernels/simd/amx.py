@@ -84,6 +84,18 @@ tile_store = _mover("tilestored64")
 
 
 @intrinsic(prefer_literal=True)
+def tile_zero(typing: Any, tile: Any) -> Any:
+    """All of a tile = 0, without a read of memory."""
+    number = _number(tile)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _call(builder, "tilezero", number)
+        return context.get_dummy_value()
+
+    return types.void(tile), generate
+
+
+@intrinsic(prefer_literal=True)
 def tile_dot(typing: Any, acc: Any, s: Any, u: Any) -> Any:
     """acc[i, n] += sum over j < 16, b < 4 of s[i, 4 j + b] * u[j, 4 n + b], wrapping int32 (tdpbsud).
 
@@ -106,6 +118,7 @@ __all__ = [
     "tile_dot",
     "tile_load",
     "tile_store",
+    "tile_zero",
     "tiles_close",
     "tiles_open",
 ]

@@ -4,11 +4,12 @@
 multiply_1 and multiply_2 take one or two *activation tiles* of 16 rows, int8 [K/64][16][64], and two int8
 blocks [K/4][16][4], and add `steps` times 64 inputs to int32 products [tile][block][16 rows][16 outputs]:
 
-    x           scratch; it holds the activations at a0 and a1, and what the accumulators start from at s00
-                (tile 0, block 0), s01, s10 and s11; the products go to `out` on, 1024 bytes each
+    x           scratch; it holds the activations at a0 and a1; the products are at `out`, 1024 bytes each
     w0, w1      where the two blocks' inputs lie
-    side(work, turn)  is called for turn, turn + 1, … turn + steps - 1: work on vectors and memory, for which
-                tile instructions leave the rest of the core idle (kernels/panels.py says what)
+    fresh       whether the products start at 0; else they are what `out` holds
+    side(work, turn)  is called with ascending turns from `turn` on, after every other step and the last: work
+                on vectors and memory, for which tile instructions leave the rest of the core idle
+                (kernels/panels.py says what)
 
 Between tiles_begin() and tiles_end(), on one thread. The integers are exact, so every way gives the same.
 """
@@ -16,8 +17,8 @@ Between tiles_begin() and tiles_end(), on one thread. The integers are exact, so
 from __future__ import annotations
 
 from kernels.jit import ISA, inline
-from kernels.simd.amx import tile_dot, tile_load, tile_store, tiles_close, tiles_open
-from kernels.simd.ops import broadcast4, load_i32x16, store_i32x16
+from kernels.simd.amx import tile_dot, tile_load, tile_store, tile_zero, tiles_close, tiles_open
+from kernels.simd.ops import broadcast4, load_i32x16, prefetch, splat_i32, store_i32x16
 from kernels.simd.target import dot_u8s8
 
 TILE = 16
@@ -26,9 +27,37 @@ STEP = 1024
 
 
 @inline
-def tile_multiply_1(x, s00, s01, a0, w0, w1, steps, out, side, work, turn):
-    tile_load(0, x, s00)
-    tile_load(1, x, s01)
+def ask(p, at):
+    """The 64 inputs at byte `at` are wanted in the first-level cache; they may lie past the end."""
+    for byte in range(0, STEP, 64):
+        prefetch(p, at + byte)
+
+
+@inline
+def start_2(x, out, fresh):
+    """Two products of a tile."""
+    if fresh:
+        tile_zero(0)
+        tile_zero(1)
+    else:
+        tile_load(0, x, out)
+        tile_load(1, x, out + STEP)
+
+
+@inline
+def start_4(x, out, fresh):
+    start_2(x, out, fresh)
+    if fresh:
+        tile_zero(2)
+        tile_zero(3)
+    else:
+        tile_load(2, x, out + 2 * STEP)
+        tile_load(3, x, out + 3 * STEP)
+
+
+@inline
+def tile_multiply_1(x, a0, w0, w1, steps, fresh, out, side, work, turn):
+    start_2(x, out, fresh)
     for step in range(steps):
         at = step * STEP
         tile_load(4, x, a0 + at)
@@ -36,29 +65,69 @@ def tile_multiply_1(x, s00, s01, a0, w0, w1, steps, out, side, work, turn):
         tile_load(7, w1, at)
         tile_dot(0, 4, 6)
         tile_dot(1, 4, 7)
-        side(work, turn + step)
+        ask(w0, at + STEP)
+        ask(w1, at + STEP)
+        if step % 2 == 1 or step == steps - 1:
+            side(work, turn + step // 2)
     tile_store(0, x, out)
     tile_store(1, x, out + STEP)
 
 
 @inline
-def tile_multiply_2(x, s00, s01, s10, s11, a0, a1, w0, w1, steps, out, side, work, turn):
-    """Four products and their four factors fill the eight tile registers: one load a dot."""
-    tile_load(0, x, s00)
-    tile_load(1, x, s01)
-    tile_load(2, x, s10)
-    tile_load(3, x, s11)
-    for step in range(steps):
-        at = step * STEP
-        tile_load(4, x, a0 + at)
-        tile_load(5, x, a1 + at)
-        tile_load(6, w0, at)
-        tile_load(7, w1, at)
-        tile_dot(0, 4, 6)
-        tile_dot(1, 4, 7)
-        tile_dot(2, 5, 6)
-        tile_dot(3, 5, 7)
-        side(work, turn + step)
+def step_forth(x, a0, a1, w0, w1, then):
+    """Four products, one after the other sharing a factor; a factor that is done gives way to its next.
+
+    then: byte of the next 64 inputs. A load waits for its register's last dot, and a dot for its loads: in
+    this order, each the other way round from step to step, every load has a dot or more to hide behind.
+    """
+    tile_dot(0, 4, 6)
+    tile_dot(1, 4, 7)
+    tile_load(4, x, a0 + then)
+    ask(x, a0 + then + STEP)
+    tile_dot(3, 5, 7)
+    tile_load(7, w1, then)
+    ask(w1, then + STEP)
+    tile_dot(2, 5, 6)
+    tile_load(6, w0, then)
+    ask(w0, then + STEP)
+    tile_load(5, x, a1 + then)
+    ask(x, a1 + then + STEP)
+
+
+@inline
+def step_back(x, a0, a1, w0, w1, then):
+    tile_dot(1, 4, 7)
+    tile_dot(0, 4, 6)
+    tile_load(4, x, a0 + then)
+    ask(x, a0 + then + STEP)
+    tile_dot(2, 5, 6)
+    tile_load(6, w0, then)
+    ask(w0, then + STEP)
+    tile_dot(3, 5, 7)
+    tile_load(7, w1, then)
+    ask(w1, then + STEP)
+    tile_load(5, x, a1 + then)
+    ask(x, a1 + then + STEP)
+
+
+@inline
+def tile_multiply_2(x, a0, a1, w0, w1, steps, fresh, out, side, work, turn):
+    """Four products and their four factors fill the eight tile registers: one load a dot.
+
+    Loads run one step ahead; the last step loads itself once more instead of what lies past the end.
+    """
+    last = (steps - 1) * STEP
+    start_4(x, out, fresh)
+    tile_load(4, x, a0)
+    tile_load(6, w0, 0)
+    tile_load(7, w1, 0)
+    tile_load(5, x, a1)
+    for step in range(0, steps, 2):
+        then = (step + 1) * STEP
+        step_forth(x, a0, a1, w0, w1, min(then, last))
+        if then <= last:
+            step_back(x, a0, a1, w0, w1, min(then + STEP, last))
+        side(work, turn + step // 2)
     tile_store(0, x, out)
     tile_store(1, x, out + STEP)
     tile_store(2, x, out + 2 * STEP)
@@ -73,16 +142,24 @@ def dot_both(p, q, wa, wb, x, at):
 
 
 @inline
-def rows_8(x, s0, s1, a, w0, w1, steps, out):
+def start_row(x, out, fresh):
+    """A row's sums with both blocks."""
+    if fresh:
+        return splat_i32(0), splat_i32(0)
+    return load_i32x16(x, out), load_i32x16(x, out + STEP)
+
+
+@inline
+def rows_8(x, a, w0, w1, steps, fresh, out):
     """Eight rows: 16 accumulators keep two dot units of latency five busy, 10 loads feed 16 dots."""
-    p0, q0 = load_i32x16(x, s0), load_i32x16(x, s1)
-    p1, q1 = load_i32x16(x, s0 + 64), load_i32x16(x, s1 + 64)
-    p2, q2 = load_i32x16(x, s0 + 128), load_i32x16(x, s1 + 128)
-    p3, q3 = load_i32x16(x, s0 + 192), load_i32x16(x, s1 + 192)
-    p4, q4 = load_i32x16(x, s0 + 256), load_i32x16(x, s1 + 256)
-    p5, q5 = load_i32x16(x, s0 + 320), load_i32x16(x, s1 + 320)
-    p6, q6 = load_i32x16(x, s0 + 384), load_i32x16(x, s1 + 384)
-    p7, q7 = load_i32x16(x, s0 + 448), load_i32x16(x, s1 + 448)
+    p0, q0 = start_row(x, out, fresh)
+    p1, q1 = start_row(x, out + 64, fresh)
+    p2, q2 = start_row(x, out + 128, fresh)
+    p3, q3 = start_row(x, out + 192, fresh)
+    p4, q4 = start_row(x, out + 256, fresh)
+    p5, q5 = start_row(x, out + 320, fresh)
+    p6, q6 = start_row(x, out + 384, fresh)
+    p7, q7 = start_row(x, out + 448, fresh)
     for step in range(steps):
         for quad in range(16):
             wa = load_i32x16(w0, step * STEP + quad * 64)
@@ -111,10 +188,10 @@ def store_rows(x, at, v0, v1, v2, v3):
 
 
 @inline
-def rows_2(x, s0, s1, a, w0, w1, steps, out):
+def rows_2(x, a, w0, w1, steps, fresh, out):
     """Two rows, where sixteen lanes take two registers of 16, or four of 32."""
-    p0, q0 = load_i32x16(x, s0), load_i32x16(x, s1)
-    p1, q1 = load_i32x16(x, s0 + 64), load_i32x16(x, s1 + 64)
+    p0, q0 = start_row(x, out, fresh)
+    p1, q1 = start_row(x, out + 64, fresh)
     for step in range(steps):
         for quad in range(16):
             wa = load_i32x16(w0, step * STEP + quad * 64)
@@ -133,22 +210,22 @@ few_rows = rows_8 if ISA == "avx512vnni" else rows_2
 
 
 @inline
-def tile_in_registers(x, s0, s1, a, w0, w1, steps, out):
+def tile_in_registers(x, a, w0, w1, steps, fresh, out):
     for row in range(0, TILE * 64, ROWS_IN_REGISTERS * 64):
-        few_rows(x, s0 + row, s1 + row, a + row, w0, w1, steps, out + row)
+        few_rows(x, a + row, w0, w1, steps, fresh, out + row)
 
 
 @inline
-def vector_multiply_1(x, s00, s01, a0, w0, w1, steps, out, side, work, turn):
-    tile_in_registers(x, s00, s01, a0, w0, w1, steps, out)
-    for step in range(steps):  # vectors are busy here: nothing to gain from mixing it in
-        side(work, turn + step)
+def vector_multiply_1(x, a0, w0, w1, steps, fresh, out, side, work, turn):
+    tile_in_registers(x, a0, w0, w1, steps, fresh, out)
+    for step in range(0, steps, 2):  # vectors are busy here: nothing to gain from mixing it in
+        side(work, turn + step // 2)
 
 
 @inline
-def vector_multiply_2(x, s00, s01, s10, s11, a0, a1, w0, w1, steps, out, side, work, turn):
-    tile_in_registers(x, s00, s01, a0, w0, w1, steps, out)
-    vector_multiply_1(x, s10, s11, a1, w0, w1, steps, out + 2 * STEP, side, work, turn)
+def vector_multiply_2(x, a0, a1, w0, w1, steps, fresh, out, side, work, turn):
+    tile_in_registers(x, a0, w0, w1, steps, fresh, out)
+    vector_multiply_1(x, a1, w0, w1, steps, fresh, out + 2 * STEP, side, work, turn)
 
 
 @inline

@@ -211,27 +211,38 @@ prefetch_l2 = _prefetcher(2)
 """The same, into the second-level cache alone: for lines that the first would lose before they are used."""
 
 
-@intrinsic
-def stream_f32x16(typing: Any, array: Any, offset: Any, value: Any) -> Any:
-    """Store past the caches where the place is aligned to 64 bytes, plainly elsewhere.
+def _streamer(narrow: Any = None) -> Any:
+    @intrinsic
+    def stream(typing: Any, array: Any, offset: Any, value: Any) -> Any:
+        _require_contiguous(array)
 
-    For lines that nobody reads soon. `stream_end` comes before anybody else may.
-    """
-    _require_contiguous(array)
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            value = narrow(builder, args[2]) if narrow else args[2]
+            size = 32 if narrow else 64
+            to = address(context, builder, sig.args[0], args[0], args[1], value.type)
+            excess = builder.and_(builder.ptrtoint(to, I64), I64(size - 1))
+            with builder.if_else(builder.icmp_unsigned("==", excess, I64(0))) as (aligned, elsewhere):
+                with aligned:
+                    store = builder.store(value, to)
+                    store.align = size
+                    store.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+                with elsewhere:
+                    builder.store(value, to).align = 1
+            return context.get_dummy_value()
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        to = address(context, builder, sig.args[0], args[0], args[1], V_F32)
-        excess = builder.and_(builder.ptrtoint(to, I64), I64(63))
-        with builder.if_else(builder.icmp_unsigned("==", excess, I64(0))) as (aligned, elsewhere):
-            with aligned:
-                store = builder.store(args[2], to)
-                store.align = 64
-                store.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
-            with elsewhere:
-                builder.store(args[2], to).align = 1
-        return context.get_dummy_value()
+        return types.void(array, types.intp, f32x16), generate
 
-    return types.void(array, types.intp, f32x16), generate
+    return stream
+
+
+stream_f32x16 = _streamer()
+"""Store past the caches where the place is aligned to its 64 bytes, plainly elsewhere.
+
+For lines that nobody reads soon. `stream_end` comes before anybody else may.
+"""
+
+stream_bf16x16 = _streamer(narrow_bf16)
+"""The same in 32 bytes, as store_bf16x16; two that fill a line leave as one."""
 
 
 @intrinsic

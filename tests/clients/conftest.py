@@ -16,7 +16,12 @@ from support.fake_router import FakeRouter
 from support.gateways import gateway
 
 # Pinned: a stock client is a fixed point to test against, not a dependency to follow.
-TRITON = ("tritonclient[grpc]==2.73.*", "grpcio-reflection<1.80", "grpcio-health-checking<1.80")
+TRITON = (
+    "tritonclient[grpc]==2.73.*",
+    "grpcio-reflection<1.80",
+    "grpcio-health-checking<1.80",
+    "grpcio-tools<1.80",
+)
 OPENAI = ("openai==3.51.*",)
 INSTALL_S = 420
 UNREACHABLE = (

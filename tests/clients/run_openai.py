@@ -1,6 +1,6 @@
 """Talks to a gateway as the stock openai SDK does; prints one JSON object. Knows nothing of moemesh's code.
 
-python run_openai.py sync|aio|errors|cancel HOST:PORT MODEL
+python run_openai.py all|cancel HOST:PORT MODEL
 """
 
 import asyncio
@@ -52,6 +52,7 @@ def run_sync(address, model):
         .text,
         "seeded": seeded.choices[0].text,
         "request_id": chat.id,
+        "embedding": len(api.embeddings.create(model=model, input="abcd").data[0].embedding),
     }
 
 
@@ -93,6 +94,15 @@ def run_errors(address, model):
         "temperature": status(temperature=-1),
         "not_offered": status(logit_bias={"5": 1}),
         "unknown_key": status(extra_body={"temprature": 1}),
+    }
+
+
+def run_all(address, model):
+    """In one process: the SDK takes seconds to be imported."""
+    return {
+        "sync": run_sync(address, model),
+        "aio": run_aio(address, model),
+        "errors": run_errors(address, model),
     }
 
 

@@ -185,6 +185,10 @@ def run_cancel(address, model):
             client.infer(model, inputs("ab", 3), client_timeout=0.3)
         except InferenceServerException as error:
             seen["deadline"] = error.status()
+        try:
+            client.infer(model, inputs("ab", 3), timeout=200_000)  # microseconds, kept by the server
+        except InferenceServerException as error:
+            seen["timeout"] = error.status()
         call = client.async_infer(model, inputs("ab", 3), lambda result, error: results.put(error))
         call.cancel()
         seen["cancelled"] = results.get(timeout=30).status()

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.gateway.service import SERVICES, GatewayService
 from protos import open_inference_pb2
-from support.fake_router import FakeRouter, logprob
+from support.fake_router import WIDTH, FakeRouter, logprob
 from support.gateways import MODEL, gateway, wait_until
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
@@ -89,6 +89,7 @@ def test_what_tritonclient_gives_up_is_ended(client_python: Path) -> None:
         seen = run(client_python, "run_triton.py", "cancel", service.address, MODEL)
         assert seen == {
             "deadline": "StatusCode.DEADLINE_EXCEEDED",
+            "timeout": "StatusCode.DEADLINE_EXCEEDED",
             "cancelled": "StatusCode.CANCELLED",
             "stream": "StatusCode.CANCELLED",
         }
@@ -96,8 +97,13 @@ def test_what_tritonclient_gives_up_is_ended(client_python: Path) -> None:
         wait_until(lambda: service.stats()["outstanding"] == 0, "the gateway to forget them")
 
 
-def test_openai(openai_python: Path, service: GatewayService) -> None:
-    seen = run(openai_python, "run_openai.py", "sync", service.http_address, MODEL)
+@pytest.fixture(scope="module")
+def openai_saw(openai_python: Path, service: GatewayService) -> Any:
+    return run(openai_python, "run_openai.py", "all", service.http_address, MODEL)
+
+
+def test_openai(openai_saw: Any) -> None:
+    seen = openai_saw["sync"]
     assert (seen["models"], seen["model"]) == ([MODEL], MODEL)
     assert (seen["chat"], seen["role"], seen["finish"]) == ("<user>", "assistant", "length")
     assert seen["chat_usage"] == {"prompt_tokens": 11, "completion_tokens": 6, "total_tokens": 17}
@@ -111,15 +117,15 @@ def test_openai(openai_python: Path, service: GatewayService) -> None:
     assert seen["token_logprobs"] == [logprob(0), logprob(1)]
     assert (seen["extra"], seen["seeded"]) == ("ab", "cdab")
     assert seen["request_id"].startswith("chatcmpl-")
+    assert seen["embedding"] == WIDTH
 
 
-def test_openai_async_streams(openai_python: Path, service: GatewayService) -> None:
-    seen = run(openai_python, "run_openai.py", "aio", service.http_address, MODEL)
-    assert seen["texts"] == [f"<user>{n}ñ<a><u" for n in range(8)]
+def test_openai_async_streams(openai_saw: Any) -> None:
+    assert openai_saw["aio"]["texts"] == [f"<user>{n}ñ<a><u" for n in range(8)]
 
 
-def test_openai_sees_our_statuses(openai_python: Path, service: GatewayService) -> None:
-    assert run(openai_python, "run_openai.py", "errors", service.http_address, MODEL) == {
+def test_openai_sees_our_statuses(openai_saw: Any) -> None:
+    assert openai_saw["errors"] == {
         "unknown_model": ["NotFoundError", 404, "not_found_error"],
         "empty_prompt": ["BadRequestError", 400, "invalid_request_error"],
         "negative": ["BadRequestError", 400, "invalid_request_error"],

@@ -93,3 +93,4 @@ def test_the_admin_service_has_the_agreed_methods() -> None:
 def test_a_request_can_be_named_and_resumed() -> None:
     assert fields(generation_pb2.GenerateRequest)["request_id"] == 7
     assert fields(generation_pb2.GenerateRequest)["resume_from"] == 8
+    assert fields(generation_pb2.GenerateRequest)["resume_window_s"] == 10

@@ -12,7 +12,7 @@ import pytest
 from cluster.balance.choice import Batch, even_split, fewest_distinct
 from cluster.balance.placement import PlacementTable, round_robin
 from cluster.dispatch.choice import Choice, Replicas
-from cluster.dispatch.exchange import Exchange
+from cluster.dispatch.exchange import TIMED_EVERY, Exchange
 from cluster.dispatch.pace import Pace
 from cluster.types import NodeId
 from support.expert_nodes import FLOATS, SHAPE, Nodes, check, connected, make_call, router, running
@@ -173,3 +173,24 @@ def test_every_row_is_in_the_load_once() -> None:
         assert stats.nodes.keys() == set(nodes.names)
         assert sum(node.rows for node in stats.nodes.values()) == pytest.approx(stats.rows.sum())
         assert all(node.service_s > 0 for node in stats.nodes.values())
+
+
+def test_round_trips_of_large_calls_and_of_some_small_ones_are_timed() -> None:
+    with running(2) as nodes, connected(nodes) as exchange:
+        for step in range(2 * TIMED_EVERY):
+            call = make_call(2, step=step)
+            exchange.send(call)
+            exchange.wait(step, 0, 0)
+        exchange.send(make_call(900, step=2 * TIMED_EVERY))
+        exchange.wait(2 * TIMED_EVERY, 0, 0)
+        exchange.send(make_call(1, step=2 * TIMED_EVERY + 1))  # ends the step before
+        exchange.wait(2 * TIMED_EVERY + 1, 0, 0)
+        loads = exchange.load.stats().nodes
+        assert exchange.counters.express >= 2 * TIMED_EVERY - 2
+        for node in loads.values():
+            assert 2.5 < node.trips <= 3
+            assert node.link_s > 0
+            sizes = SHAPE.row_bytes * 900 + SHAPE.result_bytes * 900
+            assert node.bytes > sizes
+            assert node.square_bytes >= node.bytes**2 / node.trips
+            assert node.byte_s <= (node.square_bytes * node.square_s) ** 0.5 * 1.001

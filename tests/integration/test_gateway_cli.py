@@ -13,13 +13,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cluster.cli import chat, generate, score
+from cluster.cli import chat, embed, generate, score
 from cluster.cli.chat import Talk
 from cluster.cli.client import Client, connect
 from cluster.cli.completion import stream_completion
 from cluster.errors import InvalidRequest, Unavailable, UnknownModel
+from cluster.types import sample_seed
 from protos import generation_pb2 as pb
-from support.fake_router import FakeRouter, logprob
+from support.fake_router import WIDTH, FakeRouter, logprob
 from support.gateways import byte_tokenizer, gateway, served_model, wait_until
 
 
@@ -32,7 +33,7 @@ def address() -> Iterator[str]:
 @pytest.fixture
 def app() -> typer.Typer:
     made = typer.Typer()
-    for verb in (generate, chat, score):
+    for verb in (generate, chat, score, embed):
         verb.register(made)
     return made
 
@@ -67,6 +68,66 @@ def test_generate_prints_json(app: typer.Typer, address: str) -> None:
         "tier": "exact",
         "seed": 2,
     }
+
+
+def test_generate_stops_at_a_string_and_says_which(app: typer.Typer, address: str) -> None:
+    arguments = ["--max-tokens", "8", "--stop", "zz", "--stop", "da", "--json", "--address", address]
+    values = json.loads(output(app, "generate", "abcd", *arguments))
+    assert (values["text"], values["finish_reason"], values["stop"]) == ("abc", "stop", "da")
+    assert values["completion_tokens"] == 5
+    plain = output(app, "generate", "abcd", "--max-tokens", "8", "--stop", "da", "--address", address)
+    assert plain == "abc\n"
+
+
+def test_generate_prints_several_samples(app: typer.Typer, address: str) -> None:
+    arguments = ["--max-tokens", "3", "--temperature", "1", "--seed", "2", "-n", "3", "--address", address]
+    samples = json.loads(output(app, "generate", "abcd", *arguments, "--json"))["samples"]
+    assert [sample["seed"] for sample in samples] == [sample_seed(2, i) for i in range(3)]
+    shown = output(app, "generate", "abcd", *arguments)
+    assert shown == "".join(f"[{i}] {sample['text']}\n" for i, sample in enumerate(samples))
+
+
+def test_generate_prints_log_probabilities_if_asked(app: typer.Typer, address: str) -> None:
+    arguments = ["--max-tokens", "3", "--json", "--address", address]
+    values = json.loads(output(app, "generate", "abcd", *arguments, "--logprobs", "2"))
+    assert values["logprobs"] == [logprob(i) for i in range(3)]
+    assert values["alternatives"] == [[[0, logprob(0)], [1, logprob(1)]]] * 3
+    values = json.loads(output(app, "generate", "abcd", *arguments, "--logprobs", "0"))
+    assert (len(values["logprobs"]), values["alternatives"]) == (3, [])
+    assert "logprobs" not in json.loads(output(app, "generate", "abcd", *arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--logprobs", "2"], "--json"),
+        (["--logprobs", str(1 << 40), "--json"], "--logprobs"),
+        (["-n", str(1 << 40)], "-n"),
+        (["--regex", "a", "--json-schema", __file__], "--json-schema"),
+    ],
+)
+def test_generate_explains_bad_usage(app: typer.Typer, address: str, arguments: list[str], says: str) -> None:
+    result = CliRunner().invoke(app, ["generate", "a", *arguments, "--address", address])
+    assert result.exit_code == 2
+    assert says in result.output
+
+
+def test_embed_prints_a_vector(app: typer.Typer, address: str, tmp_path: Path) -> None:
+    values = json.loads(output(app, "embed", "abcdef", "--json", "--address", address))
+    ids = byte_tokenizer().encode("abcdef")
+    assert values == {
+        "dimension": WIDTH,
+        "prompt_tokens": 6,
+        "normalised": False,
+        "values": ids[:WIDTH],
+    }
+    file = tmp_path / "text"
+    file.write_text("abcdef")
+    shown = output(app, "embed", "--file", str(file), "--normalise", "--address", address)
+    assert shown.startswith(f"{WIDTH} values of length 1 for 6 tokens: ")
+    assert output(app, "embed", "-", "--normalise", "--address", address, stdin="abcdef") == shown
+    with pytest.raises(InvalidRequest, match="empty"):
+        output(app, "embed", "--address", address)
 
 
 def test_generate_names_what_is_wrong(app: typer.Typer, address: str) -> None:

@@ -111,3 +111,17 @@ def test_a_call_by_descriptor_alone() -> None:
             response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
         )
         assert "".join(part.text for part in call(asked)) == "abca"
+
+
+def test_the_model_has_a_status_of_its_own() -> None:
+    with (
+        FakeRouter() as router,
+        gateway({"r0": router.address}) as service,
+        grpc.insecure_channel(service.address) as channel,
+    ):
+        wait_until(lambda: service.ready, "a token")
+        stub = health_pb2_grpc.HealthStub(channel)
+        assert stub.Check(health_pb2.HealthCheckRequest(service="tiny")).status == SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="gpt"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND

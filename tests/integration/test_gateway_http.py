@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cluster.config import GatewayConfig
 from cluster.errors import NodeLost, PortInUse
+from cluster.gateway.http.body import Fields
+from cluster.gateway.http.openai_request import read_chat
 from cluster.gateway.service import GatewayService
 from support.fake_router import FakeRouter, logprob
 from support.gateways import gateway, served_model, wait_until
@@ -159,22 +167,44 @@ def test_every_field_reaches_the_router(client: httpx.Client, router: FakeRouter
     assert {name: sampling[name] for name in wanted} == wanted
 
 
-def test_a_json_schema_becomes_a_grammar(client: httpx.Client, router: FakeRouter) -> None:
-    form = {
-        "type": "json_schema",
-        "json_schema": {"name": "n", "schema": {"type": "integer"}, "strict": True},
-    }
-    chat(client, response_format=form, max_tokens=1)
-    grammar = router.counts.submitted[-1].sampling["grammar"]
-    assert (grammar["kind"], json.loads(grammar["text"])) == ("json_schema", {"type": "integer"})
-    chat(client, response_format={"type": "text"}, max_tokens=1)
-    assert router.counts.submitted[-1].sampling["grammar"] is None
+def test_a_json_schema_becomes_a_grammar() -> None:
+    schema = {"name": "n", "schema": {"type": "integer"}, "strict": True}
+    for form, wanted in (
+        ({"type": "json_schema", "json_schema": schema}, {"type": "integer"}),
+        ({"type": "json_object"}, {"type": "object"}),
+    ):
+        body = {"messages": [{"role": "user", "content": "hi"}], "response_format": form}
+        grammar = read_chat(Fields(body)).wishes.grammar
+        assert grammar is not None
+        assert (grammar.kind, json.loads(grammar.text)) == ("json_schema", wanted)
+    assert read_chat(Fields({**body, "response_format": {"type": "text"}})).wishes.grammar is None
 
 
 def test_the_dialects_defaults_are_its_own(client: httpx.Client, router: FakeRouter) -> None:
     client.post("/v1/completions", json={"prompt": "abc", "temperature": None})
     sampling = router.counts.submitted[-1].sampling
     assert (sampling["max_tokens"], sampling["temperature"]) == (16, 1.0)
+
+
+def test_embeddings_have_unit_length_in_either_form(client: httpx.Client) -> None:
+    body = {"model": "tiny", "input": ["abcd", "wxyz"]}
+    answer = client.post("/v1/embeddings", json=body).json()
+    assert answer["usage"] == {"prompt_tokens": 8, "total_tokens": 8}
+    rows = [each["embedding"] for each in answer["data"]]
+    assert [each["index"] for each in answer["data"]] == [0, 1]
+    assert [sum(x * x for x in row) for row in rows] == pytest.approx([1.0, 1.0], abs=1e-6)
+    assert rows[0] != rows[1]
+    packed = client.post("/v1/embeddings", json=body | {"encoding_format": "base64"}).json()
+    for each, row in zip(packed["data"], rows, strict=True):
+        assert np.frombuffer(base64.b64decode(each["embedding"]), "<f4").tolist() == row
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"input": ""}, {"input": []}, {"input": "a", "encoding_format": "x"}, {"input": "a", "dimensions": 3}],
+)
+def test_bad_embeddings_are_refused(client: httpx.Client, fields: dict[str, Any]) -> None:
+    assert client.post("/v1/embeddings", json=fields).status_code == 400
 
 
 def test_models(client: httpx.Client) -> None:
@@ -244,6 +274,51 @@ def test_a_body_beyond_the_limit_is_not_read_to_its_end(router: FakeRouter) -> N
     with serving(router, max_message_bytes=1000) as (_, client):
         assert complete(client, prompt="x" * 2000).status_code == 413
         assert complete(client, max_tokens=1).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"POST /v1/completions HT",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{",
+    ],
+)
+def test_a_request_that_does_not_come_to_its_end_is_cut(begun: bytes) -> None:
+    with gateway({}, http_port=0, request_s=0.2) as service:
+        host, port = service.http_address.split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as sock:
+            sock.sendall(begun)
+            with contextlib.suppress(ConnectionResetError):
+                while sock.recv(4096):
+                    pass
+
+
+@given(
+    data=st.binary(max_size=200)
+    | st.binary(max_size=60).map(lambda x: b"POST /v1/completions HTTP/1.1\r\n" + x)
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_raw_bytes_do_no_harm(client: httpx.Client, data: bytes) -> None:
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20) as sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionResetError):
+            answer = b""
+            while more := sock.recv(4096):
+                answer += more
+            assert not answer or answer.startswith(b"HTTP/1.1 ")
+    assert client.get("/health").status_code == 200
+
+
+def test_an_answer_may_take_longer_than_its_request() -> None:
+    with FakeRouter(paused=True) as router, serving(router, request_s=0.1) as (_, client):
+        body = {**GREEDY, "prompt": "abc", "max_tokens": 5, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            wait_until(lambda: len(router.running) == 1, "the request")
+            time.sleep(0.2)
+            router.resume()
+            assert text_of(events(response)) == "abcab"
 
 
 def test_a_client_that_leaves_ends_its_stream() -> None:

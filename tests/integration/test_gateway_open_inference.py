@@ -305,3 +305,81 @@ def test_cancelling_a_stream_aborts_all_its_requests() -> None:
             wait_until(lambda: not router.running, "all eight to be aborted")
         wait_until(lambda: service.stats()["outstanding"] == 0, "the gateway to forget them")
         assert len(router.counts.aborted) == 8
+
+
+def test_a_timeout_is_kept_on_both_calls() -> None:
+    with (
+        FakeRouter(paused=True) as router,
+        gateway({"r0": router.address}) as service,
+        grpc.insecure_channel(service.address) as channel,
+    ):
+        stub = Stub(channel)
+        request = asked(id="7", text_input="ab", max_tokens=9)
+        request.parameters["timeout"].int64_param = 50_000
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(request)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        (answer,) = stub.ModelStreamInfer(iter([request]))
+        assert answer.error_message.startswith("[DEADLINE_EXCEEDED]")
+        assert answer.infer_response.id == "7"
+        wait_until(lambda: not router.running, "the router to hear of it")
+        request.parameters["timeout"].string_param = "1"
+        with pytest.raises(grpc.RpcError, match="microseconds"):
+            stub.ModelInfer(request)
+
+
+def test_the_configuration_says_what_a_client_may_send(stub: Stub) -> None:
+    config = stub.ModelConfig(pb.ModelConfigRequest(name="tiny", version="1")).config
+    assert (config.name, config.platform, config.max_batch_size) == ("tiny", "moemesh", 0)
+    assert config.model_transaction_policy.decoupled
+    assert [each.name for each in config.input if not each.optional] == ["text_input"]
+    types = {each.name: each.data_type for each in (*config.input, *config.output)}
+    assert (types["text_output"], types["max_tokens"]) == (pb.TYPE_STRING, pb.TYPE_INT32)
+    assert pb.TYPE_INVALID not in types.values()
+    assert config.parameters["context"].string_value == "256"
+
+
+def test_statistics_count_what_was_inferred(stub: Stub) -> None:
+    (before,) = stub.ModelStatistics(pb.ModelStatisticsRequest()).model_stats
+    assert (before.name, before.inference_count, before.last_inference) == ("tiny", 0, 0)
+    for _ in range(2):
+        stub.ModelInfer(asked(text_input="ab", max_tokens=2))
+    with pytest.raises(grpc.RpcError):
+        stub.ModelInfer(asked(text_input="ab", max_tokens=-1))
+    (after,) = stub.ModelStatistics(pb.ModelStatisticsRequest(name="tiny")).model_stats
+    assert after.inference_count == after.inference_stats.success.count == 2
+    assert after.inference_stats.success.ns == after.inference_stats.compute_infer.ns > 0
+    assert after.inference_stats.fail.count == 0
+    assert after.last_inference > 1e12
+
+
+def test_the_index_has_the_model_while_it_can_be_used(stub: Stub) -> None:
+    (model,) = stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True)).models
+    assert (model.name, model.version, model.state) == ("tiny", "1", "READY")
+    with pytest.raises(grpc.RpcError, match="one repository"):
+        stub.RepositoryIndex(pb.RepositoryIndexRequest(repository_name="other"))
+    with gateway({}) as service, grpc.insecure_channel(service.address) as channel:
+        lonely = Stub(channel)
+        assert not lonely.RepositoryIndex(pb.RepositoryIndexRequest(ready=True)).models
+        (model,) = lonely.RepositoryIndex(pb.RepositoryIndexRequest()).models
+        assert model.state == "UNAVAILABLE"
+        assert not lonely.ServerReady(pb.ServerReadyRequest()).ready
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("RepositoryModelLoad", "one model"),
+        ("SystemSharedMemoryRegister", "travel in the messages"),
+        ("TraceSetting", "tracing"),
+        ("Anything", "reflection"),
+    ],
+)
+def test_what_is_not_offered_says_why(method: str, words: str) -> None:
+    with gateway({}) as service, grpc.insecure_channel(service.address) as channel:
+        call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"\xff")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert f"{method} is not offered" in caught.value.details()
+    assert words in caught.value.details()

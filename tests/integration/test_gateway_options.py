@@ -17,6 +17,7 @@ from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
 from cluster.library.bundled import open_model
 from cluster.library.reader import Library
+from cluster.model.text_stream import TextStream
 from cluster.router.service import RouterService
 from cluster.types import NUMERICS_VERSION, sample_seed
 from protos import generation_pb2 as pb
@@ -118,6 +119,20 @@ def test_what_may_begin_a_stop_string_is_held_back() -> None:
         assert texts == ["a", "", "", "XYb"]
 
 
+@pytest.mark.parametrize("known", range(9))
+def test_a_resumed_stream_stops_where_the_whole_one_does(known: int) -> None:
+    """Text held back when the first stream was cut is given out by the second one, once."""
+    said, stop = "1€, 2€ end", "€ e"
+    with fake(script=say(said)) as (_, _, stub):
+        stream = TextStream(byte_tokenizer(), [stop])
+        before, _ = stream.push(byte_tokenizer().encode(said)[:known])
+        wishes = {"stop": [stop], "max_tokens": len(said.encode()), "resume_from": known}
+        got = Collected(stub.Generate(request(**wishes)))
+        assert before + got.text[0] == "1€, 2"
+        assert got.finish[0].usage.completion_tokens == 12
+        assert len(got.ids[0]) == 12 - known
+
+
 def test_a_stop_string_frees_the_router_at_once() -> None:
     with fake(script=say("stop here" + "x" * 100)) as (router, service, stub):
         got = Collected(stub.Generate(request(stop=["here"], max_tokens=100)))
@@ -166,7 +181,7 @@ def test_a_client_that_leaves_frees_all_samples() -> None:
 def test_samples_count_in_the_queue() -> None:
     with (
         FakeRouter(paused=True) as router,
-        gateway({"r0": router.address}, max_queued=4) as service,
+        gateway({"r0": router.address}, window=3, max_queued=1) as service,
         generation_stub(service) as stub,
     ):
         first = stub.Generate(request(n=3))

@@ -26,6 +26,7 @@ from protos import generation_pb2 as pb
 from protos import generation_pb2_grpc
 from support.fake_router import FakeRouter
 from support.gateways import gateway, request, wait_until
+from support.http import web
 
 WHEN = "2026-11-22T10:00:00+00:00"
 BODY = {"prompt": "abc", "max_tokens": 3, "temperature": 0}
@@ -191,10 +192,9 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def ask(service: GatewayService, path: str, key: str = "") -> int:
-    url = f"http://{service.http_address}{path}"
-    if path.startswith("/v1/c"):
-        return httpx.post(url, json=BODY, headers=bearer(key)).status_code
-    return httpx.get(url, headers=bearer(key)).status_code
+    with httpx.Client(base_url=f"http://{service.http_address}", verify=False, headers=bearer(key)) as client:
+        answer = client.post(path, json=BODY) if path.startswith("/v1/c") else client.get(path)
+        return answer.status_code
 
 
 def test_every_route_asks_for_its_scope(ring: KeyRing) -> None:
@@ -254,7 +254,8 @@ def test_a_keys_own_limits_have_their_hints(ring: KeyRing) -> None:
     key = ring.add(Scope.infer, requests_per_minute=1)
     with secured(keys=ring.path) as (service, _), grpc.insecure_channel(service.address) as channel:
         assert ask(service, "/v1/completions", key) == 200
-        refused = httpx.post(f"http://{service.http_address}/v1/completions", json=BODY, headers=bearer(key))
+        with web(service, headers=bearer(key)) as client:
+            refused = client.post("/v1/completions", json=BODY)
         assert refused.status_code == 429
         assert 0 < int(refused.headers["retry-after"]) <= 60
         stub = generation_pb2_grpc.GenerationStub(channel)

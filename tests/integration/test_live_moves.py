@@ -8,22 +8,27 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from cluster.config import EngineConfig, NodeConfig
+from cluster.config import ControllerConfig, EngineConfig, NodeConfig, Rebalance
 from cluster.controller.service import ControllerService
 from cluster.controller.state import Shape
 from cluster.dispatch.aio import FrameStream
+from cluster.dispatch.client import ControlClient
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.requests import pack_request
-from cluster.errors import OutOfMemoryBudget, Unavailable
+from cluster.errors import ConfigError, InvalidRequest, OutOfMemoryBudget, Unavailable
+from cluster.experiments.live.record import LiveTrace, Until
+from cluster.experiments.traces import TraceWriter, read
 from cluster.expert.mapping import PAGE
 from cluster.fleet import control
 from cluster.fleet.ask import Controller
 from cluster.fleet.roles import node, router
 from cluster.fleet.roles.process import Place
 from cluster.library.reader import Library
+from cluster.router.recorder import GateRecorder
 from kernels.layout import pad
 from support.checkpoints import case
 from support.clusters import wait_until
@@ -48,8 +53,10 @@ def expected(library: Library) -> list[list[int]]:
         return [answers[str(i)].tokens for i in range(len(PROMPTS))]
 
 
-@pytest.fixture
-def roles(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+@pytest.fixture(params=[ControllerConfig()], ids=["manual"])
+def roles(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[dict[str, Any]]:
     """A controller, three nodes with a limit of half of all experts each, and a router, all ready."""
     monkeypatch.setattr(control, "SYNC_PERIOD_S", 0.05)
     for role in (node, router):
@@ -59,7 +66,7 @@ def roles(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shape = Shape(3, spec.layers, spec.experts, spec.sparse_layers, size)
     memory = size * spec.experts * len(spec.sparse_layers) // 2
     with ExitStack() as stack:
-        service = ControllerService(shape, epoch=1)
+        service = ControllerService(shape, epoch=1, config=request.param)
         address = service.start()
         stack.callback(service.shutdown)
         made: dict[str, Any] = {"controller": stack.enter_context(Controller(address))}
@@ -143,6 +150,24 @@ def test_tokens_stay_the_same_while_experts_move(roles: dict[str, Any], expected
     assert roles["router-0"]._exchange.counters.resends == 0
 
 
+EAGER = ControllerConfig(Rebalance.auto, settle_tokens=64, min_gain=0.0, horizon=1e9, cool_down_s=0.2)
+
+
+@pytest.mark.parametrize("roles", [EAGER], indirect=True, ids=["auto"])
+def test_the_controller_moves_experts_by_itself(roles: dict[str, Any], expected: list[list[int]]) -> None:
+    controller: Controller = roles["controller"]
+
+    def wait() -> dict[str, Any]:
+        wait_until(lambda: controller.status()["version"] > 1, "a table of the controller's own", 60.0)
+        return controller.status(detail=True)
+
+    answers, status = asyncio.run(serve_and(wait, roles["router-0"].address))
+    assert all(tokens == expected[prompt] for prompt, tokens in answers)
+    assert status["rebalance"] == "auto"
+    assert " bytes in " in status["decision"]
+    assert status["table"]["version"] == status["version"]
+
+
 def moved(controller: Controller) -> bool:
     status = controller.status()
     return bool(not status["pending"] and status["settled"] and status["active"] == status["version"])
@@ -184,3 +209,45 @@ def test_a_node_is_drained_and_comes_back_while_the_tokens_stay(
 def test_without_load_there_is_nothing_to_place_for(roles: dict[str, Any]) -> None:
     with pytest.raises(Unavailable, match="no router has computed anything"):
         roles["controller"].rebalance(dry_run=True)
+
+
+def test_a_live_trace_is_what_the_gates_chose(
+    roles: dict[str, Any], library: Library, expected: list[list[int]], tmp_path: Path
+) -> None:
+    address = roles["router-0"].address
+    path = tmp_path / "live.parquet"
+
+    def record() -> LiveTrace:
+        with LiveTrace({"router-0": address}, "test") as live, TraceWriter(path, live.header) as writer:
+            with pytest.raises(Unavailable, match="records a trace already"), LiveTrace({"b": address}, ""):
+                pass
+            for part in live.traces(Until(seconds=60, steps=25)):
+                writer.write(part)
+        return live
+
+    answers, live = asyncio.run(serve_and(record, address))
+    assert all(tokens == expected[prompt] for prompt, tokens in answers)
+    trace = read(path)
+    assert trace.steps == 25
+    assert live.dropped == 0
+    assert (np.diff(trace.time) >= 0).all()
+    assert trace.header.layers == tuple(library.spec.sparse_layers)
+    recorder = GateRecorder(len(trace.header.layers), lambda: 0.0)
+    with engine_over(library, CONFIG, probe=recorder) as engine:
+        run_all(engine, [request(str(i), prompt, tokens=TOKENS) for i, prompt in enumerate(PROMPTS)])
+    alone = np.concatenate([record.ids.transpose(1, 0, 2) for record in recorder.drain()])
+    known = {ids.tobytes() for ids in alone}
+    assert all(np.ascontiguousarray(ids).tobytes() in known for ids in trace.ids)
+    wait_until(lambda: roles["router-0"]._service._engine.probe is None, "the probe's end", 10.0)
+
+
+def test_a_recording_without_routers_or_end_is_refused(roles: dict[str, Any]) -> None:
+    with pytest.raises(Unavailable, match="no router is ready"):
+        LiveTrace({}, "")
+    with pytest.raises(ConfigError, match="how many seconds, steps or tokens"):
+        Until(seconds=0)
+    with (
+        ControlClient(roles["router-0"].address, identity=Identity("tool", "t")) as client,
+        pytest.raises(InvalidRequest, match="no trace was started"),
+    ):
+        client.call(Kind.TRACE, {"do": "take"})

@@ -11,9 +11,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cluster.cli import generate, score
+from cluster.cli import embed, generate, score
 from cluster.config import EngineConfig
 from cluster.errors import InvalidRequest, LibraryError
+from cluster.library.bundled import open_model
 from cluster.library.reader import Library
 from support.engines import engine_over, request, run_all, tiny_library
 
@@ -41,7 +42,7 @@ def text(tmp_path: Path) -> Path:
 def invoke(*arguments: object) -> str:
     """What the command prints to stdout; what it raises is raised here."""
     app = typer.Typer()
-    for verb in (generate, score):
+    for verb in (generate, score, embed):
         verb.register(app)
     result = CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -72,6 +73,46 @@ def test_a_seed_repeats_a_sample_and_is_drawn_if_absent(library: Library) -> Non
     first = generated(library, "--temperature", 1.5, "--max-tokens", 8)
     again = generated(library, "--temperature", 1.5, "--max-tokens", 8, "--seed", first["seed"])
     assert again["token_ids"] == first["token_ids"]
+
+
+def test_a_stop_string_ends_a_local_answer_too() -> None:
+    library = open_model()
+    whole = generated(library, "--max-tokens", 8)
+    stop = whole["text"][3:5]
+    answer = generated(library, "--max-tokens", 8, "--stop", stop)
+    assert (answer["text"], answer["finish_reason"]) == (whole["text"][: whole["text"].index(stop)], "stop")
+    assert answer["stop"] == stop
+    assert answer["token_ids"] == whole["token_ids"][: answer["completion_tokens"]]
+
+
+def test_local_samples_are_those_of_their_seeds(library: Library) -> None:
+    wishes = ("--temperature", 1.5, "--max-tokens", 8)
+    samples = generated(library, *wishes, "--seed", 3, "-n", 3)["samples"]
+    assert len({tuple(sample["token_ids"]) for sample in samples}) > 1
+    for sample in samples:
+        alone = generated(library, *wishes, "--seed", sample["seed"])
+        assert alone["token_ids"] == sample["token_ids"]
+
+
+def test_local_output_follows_a_schema(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"enum": ["yes", "no"]}, "minItems": 2, "maxItems": 2}')
+    shown = invoke("generate", "Is it?", "--local", "--json", "--json-schema", schema, "--logprobs", 2)
+    answer = json.loads(shown)
+    assert all(each in ("yes", "no") for each in json.loads(answer["text"]))
+    assert len(answer["logprobs"]) == len(answer["alternatives"]) == answer["completion_tokens"]
+    schema.write_bytes(b"\xff")
+    with pytest.raises(InvalidRequest, match="UTF-8"):
+        invoke("generate", "Is it?", "--local", "--json-schema", schema)
+
+
+def test_an_embedding_is_the_engines(library: Library) -> None:
+    ids = library.tokenizer().encode(PROMPT)
+    with engine_over(library, EngineConfig()) as engine:
+        expected = run_all(engine, [request("a", ids, 0, "embed")])["a"].embedding
+    found = json.loads(invoke("embed", PROMPT, "--local", "--model", library.path, "--json"))
+    assert expected is not None
+    assert (found["values"], found["prompt_tokens"]) == (expected.tolist(), len(ids))
 
 
 def test_no_tokens_load_no_model(library: Library) -> None:

@@ -2,8 +2,13 @@
 
 import json
 
+import httpx
 import pytest
 
+from cluster.dispatch.client import ControlClient
+from cluster.dispatch.handshake import Identity
+from cluster.dispatch.kinds import Kind
+from cluster.errors import ProtocolError
 from cluster.fleet import processes
 from support.clusters import Leaving, Moemesh, kill, listening, wait_until
 from support.engines import tiny_library
@@ -67,6 +72,27 @@ def test_status_is_a_table_for_people(moemesh):
     assert done.returncode == 0
     for name in ("node-2", "router-1", "gateway", "ready", "1.1 active"):
         assert name in done.stdout
+
+
+def test_it_speaks_http(moemesh, tokens):
+    base = moemesh.json("status")["http"]
+    assert base == moemesh.summary["http"]
+    body = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, "logprobs": 0}
+    answer = httpx.post(f"{base}/v1/completions", json=body, timeout=60).json()
+    assert answer["usage"]["completion_tokens"] == len(tokens)
+    assert httpx.get(f"{base}/ready", timeout=60).status_code == 200
+    metrics = httpx.get(f"{base}/metrics", timeout=60).text
+    assert 'moemesh_member_up{member="node-2",role="node"} 1.0' in metrics
+    assert "moemesh_router_steps_total" in metrics
+
+
+def test_a_stranger_at_one_of_its_ports_gets_nothing(moemesh):
+    members = moemesh.members()
+    addresses = [members[name]["address"] for name in ("node-0", "router-0")]
+    for address in (*addresses, moemesh.folder.require().controller):
+        client = ControlClient(address, identity=Identity("tool", "stranger"))
+        with client, pytest.raises(ProtocolError, match="cluster's key"):
+            client.call(Kind.STATUS, {})
 
 
 def test_it_generates(tokens):

@@ -9,17 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba import njit
 from numeric import oracle
 from numeric.test_experts import Pairs, activations, in_parts, run
 from numeric.test_matmul import random_planes, run_int
-from numeric.weights import INT4, INT8, random_experts, random_matrix
+from numeric.weights import INT4, INT8, pad, random_experts, random_matrix
 
-from kernels import jit, prefill
+from kernels import experts, jit, panels, prefill, quantise
 
 F = np.float32
 KINDS = {"int8": [INT8], "int4": [INT4], "mixed": [INT8, INT4, INT4], "pairs": [INT8, INT8, INT4, INT4, INT4]}
 EDGES = [prefill.MANY - 1, prefill.MANY, prefill.MANY + 1, 31, 32, 33, 47, 48, 49, 64, 65, 100, 257]
 FEW = prefill.MANY - 1
+NOT_ROUNDED = np.zeros((0, 0), np.uint16)
 
 
 def few_at_a_time(matrix, planes, scale):
@@ -115,6 +117,76 @@ def test_any_split_gives_many_rows_the_same_outputs(rng, same_bits, kinds):
     for _ in range(10):
         split = run(weights, x, pairs, 128, 128, lambda items: in_parts(items, rng.integers(0, items + 1, 4)))
         same_bits(split, whole)
+
+
+def in_one_call(weights, x, pairs, hidden, width, rounded):
+    """What ffn_int makes of `run`'s arguments, in parts of two groups; `rounded` as it takes it."""
+    count, fp = len(pairs), pad(width, 64)
+    q, scale, sums = oracle.quantise_rows(x)
+    planes = (np.zeros((count, fp), np.int8) for _ in range(2))
+    sums_of = (np.zeros((count, fp // 64), np.int32) for _ in range(2))
+    scratch = (np.full((count, fp), np.nan, F), *planes, *sums_of, np.zeros(count, F))
+    out = np.full((count, pad(hidden, 64)), np.nan, F)
+    blobs = (weights.blob, weights.base[pairs.experts], weights.down_offset)
+    where = (pairs.group_start, pairs.row_of, q, sums, scale)
+    for begin in range(0, len(pairs.experts), 2):
+        end = min(begin + 2, len(pairs.experts))
+        experts.ffn_int(*blobs, *where, *scratch, out, pairs.order, rounded, begin, end)
+    return out
+
+
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS.keys())
+@pytest.mark.parametrize(("hidden", "width"), [(64, 64), (320, 192), (2112, 128), (128, 4160)])
+def test_whole_groups_of_many_rows_give_the_same_bits(rng, same_bits, kinds, hidden, width):
+    """Against the phases: every edge of a tile, odd numbers of steps, a zero row, and rows whose inner values
+    are beyond float32."""
+    weights = random_experts(rng, 7, hidden, width, kinds)
+    for sizes in ([0, 1, 16, 15, 33, 0, 70], [90, 0, 0, 0, 0, 0, 1], [FEW, 17, 32, 48, 0, 31, 64]):
+        pairs, x = groups_of(rng, sizes, 100), activations(rng, 100, hidden)
+        x[3], x[5::9] = 0, F(3e38)
+        phases = run(weights, x, pairs, hidden, width)
+        assert not np.isfinite(phases).all()
+        same_bits(in_one_call(weights, x, pairs, hidden, width, NOT_ROUNDED), phases)
+        rounded, expected = (np.zeros(phases.shape, np.uint16) for _ in range(2))
+        in_one_call(weights, x, pairs, hidden, width, rounded)
+        quantise.round_bf16(phases, expected, np.arange(len(phases)), 0, len(phases))
+        same_bits(rounded, expected)
+
+
+def test_a_group_of_several_slabs(rng, same_bits):
+    """Wider inside than a slab's planes may be, and more rows than a slab."""
+    weights = random_experts(rng, 1, 4096, 8192, [INT4, INT8])
+    pairs, x = groups_of(rng, [300], 300), activations(rng, 300, 4096)
+    phases = run(weights, x, pairs, 4096, 8192)
+    same_bits(in_one_call(weights, x, pairs, 4096, 8192, NOT_ROUNDED), phases)
+
+
+@njit
+def packed_rows(most, planes, width):
+    """(most rows that a group of up to `most` packs at once, rows that scratch is made for)."""
+    packed = 0
+    for rows in range(1, most + 1):
+        packed = max(packed, min(rows, panels.rows_at_once(rows, planes, width)))
+    return packed, panels.most_at_once(most, planes, width)
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("width", [64, 1024, 2048, 4096, 8192, 14336])
+def test_scratch_holds_what_smaller_groups_pack(planes, width):
+    """Of 300 and 520 rows the smaller goes in one pass, the larger in two of 260."""
+    for most in (16, 47, 129, 241, 256, 497, 520, 1000):
+        packed, held = packed_rows(most, planes, width)
+        assert packed <= held <= most
+
+
+def test_a_smaller_group_in_longer_passes(rng, same_bits):
+    weights = random_experts(rng, 2, 4096, 64, [INT8])
+    pairs, x = groups_of(rng, [256, 240], 256), activations(rng, 256, 4096)
+    whole = run(weights, x, pairs, 4096, 64)
+    same_bits(in_one_call(weights, x, pairs, 4096, 64, NOT_ROUNDED), whole)
+    some = slice(300, 300 + FEW)
+    part = Pairs(pairs.row_of_request[some], pairs.expert_of_request[some])
+    same_bits(run(weights, x, part, 4096, 64), whole[some])
 
 
 REFUSED = """

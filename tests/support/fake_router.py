@@ -179,7 +179,9 @@ class FakeRouter:
     def _submit(self, connection: Connection, number: int, frame: Frame) -> None:
         header = frame.header
         asked = parse_request(RequestId(header["id"]), header, frame.payload)
-        prompt, sampling = list(asked.prompt_ids), dataclasses.asdict(asked.sampling)
+        prompt = list(asked.prompt_ids)
+        sampling = dataclasses.asdict(asked.sampling)
+        sampling["stop_token_ids"] = list(asked.sampling.stop_token_ids)
         answer = self._script(prompt, sampling) if asked.kind == "generate" else []
         request = Submitted(connection, number, header["id"], asked.kind, sampling, prompt, answer, asked)
         with self._lock:

@@ -24,7 +24,7 @@ def controller(monkeypatch):
     fake = SimpleNamespace(plan=PLAN, asked=[], left=[MOVING, PUBLISHED, SETTLED, EMPTY])
 
     class Controller:
-        def __init__(self, address):
+        def __init__(self, address, folder):
             assert address == "here"
 
         def __enter__(self):

@@ -27,7 +27,7 @@ def controller(monkeypatch):
     fake = SimpleNamespace(plan=PLAN, asked=[], left=list(STATES))
 
     class Controller:
-        def __init__(self, address):
+        def __init__(self, address, folder):
             assert address == "here"
 
         def __enter__(self):

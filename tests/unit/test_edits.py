@@ -35,7 +35,7 @@ def edited(values: list[float], prompt: list[int], generated: list[int], allowed
     request = EngineRequest(RequestId("r"), tuple(prompt), SamplingParams(**params))
     sequence = Sequence(request, 0, [*prompt, *generated], grammar=allowed and Fixed(allowed))
     row = np.array(values, F)
-    edit(row, sequence, np.zeros((1, 2), np.int32))
+    edit(row, sequence, (np.zeros((1, 2), np.int32), np.zeros((8, 8), F)))
     return list(row)
 
 

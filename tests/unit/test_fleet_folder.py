@@ -58,11 +58,21 @@ def test_a_broken_record_is_refused_with_its_path(folder, record, text):
 
 
 def test_the_token_is_for_the_owner_alone_and_new_each_time(folder):
-    folder.write_token()
+    folder.write_secrets()
     first = folder.token.read_text()
     assert folder.token.stat().st_mode & 0o777 == 0o600
-    folder.write_token()
+    folder.write_secrets()
     assert folder.token.read_text() != first
+
+
+def test_the_cluster_key_is_likewise(folder):
+    assert folder.cluster_key() == b""
+    folder.write_secrets()
+    first = folder.cluster_key()
+    assert len(first) == 32
+    assert folder.key.stat().st_mode & 0o777 == 0o600
+    folder.write_secrets()
+    assert folder.cluster_key() != first
 
 
 def test_two_cannot_work_on_one_folder(folder):
@@ -75,7 +85,7 @@ def test_two_cannot_work_on_one_folder(folder):
 
 def test_forgetting_leaves_nothing_but_logs_if_asked(folder, record):
     folder.write(record)
-    folder.write_token()
+    folder.write_secrets()
     folder.clear_logs()
     (folder.logs / "node-0.log").write_text("why")
     folder.forget(keep_logs=True)

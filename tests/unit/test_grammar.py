@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance import LLParserLimits
 
 from cluster.errors import InvalidRequest
 from cluster.library.bundled import open_model
 from cluster.library.grammars import grammars_of
-from cluster.model.grammar import KEPT, Grammars, GrammarState
+from cluster.model import grammar
+from cluster.model.grammar import Grammars, GrammarState
 from cluster.model.tokenizer import Tokenizer
 from cluster.types import Grammar
 from support.gateways import byte_tokenizer
@@ -40,10 +42,10 @@ def allowed(state: GrammarState, words: int) -> np.ndarray:
     return np.flatnonzero(np.unpackbits(masks.view(np.uint8), bitorder="little"))
 
 
-def walk(grammar: Grammar, seed: int) -> str:
+def walk(wanted: Grammar, seed: int) -> str:
     """Text of a random walk among the allowed tokens."""
     grammars, tokenizer = bundled()
-    state, draws, ids = grammars.compile(grammar), random.Random(seed), []
+    state, draws, ids = grammars.compile(wanted), random.Random(seed), []
     while not state.complete:
         ids.append(int(draws.choice(allowed(state, grammars.words))))
         state.advance(ids[-1])
@@ -134,14 +136,12 @@ def test_a_token_that_is_not_allowed_is_an_error_and_stays_one() -> None:
     assert not state.complete
 
 
-def test_old_grammars_are_let_go_and_compiled_again() -> None:
-    grammars, tokenizer = bundled()
-    for number in range(KEPT + 5):
-        grammars.compile(Grammar("regex", f"{number:03}"))
-    state = grammars.compile(Grammar("regex", "000"))
-    for token in tokenizer.encode("000", add_special_tokens=False):
-        state.advance(token)
-    assert state.complete
+def test_what_other_sequences_met_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lexer has a bound of states: every sequence has a lexer, and so the bound, to itself."""
+    monkeypatch.setattr(grammar, "LIMITS", LLParserLimits(max_lexer_states=200, verbose_errors=False))
+    schema = {"type": "string", "maxLength": 40}
+    for seed in range(40):
+        json.loads(walk(Grammar("json_schema", json.dumps(schema)), seed))
 
 
 def test_threads_may_compile_at_once() -> None:
@@ -167,6 +167,14 @@ def test_a_tokenizer_without_an_end_of_sequence_is_enough() -> None:
         assert token in allowed(state, grammars.words)
         state.advance(token)
     assert state.complete
+
+
+def test_rows_of_a_padded_vocabulary_are_never_allowed() -> None:
+    grammars = Grammars(byte_tokenizer(), 300, ())
+    assert grammars.words == 10
+    found = allowed(grammars.compile(Grammar("regex", "(?s:.)*")), grammars.words)
+    assert len(found) > 100
+    assert found.max() < 256
 
 
 @pytest.mark.parametrize("text", ["", "x" * (64 << 10) + "y", "\ud800"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.balance.load import LoadStats, NodeLoad, StepLoad, drift, fold, merge
@@ -19,7 +19,7 @@ A, B = NodeId("a"), NodeId("b")
 
 def step_of(rng, layers=3, experts=8, tokens=16, top_k=2, p=None):
     rows = np.stack([rng.multinomial(tokens * top_k, p or [1 / experts] * experts) for _ in range(layers)])
-    return StepLoad(rows, tokens, {A: NodeLoad(1, 2 * tokens, 4, 0.001, 0.0005, 4096)})
+    return StepLoad(rows, tokens, {A: NodeLoad(1, 2 * tokens, 4, 0.001, 1, 0.0005, 4096)})
 
 
 def stats_of(seed, steps=5, half_life=10.0):
@@ -50,12 +50,11 @@ def test_a_step_counts_half_after_its_half_life():
 def test_a_constant_load_is_its_own_mean():
     stats = LoadStats.empty(1, 3, 7)
     for _ in range(40):
-        stats = fold(stats, StepLoad(np.array([[5, 0, 3]]), 4, {A: NodeLoad(1, 8, 2, 0.004, 0.001, 1000)}))
+        stats = fold(stats, StepLoad(np.array([[5, 0, 3]]), 4, {A: NodeLoad(1, 8, 2, 0.004)}))
     np.testing.assert_allclose(stats.load, [[5, 0, 3]])
     np.testing.assert_allclose(stats.distinct_per_step, [2])
     assert stats.nodes[A].speed == pytest.approx(2000)
-    assert stats.nodes[A].bandwidth == pytest.approx(1e6)
-    assert stats.nodes[A].rate == pytest.approx(1600)
+    assert stats.nodes[A].rate == pytest.approx(2000)
 
 
 def test_the_effective_sample_of_equal_weights_is_the_sample():
@@ -142,3 +141,53 @@ def test_a_changed_layer_is_found_and_no_other():
 
 def test_without_a_sample_there_is_no_drift():
     assert not drift(LoadStats.empty(3, 8, 10), stats_of(1)).found
+
+
+def trips_of(rng, latency_s, bandwidth, count=400, noise_s=1e-4, most=40_000):
+    """Sums over round trips of random sizes with exponential noise, as a router adds them up."""
+    sizes = rng.integers(1_000, most, count).astype(float)
+    times = latency_s + sizes / bandwidth + rng.exponential(noise_s, count)
+    sums = (count, times.sum(), sizes.sum(), (sizes**2).sum(), (times**2).sum(), (sizes * times).sum())
+    return NodeLoad(count, 8 * count, count, 0.001 * count, *map(float, sums))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), bandwidth=st.floats(1e6, 1e8), latency_s=st.floats(0, 1e-2))
+def test_round_trips_tell_latency_and_bandwidth(seed, bandwidth, latency_s):
+    node = trips_of(np.random.default_rng(seed), latency_s, bandwidth)
+    assert node.link.bandwidth == pytest.approx(bandwidth, rel=0.2)
+    assert node.link.latency_s == pytest.approx(latency_s + 1e-4, abs=1e-4)
+    carried = node.bytes / node.link.bandwidth
+    assert node.rate == pytest.approx(node.rows / (node.service_s + carried))
+
+
+def test_what_round_trips_do_not_tell_is_not_guessed():
+    rng = np.random.default_rng(0)
+    assert np.isnan(NodeLoad(9, 9, 9, 1.0).link.bandwidth)
+    assert np.isnan(trips_of(rng, 0.001, 1e6, count=20).link.bandwidth)
+    assert np.isnan(trips_of(rng, 0.001, 1e6, most=1_001).link.bandwidth)
+    lost = trips_of(rng, 0.001, 1e12)
+    assert np.isnan(lost.link.bandwidth)
+    assert lost.link.latency_s == pytest.approx(0.0011, rel=0.1)
+    assert lost.rate == lost.speed
+
+
+@given(st.integers(0, 12), st.integers(0, 12))
+def test_a_window_can_be_cut_out_of_decayed_sums(first, more):
+    rng = np.random.default_rng(first + 100 * more)
+    steps = [step_of(rng, tokens=int(rng.integers(1, 9))) for _ in range(first + more)]
+    stats, window = LoadStats.empty(3, 8, 6.0), LoadStats.empty(3, 8, 6.0)
+    for step in steps[:first]:
+        stats = fold(stats, step)
+    earlier = LoadStats.from_wire(stats.to_wire())
+    for step in steps[first:]:
+        stats, window = fold(stats, step), fold(window, step)
+    since = LoadStats.from_wire(stats.to_wire()).since(earlier)
+    for (name, x), (_, y) in zip(since._sums(), window._sums(), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-4, err_msg=name)
+    assert since.nodes.get(A, NodeLoad()).rows == pytest.approx(
+        window.nodes.get(A, NodeLoad()).rows, abs=1e-6
+    )
+    if more:
+        with pytest.raises(ValueError, match="do not follow"):
+            earlier.since(stats)

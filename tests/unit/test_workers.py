@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +30,17 @@ def test_every_item_is_worked_on_once(workers: Workers, items: int) -> None:
     workers.run(kernel, items, done)
     workers.run_each(kernel, items, lambda thread: (done,))
     assert done.tolist() == [2] * items
+
+
+def test_shares_are_as_they_were_cut(workers: Workers) -> None:
+    taken: list[tuple[int, int]] = []
+    bounds = [0, 5, 6, 20][: workers.threads + 1]
+
+    def kernel(begin: int, end: int) -> None:
+        taken.append((begin, end))
+
+    workers.run_shares(kernel, bounds)
+    assert sorted(taken) == list(itertools.pairwise(bounds))
 
 
 def test_scratch_is_given_by_thread(workers: Workers) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cluster.cli.kernelbench.calm import Probe, Sample, best_of, calm_ones, enough
 from cluster.cli.kernelbench.limits import Machine, seconds
 from cluster.cli.kernelbench.shapes import Blobs, Shape
 from cluster.cli.report import NO_TARGET, Result, Target, result
@@ -56,43 +57,73 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Rated:
+    """Samples of a case that is held against a rate, to be judged when the best of the whole run is known.
+
+    The case can no longer be run: that would keep its buffer of gigabytes until then.
+    """
+
+    case: Case
+    samples: list[Sample]
+    threads: int
+
+
+@dataclass(frozen=True)
 class Measured:
     result: Result
     point: Point | None
+    rated: Rated | None = None
 
 
 def measure(case: Case, machine: Machine, runs: int) -> Measured:
     """The limits are measured next to every run, so that a machine that slows down slows both."""
     case.run()
+    if case.measure in (RATE, ROOF):
+        return _measure_rate(case, machine, runs)
     times: list[float] = []
     samples = [_sample(case, machine, times) for _ in range(runs)]
     unit = "µs" if case.measure == TIME else "ratio"
-    name = f"kernels.{case.id}"
-    found = result(name, samples, unit, case.target)
-    if not case.operations:
-        return Measured(found, None)
-    rate = case.operations / sorted(times)[len(times) // 2]
-    return Measured(
-        found, Point(case.series, case.label, case.operations / case.bytes, rate, machine.workers.threads)
-    )
+    found = result(f"kernels.{case.id}", samples, unit, case.target)
+    return Measured(found, _point(case, machine, times) if case.operations else None)
 
 
 def _sample(case: Case, machine: Machine, times: list[float]) -> float:
     if case.measure == TIME:
         times.append(seconds(case.run))
         return times[-1] / case.calls * 1e6
-    limit = _limit(case, machine)
+    limit = machine.reader.rate()
     times.append(seconds(case.run))
-    amount = case.bytes if case.measure == BANDWIDTH else case.operations
-    return amount / times[-1] / limit
+    return case.bytes / times[-1] / limit
 
 
-def _limit(case: Case, machine: Machine) -> float:
-    if case.measure == BANDWIDTH:
-        return machine.reader.rate()
-    if case.measure == RATE:
-        return machine.registers.rate()
-    return min(machine.registers.rate(), case.operations / case.bytes * machine.reader.rate())
+def _measure_rate(case: Case, machine: Machine, runs: int) -> Measured:
+    samples: list[Sample] = []
+    while not samples or not enough(samples, best_of(machine.seen), runs):
+        before = machine.probe(case.measure == ROOF)
+        took = seconds(case.run)
+        samples.append(Sample(took, before, machine.probe(case.measure == ROOF)))
+    best = best_of(machine.seen)
+    counted = calm_ones(samples, best) or samples
+    point = _point(case, machine, [sample.seconds for sample in counted])
+    rated = Rated(replace(case, run=_over), samples, machine.workers.threads)
+    return Measured(rated_result(case, samples, best), point, rated)
+
+
+def _over() -> None:
+    raise RuntimeError("a judged case is not run again")
+
+
+def rated_result(case: Case, samples: Sequence[Sample], best: Probe) -> Result:
+    """The median of the calm samples, or of all where none was calm, which is flagged."""
+    calm = calm_ones(samples, best)
+    fractions = [sample.fraction(case.operations, case.bytes) for sample in calm or samples]
+    found = result(f"kernels.{case.id}", fractions, "ratio", case.target)
+    return replace(found, calm_runs=len(calm), disturbed_runs=len(samples) - len(calm), disturbed=not calm)
+
+
+def _point(case: Case, machine: Machine, times: Sequence[float]) -> Point:
+    rate = case.operations / sorted(times)[len(times) // 2]
+    return Point(case.series, case.label, case.operations / case.bytes, rate, machine.workers.threads)
 
 
 def experts_case(

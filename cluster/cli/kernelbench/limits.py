@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
+from cluster.cli.kernelbench.calm import Probe
 from cluster.cli.kernelbench.shapes import U8
 from cluster.cli.report import Result, result
 from cluster.compute.threads import Workers
@@ -23,6 +25,9 @@ DOTS_TIMED = 10**10
 """Multiply-adds of a thread in one timing: about 40 ms with AVX-512, 10 ms with AMX, 1 s without either."""
 
 THREADS = (1, 2)
+
+PARTS = 8
+"""Of a buffer, read in turn by probes: of 2 GiB each is larger than most last-level caches."""
 
 TERA, GIGA = 1e12, 1e9
 
@@ -40,6 +45,7 @@ class Reader:
         """Measures all numbers of streams `runs` times, in turn. data: [bytes] uint8, at least 64 KiB."""
         self._workers, self._data = workers, data
         self._sink = np.zeros(16, np.int32)
+        self._next = 0
         step = max(limits.STREAMS) * workers.threads
         self._pieces = len(data) // limits.PIECE // step * step
         self.rates: dict[int, list[float]] = {streams: [] for streams in limits.STREAMS}
@@ -51,6 +57,19 @@ class Reader:
     def rate(self) -> float:
         """Bytes a second, measured now."""
         return self._rate(self.streams)
+
+    def part_rate(self) -> float:
+        """The same over the next of PARTS parts of the buffer: as telling, in a fraction of the time."""
+        step = max(limits.STREAMS) * self._workers.threads
+        pieces = max(step, self._pieces // PARTS // step * step)
+        first = self._next if self._next + pieces <= self._pieces else 0
+        self._next = first + pieces
+        threads = self._workers.threads
+        bounds = [first + pieces * part // threads for part in range(threads + 1)]
+        run = lambda: self._workers.run_shares(  # noqa: E731
+            limits.read_bytes, bounds, self._data, self.streams, self._sink
+        )
+        return pieces * limits.PIECE / seconds(run)
 
     def _rate(self, streams: int) -> float:
         run = lambda: self._workers.run(  # noqa: E731
@@ -113,11 +132,22 @@ def _rates_of(isa: str, runs: int) -> dict[int, list[float]]:
 
 @dataclass(frozen=True)
 class Machine:
-    """Both limits with one number of threads, for one buffer."""
+    """Both limits with one number of threads, for one buffer.
+
+    seen: every probe with this number of threads, of the whole run; a buffer's bandwidth is its own.
+    """
 
     workers: Workers
     reader: Reader
     registers: Registers
+    seen: list[Probe]
+
+    def probe(self, memory: bool) -> Probe:
+        """The limits, measured now; of memory only if asked for."""
+        bandwidth = self.reader.part_rate() if memory else inf
+        found = Probe(self.registers.rate(), bandwidth)
+        self.seen.append(found)
+        return found
 
 
 if __name__ == "__main__":

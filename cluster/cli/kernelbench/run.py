@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from cluster.cli.kernelbench.calm import Probe, best_of
 from cluster.cli.kernelbench.cases import (
     BANDWIDTH,
     RATE,
@@ -19,9 +20,11 @@ from cluster.cli.kernelbench.cases import (
     Case,
     Measured,
     Point,
+    Rated,
     experts_case,
     matmul_case,
     measure,
+    rated_result,
 )
 from cluster.cli.kernelbench.limits import THREADS, Machine, Reader, Registers, register_results
 from cluster.cli.kernelbench.shapes import (
@@ -84,17 +87,40 @@ PRESETS = {
 
 @dataclass
 class Kernels:
-    """What was measured. rates, bandwidths: by number of threads, for the plot."""
+    """What was measured. rates, bandwidths: by number of threads, for the plot.
+
+    rated: samples that `judge` judges again; seen: every probe, by number of threads.
+    """
 
     results: list[Result] = field(default_factory=list)
+    rated: dict[str, Rated] = field(default_factory=dict)
+    seen: dict[int, list[Probe]] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     rates: dict[int, float] = field(default_factory=dict)
     bandwidths: dict[int, float] = field(default_factory=dict)
 
     def add(self, measured: Measured) -> None:
         self.results.append(measured.result)
+        if measured.rated is not None:
+            self.rated[measured.result.id] = measured.rated
         if measured.point is not None:
             self.points.append(measured.point)
+
+    def judge(self) -> None:
+        """Once the run is over: a moment that was its best so far may not have been a good one."""
+        for place, found in enumerate(self.results):
+            if (rated := self.rated.get(found.id)) is not None:
+                best = best_of(self.seen[rated.threads])
+                self.results[place] = rated_result(rated.case, rated.samples, best)
+
+    @contextmanager
+    def machine(self, threads: int, blobs: Blobs, runs: int) -> Iterator[Machine]:
+        workers = Workers(threads)
+        try:
+            seen = self.seen.setdefault(threads, [])
+            yield Machine(workers, Reader(workers, blobs.data, runs), Registers(workers), seen)
+        finally:
+            workers.close()
 
 
 def measure_kernels(preset: KernelPreset, say: Say) -> Kernels:
@@ -106,7 +132,7 @@ def measure_kernels(preset: KernelPreset, say: Say) -> Kernels:
             say(f"filling {preset.buffer / MiB:.0f} MiB with {kind} experts of {shape.name}")
             blobs = random_blobs(np.random.default_rng(0), kind, shape, preset.buffer)
             for threads in THREADS:
-                with machine(threads, blobs, preset.runs) as here:
+                with found.machine(threads, blobs, preset.runs) as here:
                     if shape is OLMOE and kind == KINDS[0]:
                         _keep_limits(found, here)
                     for case in expert_cases(preset, here, blobs, shape, kind):
@@ -114,18 +140,10 @@ def measure_kernels(preset: KernelPreset, say: Say) -> Kernels:
                         found.add(measure(case, here, preset.runs))
             del blobs  # before the next buffer is made
     _trunk(found, preset, say)
+    found.judge()
     if jit.ISA == "amx" and preset.buffer >= JUDGED_BYTES:
         found.results += _without_tiles(say)
     return found
-
-
-@contextmanager
-def machine(threads: int, blobs: Blobs, runs: int) -> Iterator[Machine]:
-    workers = Workers(threads)
-    try:
-        yield Machine(workers, Reader(workers, blobs.data, runs), Registers(workers))
-    finally:
-        workers.close()
 
 
 def _keep_limits(found: Kernels, here: Machine) -> None:
@@ -163,7 +181,7 @@ def _trunk(found: Kernels, preset: KernelPreset, say: Say) -> None:
             random_matrix(rng, kind, OLMOE.hidden, OLMOE.hidden) for _ in range(part // len(square.data) - 1)
         ]
         for threads in THREADS:
-            with machine(threads, Blobs(kind, head.data, len(head.data), 0), preset.runs) as here:
+            with found.machine(threads, Blobs(kind, head.data, len(head.data), 0), preset.runs) as here:
                 for name, matrices in (("projection", copies), ("head", [head] * 2)):
                     for rows, against in ((1, BANDWIDTH), (64, RATE)):
                         phase = "decode" if rows == 1 else "prefill"
@@ -188,11 +206,12 @@ def measure_prefill(preset: KernelPreset, say: Say) -> list[Result]:
     for kind in KINDS:
         blobs = random_blobs(np.random.default_rng(0), kind, OLMOE, PREFILL_BYTES)
         for threads in THREADS:
-            with machine(threads, blobs, preset.runs) as here:
+            with found.machine(threads, blobs, preset.runs) as here:
                 for case in expert_cases(preset, here, blobs, OLMOE, kind):
                     if "_prefill" in case.id:
                         say(case.id)
                         found.add(measure(case, here, preset.runs))
+    found.judge()
     return found.results
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.config import LogFormat
+from cluster.balance.placement import PlacementTable
+from cluster.config import ControllerConfig, LogFormat
 from cluster.controller.orders import Orders
 from cluster.controller.service import ControllerService
 from cluster.controller.state import Shape
@@ -17,13 +18,15 @@ from cluster.fleet.roles.process import log_to_file
 @dataclass(frozen=True)
 class ControllerPlace:
     """port: the same after a restart, since roles know no other; epoch_file: outlives the process, as does a
-    file beside it with what operators asked for."""
+    file beside it with what operators asked for. table: the first one; its epoch does not count."""
 
     shape: Shape
     host: str
     port: int
     epoch_file: str
     logs: str
+    config: ControllerConfig = ControllerConfig()  # noqa: RUF009  frozen
+    table: PlacementTable | None = None
     log_format: LogFormat = LogFormat.text
 
 
@@ -33,14 +36,17 @@ class ControllerRole:
     def __init__(self, place: ControllerPlace) -> None:
         log_to_file(place.logs, "controller", place.log_format)
         epoch = next_epoch(Path(place.epoch_file))
-        file = Path(place.epoch_file).with_name(ORDERS)
+        table = None if place.table is None else replace(place.table, epoch=epoch)
+        orders = Path(place.epoch_file).with_name(ORDERS)
         self._service = ControllerService(
             place.shape,
             epoch,
             place.host,
             place.port,
-            orders=read_orders(file),
-            keep=lambda orders: replace_file(file, orders.to_text()),
+            place.config,
+            table,
+            orders=read_orders(orders),
+            keep=lambda given: replace_file(orders, given.to_text()),
         )
         self._service.start()
 

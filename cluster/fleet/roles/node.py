@@ -7,14 +7,13 @@ import time
 from typing import Any
 
 from cluster.balance.placement import PlacementTable
-from cluster.compute.experts import ExpertCompute
 from cluster.compute.threads import Workers
 from cluster.config import NodeConfig
 from cluster.controller.state import NO_TABLE, Role
 from cluster.dispatch.transport import Array
 from cluster.errors import Overloaded
 from cluster.expert.build import build_compute
-from cluster.expert.node import ExpertNode
+from cluster.expert.node import ExpertCompute, ExpertNode
 from cluster.expert.store import ExpertStore
 from cluster.fleet.control import ControlledRole, View
 from cluster.fleet.roles.process import Place, count_restarts, load_kernels, log_to_file
@@ -152,10 +151,14 @@ class NodeRole(ControlledRole):
         begin, held = time.monotonic(), self._shard.experts
         budget = self._config.memory_bytes
         store = ExpertStore(self._library, self._place.variant, experts, budget, checked=held)
-        self._shard.put(store, build_compute(self._library, store, self._workers))
+        self._shard.put(store, self.compute(store, self._workers))
         loaded = sum(store.bytes_of(expert) for expert in experts - held)
         if store.mapped and loaded:
             self._load_speed = loaded / max(time.monotonic() - begin, 1e-6)
+
+    def compute(self, store: ExpertStore, workers: Workers) -> ExpertCompute:
+        """What runs the experts of `store`; an experiment may put something else in between."""
+        return build_compute(self._library, store, workers)
 
     @property
     def ready(self) -> bool:

@@ -42,4 +42,5 @@ class EventStream:
             async with while_connected(receive), aclosing(self._events) as events:
                 async for data in events:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            # Outside: with it the server reports a disconnect, which is none.
+            await send({"type": "http.response.body", "body": b"", "more_body": False})

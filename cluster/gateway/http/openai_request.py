@@ -198,11 +198,18 @@ def _grammar(name: str, value: Any) -> Grammar | None:
         body = schema.require("schema", lambda _, each: each)
         schema.ignore("name", "description", "strict")
         schema.finish()
-        grammar = Grammar("json_schema", json.dumps(body))
+        grammar = Grammar("json_schema", _dumps(body))
     else:
         raise InvalidRequest(f"{name}.type is {kind!r}; it must be text, json_object or json_schema")
     form.finish()
     return grammar
+
+
+def _dumps(schema: Any) -> str:
+    try:
+        return json.dumps(schema)
+    except RecursionError:
+        raise InvalidRequest("the schema is nested too deeply") from None
 
 
 def _prompts(name: str, value: Any) -> tuple[Prompt, ...]:

@@ -9,9 +9,16 @@ import ssl
 import uvicorn
 from starlette.types import ASGIApp
 
+from cluster.config import GatewayConfig
 from cluster.errors import PortInUse
+from cluster.gateway.http.connection import bounded
 
 BACKLOG = 1024
+POLL_S = 0.2
+SEND_BUFFER_BYTES = 128 << 10
+"""Of a connection, which it has from the port's socket. What the system would choose grows to megabytes for
+one that is not read, and hides it."""
+
 MAX_HEAD_BYTES = 32 << 10
 """Request line and headers together."""
 
@@ -19,16 +26,18 @@ MAX_HEAD_BYTES = 32 << 10
 class HttpServer:
     """Lifecycle: bind() → port, start(), stop(); all on one loop, which is not that of the main thread.
 
-    context: for TLS; None speaks plain HTTP.
+    gateway: its limits. context: for TLS; None speaks plain HTTP.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int, context: ssl.SSLContext | None = None) -> None:
-        self._host, self._port = host, port
+    def __init__(
+        self, app: ASGIApp, gateway: GatewayConfig, port: int, context: ssl.SSLContext | None = None
+    ) -> None:
+        self._host, self._port = gateway.http_host, port
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=bounded(gateway.request_s, gateway.reader_s),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -50,6 +59,7 @@ class HttpServer:
                 f"cannot listen for HTTP on {self._host} port {self._port} ({error.strerror or error}); "
                 "stop what uses it or choose another: --http HOST:PORT"
             ) from None
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         port: int = self._socket.getsockname()[1]
         return port
 
@@ -64,6 +74,7 @@ class HttpServer:
             if self._socket is not None:
                 self._socket.close()
             return
-        self._server.config.timeout_graceful_shutdown = max(1, round(grace_s)) if grace_s else 0
+        # uvicorn looks every tenth of a second, and complains where even an idle server had no time for that.
+        self._server.config.timeout_graceful_shutdown = grace_s + POLL_S  # type: ignore[assignment]
         self._server.should_exit = True
         await self._task

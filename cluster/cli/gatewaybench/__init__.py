@@ -1,0 +1,1 @@
+"""`moemesh bench gateway`: open-loop load on a gateway, and what the gateway itself costs."""

@@ -1,0 +1,131 @@
+"""The load's client: sends every request at its moment, whatever became of those before."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import grpc
+
+from cluster.cli.bench_gateway import TEXT
+from cluster.cli.gatewaybench.arrivals import Arrival, Size, length
+from cluster.cli.gatewaybench.figures import DONE, LOST, REFUSED, Fate, Outcome
+from protos import generation_pb2 as pb
+from protos import generation_pb2_grpc
+
+DEADLINE_S = 60.0
+CHANNELS = 4
+"""Connections that the requests take in turn: a single one would have one flow-control window for all."""
+
+
+class Send(Protocol):
+    """One request, at its moment (time.monotonic seconds). Answers with what became of it."""
+
+    async def __call__(self, number: int, size: Size, moment: float) -> Fate: ...
+
+
+async def offer(send: Send, arrivals: Sequence[Arrival]) -> Outcome:
+    """Open loop. Returns when every request has its fate. A request that is sent late (this process had no
+    time) is timed from the moment at which it was to be sent."""
+    outcome = Outcome(length(arrivals))
+    start = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        tasks = []
+        for number, arrival in enumerate(arrivals):
+            moment = start + arrival.at
+            await asyncio.sleep(moment - time.monotonic())
+            tasks.append(group.create_task(send(number, arrival.size, moment)))
+    outcome.fates = [task.result() for task in tasks]
+    return outcome
+
+
+async def saturate(send: Send, size: Size, streams: int, seconds: float) -> float:
+    """Closed loop: requests a second that `streams` clients get through, each of which sends its next request
+    when it has its answer."""
+    start, done = time.monotonic(), 0
+
+    async def client(number: int) -> None:
+        nonlocal done
+        while time.monotonic() < start + seconds:
+            fate = await send(number, size, time.monotonic())
+            number += streams
+            done += fate.fate == DONE and time.monotonic() < start + seconds
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(streams):
+            group.create_task(client(number))
+    return done / seconds
+
+
+class Caller:
+    """Sends requests to one gateway. Request n always has the same prompt, drawn from a text's tokens."""
+
+    def __init__(self, stubs: Sequence[generation_pb2_grpc.GenerationAsyncStub]) -> None:
+        self._stubs = stubs
+        self._ids: list[int] = []
+
+    async def prepare(self) -> None:
+        """Raises grpc.RpcError if nobody answers. Opens every connection."""
+        for stub in self._stubs:
+            request = pb.TokenizeRequest(text=TEXT)
+            self._ids = list((await stub.Tokenize(request, timeout=DEADLINE_S)).token_ids)
+
+    async def generate(self, number: int, size: Size, moment: float) -> Fate:
+        """A stream, read to its end."""
+        tokens: list[float] = []
+        name, finished = "", False
+        try:
+            async for answer in self.open(number, size):
+                name = name or answer.start.request_id
+                tokens += [time.monotonic() - moment] * len(answer.token_ids)
+                finished = answer.HasField("finish")
+        except grpc.RpcError as error:
+            return _failed(error, moment, accepted=bool(name))
+        end = time.monotonic() - moment
+        whole = finished and len(tokens) == size.new
+        return Fate(moment, DONE if whole else LOST, end, tuple(tokens), request_id=name)
+
+    def open(self, number: int, size: Size) -> Any:
+        """The call of such a stream, for whoever reads it in another way."""
+        sampling = pb.Sampling(max_tokens=size.new, ignore_eos=True)
+        request = pb.GenerateRequest(token_ids=self._prompt(number, size), sampling=sampling)
+        return self._stub(number).Generate(request, timeout=DEADLINE_S)
+
+    async def score(self, number: int, size: Size, moment: float) -> Fate:
+        """A Score call over the prompt; `new` plays no part."""
+        request = pb.ScoreRequest(token_ids=self._prompt(number, size))
+        try:
+            answer = await self._stub(number).Score(request, timeout=DEADLINE_S)
+        except grpc.RpcError as error:
+            return _failed(error, moment, accepted=False)
+        end = time.monotonic() - moment
+        return Fate(moment, DONE if len(answer.logprobs) == size.prompt - 1 else LOST, end, (end,))
+
+    def _stub(self, number: int) -> generation_pb2_grpc.GenerationAsyncStub:
+        return self._stubs[number % len(self._stubs)]
+
+    def _prompt(self, number: int, size: Size) -> pb.TokenIds:
+        return pb.TokenIds(ids=random.Random(number).choices(self._ids, k=size.prompt))
+
+
+@asynccontextmanager
+async def calling(address: str) -> AsyncIterator[Caller]:
+    options = (("grpc.use_local_subchannel_pool", 1),)  # or all channels would share one connection
+    channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CHANNELS)]
+    try:
+        caller = Caller([generation_pb2_grpc.GenerationStub(channel) for channel in channels])
+        await caller.prepare()
+        yield caller
+    finally:
+        for channel in channels:
+            await channel.close(None)
+
+
+def _failed(error: grpc.RpcError, moment: float, accepted: bool) -> Fate:
+    refused = not accepted and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    end = time.monotonic() - moment
+    return Fate(moment, REFUSED if refused else LOST, end, error=f"{error.code().name}: {error.details()}")

@@ -1,0 +1,63 @@
+"""A node as slow as another device: it computes, and then sleeps until that device would have ended.
+
+Nodes of one machine share its cores, so that nothing is gained by moving work from one to another. Where
+every call takes longer than its computing does, they are as independent as machines are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from cluster.compute.threads import Workers
+from cluster.config import NodeConfig
+from cluster.dispatch.transport import Array
+from cluster.experiments.sim.model import Device, Model
+from cluster.expert.node import ExpertCompute
+from cluster.expert.store import ExpertStore
+from cluster.fleet.roles.node import NodeRole
+from cluster.fleet.roles.process import Place
+
+
+def row_rate(rows_per_s: float, model: Model) -> Device:
+    """A device that takes the same time for every row, and none for messages, links and reading."""
+    return Device(rows_per_s * model.ops_per_row, math.inf, 0, 0.0, 0.0, math.inf, math.inf)
+
+
+class PacedCompute:
+    """An ExpertCompute whose calls last as long as `device` needs by the simulator's roofline, and no less
+    than they take here. Results are those of `inner`."""
+
+    def __init__(
+        self,
+        inner: ExpertCompute,
+        device: Device,
+        model: Model,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._inner, self._device, self._model = inner, device, model
+        self._clock, self._sleep = clock, sleep
+
+    def run(self, layer: int, counts: Array, experts: Array, rows: Array, scales: Array) -> Array:
+        """As `ExpertCompute.run`."""
+        until = self._clock() + self._device.service_s(np.bincount(experts).tolist(), self._model)
+        results = self._inner.run(layer, counts, experts, rows, scales)
+        left = until - self._clock()
+        if left > 0:
+            self._sleep(left)
+        return results
+
+
+class PacedNode(NodeRole):
+    """A node role that is as slow as `device` with experts of `model`'s shape."""
+
+    def __init__(self, place: Place, config: NodeConfig, device: Device, model: Model) -> None:
+        self._device, self._model = device, model
+        super().__init__(place, config)
+
+    def compute(self, store: ExpertStore, workers: Workers) -> ExpertCompute:
+        return PacedCompute(super().compute(store, workers), self._device, self._model)
