@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PYTEST_ARGS ?=
 PRESET ?= minimal
 
-.PHONY: up down test test-parity test-arm check format bench protos clean
+.PHONY: up down test test-parity test-hostile test-arm check format bench protos clean
 
 up: $(VENV)/.installed          ## start a local cluster, run a sample prompt, print what to try next
 	@$(BIN)/moemesh up
@@ -21,6 +21,9 @@ test: $(VENV)/.installed-dev    ## run the tests; PYTEST_ARGS="-k name -x" narro
 
 test-parity: $(VENV)/.installed-parity   ## the tests against torch and transformers (a large download)
 	$(BIN)/python -m pytest -m parity $(PYTEST_ARGS)
+
+test-hostile: $(VENV)/.installed-dev     ## 10,000 hostile requests on a gateway's and a router's ports
+	MOEMESH_HOSTILE=10000 $(BIN)/python -m pytest --timeout=900 tests/integration/test_gateway_hostility.py
 
 test-arm: $(VENV)/.installed-dev         ## NEON under qemu: the same bits as here (minutes; a large download)
 	$(BIN)/python tests/arm/emulated.py .arm

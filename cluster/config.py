@@ -71,8 +71,10 @@ class GatewayConfig:
     host: of gRPC; loopback, unless there are TLS and keys, or `insecure` says out loud that the ports may be
         reached from outside without them.
     http_port: None offers no HTTP.
-    window: sequences that a router is given at a time, as many as it runs (EngineConfig.max_running); the
-        rest wait, at most `max_queued` of them, and none that would wait for longer than max_wait_s.
+    window: sequences that a router is given at a time, at most as many as it runs (EngineConfig.max_running);
+        fewer are answered faster while there are more requests than it gets through. The rest wait, at most
+        `max_queued` of them, and none that would wait for longer than max_wait_s, or than `wait_share` times
+        what requests of late took once they were let in.
     reader_s: how long a write to a client may wait before its stream is cut. request_s: how long an HTTP
         request may take to come, to the end of its body.
     max_resume_s: the longest resume window that a request may open.
@@ -85,9 +87,10 @@ class GatewayConfig:
     http_host: str = "127.0.0.1"
     http_port: int | None = None
     insecure: bool = False
-    window: int = EngineConfig.max_running
+    window: int = 32
     max_queued: int = 256
     max_wait_s: float = 1.0
+    wait_share: float = 0.25
     max_message_bytes: int = 16 * MiB
     reader_s: float = 10.0
     request_s: float = 30.0

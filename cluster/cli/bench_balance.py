@@ -50,8 +50,8 @@ class BalancePreset:
     batches: int
     loads: int
     timed: int
-    live: int = 3
-    tokens: int = 80
+    live: int = 2
+    tokens: int = 70
     fits: int = 1
     steps: int = 30
 

@@ -111,8 +111,11 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
         )
 
     async def _stream(self, admitted: Admitted, context: Context, answer: answering) -> None:
-        with Run(self._served, self._pool, admitted) as run:
-            writer = Writer(context, self._config.reader_s)
+        with (
+            Run(self._served, self._pool, admitted) as run,
+            Writer(context, self._config.reader_s) as writer,
+        ):
+            await writer.open()
             await writer.write(pb.GenerateResponse(start=messages.start_of(self._served, admitted)))
             try:
                 async for delta in run:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -12,6 +10,7 @@ from cluster.config import GatewayConfig
 from cluster.errors import PortInUse
 from cluster.gateway.admin.service import AdminService
 from cluster.gateway.arrival import ArrivalInterceptor
+from cluster.gateway.decoding import DecodingInterceptor
 from cluster.gateway.front import Front
 from cluster.gateway.generation import GenerationService
 from cluster.gateway.health import HealthService
@@ -48,11 +47,10 @@ def build(
 ) -> grpc.aio.Server:
     """guard: None asks nobody for a key. admin: None where there is no controller. traced: note when requests
     arrive, and with which trace context."""
-    interceptors: list[grpc.aio.ServerInterceptor[Any, Any]] = [ArrivalInterceptor()] if traced else []
-    if guard is not None:
-        interceptors.append(KeyInterceptor(guard, config.guard_health))
+    keys = () if guard is None else (KeyInterceptor(guard, config.guard_health),)
+    arriving = (ArrivalInterceptor(),) if traced else ()
     server = grpc.aio.server(
-        interceptors=interceptors,
+        interceptors=(*arriving, *keys, DecodingInterceptor()),
         options=(
             ("grpc.so_reuseport", 0),  # or a second gateway would share the port in silence
             ("grpc.max_receive_message_length", config.max_message_bytes),

@@ -16,6 +16,9 @@ RECENT = 0.2
 """What the last interval weighs in the mean of those before."""
 
 
+LEAST_WAIT_S = 0.1
+
+
 @dataclass(frozen=True)
 class Pace:
     """How fast the line moves. interval: mean seconds between two that leave it, 0 while unknown; at: when
@@ -31,8 +34,22 @@ def left(pace: Pace, now: float, waiting: bool) -> Pace:
     interval = pace.interval
     if pace.at is not None:
         gap = now - pace.at
-        interval = gap if interval == 0 else (1 - RECENT) * interval + RECENT * gap
+        interval = smoothed(interval, gap)
     return Pace(interval, now if waiting else None)
+
+
+def smoothed(mean: float, value: float) -> float:
+    """Of what came before, 0 for nothing, and one more."""
+    return value if mean == 0 else (1 - RECENT) * mean + RECENT * value
+
+
+def longest_wait(service_s: float, share: float, most_s: float) -> float:
+    """For how long a request may wait for its turn: a part of the time that requests take once they are let
+    in, so that those that are accepted are not much slower than on a cluster with places left. Short bursts
+    of short requests wait up to LEAST_WAIT_S all the same. service_s: 0 while unknown."""
+    if service_s == 0:
+        return most_s
+    return min(most_s, max(LEAST_WAIT_S, share * service_s))
 
 
 @dataclass(slots=True)

@@ -40,7 +40,7 @@ class Batch:
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.alternatives += later.alternatives
-        self.end = later.end
+        self.end = self.end or later.end
 
 
 class Bell:

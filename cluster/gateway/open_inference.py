@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from google.protobuf.message import DecodeError
+
 import cluster
 from cluster.errors import DeadlineExceeded, InvalidRequest, MoemeshError, SlowReader
 from cluster.gateway import admission
@@ -96,21 +98,25 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> None:
         """Requests run side by side; it ends when the client has closed its side."""
-        lock, writer = asyncio.Lock(), Writer(context, self._reader_s)
+        lock = asyncio.Lock()
 
         async def send(response: pb.ModelStreamInferResponse) -> None:
             async with lock:  # gRPC allows one write at a time
                 await writer.write(response)
 
         async with answering(context):
-            try:
-                async with asyncio.TaskGroup() as requests:
-                    async for request in request_iterator:
-                        requests.create_task(self._stream_one(request, send))
-            except ExceptionGroup:
-                if writer.error is None:
+            with Writer(context, self._reader_s) as writer:
+                await writer.open()
+                try:
+                    async with asyncio.TaskGroup() as requests:
+                        async for request in request_iterator:
+                            requests.create_task(self._stream_one(request, send))
+                except ExceptionGroup as errors:
+                    if writer.error is not None:
+                        raise writer.error from None
+                    if errors.subgroup(DecodeError) is not None:
+                        raise InvalidRequest("what was sent is no ModelInferRequest") from None
                     raise
-                raise writer.error from None
 
     async def _stream_one(self, request: pb.ModelInferRequest, send: Send) -> None:
         """A bad request is answered inside the stream, which stays open for the others."""

@@ -14,7 +14,7 @@ from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
 from cluster.errors import InvalidRequest, MoemeshError, Overloaded, Unavailable
 from cluster.gateway.caller import Caller, caller, set_request, time_left
-from cluster.gateway.line import Line, Pace, left
+from cluster.gateway.line import Line, Pace, left, longest_wait, smoothed
 from cluster.gateway.mailbox import Bell, End, Mailbox
 from cluster.gateway.meter import FAILED, Meter
 from cluster.gateway.routers import RouterLink
@@ -44,6 +44,7 @@ class Ticket:
     numbers: tuple[int, ...] = ()
     window_s: float = 0.0
     span: RequestSpan | None = None
+    let_in_at: float = 0.0
 
     @property
     def request_id(self) -> RequestId:
@@ -77,8 +78,8 @@ class Ticket:
             mailbox.rewind(bell, self.prompt_tokens)
         before.ring()
 
-    def let_in(self, link: RouterLink) -> None:
-        self.link = link
+    def let_in(self, link: RouterLink, now: float) -> None:
+        self.link, self.let_in_at = link, now
         if self.span is not None:
             self.span.let_in(link.name)
         self.numbers = tuple(map(link.submit, self.requests, self.mailboxes))
@@ -125,6 +126,8 @@ class RouterPool:
         self._line: Line[Ticket] = Line(config.max_queued)
         self._windows: Windows[Ticket] = Windows(config.max_queued, self.release)
         self._pace = Pace()
+        self._service_s = 0.0
+        """Mean time of late from being let in to the end, of requests that were not given up."""
         self._was_ready = False
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -227,6 +230,8 @@ class RouterPool:
         """Give up whatever the request still holds here and at its router. Twice is fine."""
         self._line.remove(ticket)
         self._windows.close(ticket)
+        if ticket.link is not None and ticket.ended and self._known(ticket):
+            self._service_s = smoothed(self._service_s, self.meter.clock() - ticket.let_in_at)
         for place in range(len(ticket.mailboxes)):
             ticket.drop(place)
         if self._known(ticket):
@@ -277,7 +282,9 @@ class RouterPool:
                 f"try again in {wait_s:.1f} s",
                 wait_s,
             )
-        limit_s = min(self._config.max_wait_s, time_left() or self._config.max_wait_s)
+        config = self._config
+        limit_s = longest_wait(self._service_s, config.wait_share, config.max_wait_s)
+        limit_s = min(limit_s, time_left() or limit_s)
         wait_s = self._pace.interval * (1 + self._line.ahead(key, requests[0].priority))
         if wait_s > limit_s:
             retry_s = max(SOONEST_RETRY_S, wait_s - limit_s)
@@ -303,8 +310,9 @@ class RouterPool:
             if link is None:
                 return
             self._line.remove(ticket)
-            self._pace = left(self._pace, self.meter.clock(), waiting=len(self._line) > 0)
-            ticket.let_in(link)
+            now = self.meter.clock()
+            self._pace = left(self._pace, now, waiting=len(self._line) > 0)
+            ticket.let_in(link, now)
 
     def _place_for(self, sequences: int) -> RouterLink | None:
         """A router that can run them, or has nothing else to do."""

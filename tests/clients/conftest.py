@@ -54,7 +54,11 @@ def node_folder(request: pytest.FixtureRequest) -> Path:
         pytest.skip("node or npm is not installed")
     folder = request.config.cache.mkdir("client-node")
     packages = ("@grpc/grpc-js@1.14", "@grpc/proto-loader@0.8")
-    _install(folder, packages, [npm, "install", "--silent", "--no-audit", "--prefix", str(folder), *packages])
+    _install(
+        folder,
+        packages,
+        [npm, "install", "--loglevel=error", "--no-audit", "--prefix", str(folder), *packages],
+    )
     return folder
 
 

@@ -58,6 +58,9 @@ class Reader:
         if part.HasField("finish"):
             self.reason = part.finish.reason
 
+    def __repr__(self) -> str:
+        return f"Reader({vars(self)})"
+
     def __eq__(self, other: object) -> bool:
         return vars(self) == vars(other)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.gateway.line import HEADWAY, Line, Pace, left
+from cluster.gateway.line import HEADWAY, LEAST_WAIT_S, Line, Pace, left, longest_wait
 
 KEYS = ("a", "b", "c")
 
@@ -122,3 +123,10 @@ def test_the_pace_counts_only_while_others_wait() -> None:
     assert pace == Pace(0.5, 99.0), "nobody waited in between"
     pace = left(pace, 100.0, waiting=True)
     assert pace.interval == 0.8 * 0.5 + 0.2 * 1.0
+
+
+@pytest.mark.parametrize(
+    ("service_s", "longest"), [(0.0, 5.0), (0.1, LEAST_WAIT_S), (4.0, 1.0), (1000.0, 5.0)]
+)
+def test_a_request_waits_for_a_part_of_its_own_time_at_most(service_s: float, longest: float) -> None:
+    assert longest_wait(service_s, share=0.25, most_s=5.0) == longest

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from cluster.errors import NodeLost, ProtocolError
-from cluster.gateway.mailbox import End, Mailbox
+from cluster.gateway.mailbox import Bell, End, Mailbox
 from cluster.types import RequestId
 
 
@@ -74,3 +74,33 @@ def test_nothing_changes_after_the_end() -> None:
         assert (batch.token_ids, batch.end) == ([], End("aborted", 1, 0))
 
     asyncio.run(main())
+
+
+def test_a_new_reader_gets_everything_again() -> None:
+    box = Mailbox(RequestId("r"), max_tokens=3, keep=True)
+    box.token(1, -1.0)
+    assert box.poll() is not None
+    box.token(2, -2.0)
+    box.rewind(Bell(), prompt_tokens=5)
+    batch = box.poll()
+    assert batch is not None
+    assert (batch.token_ids, batch.logprobs, batch.end) == ([1, 2], [-1.0, -2.0], None)
+    box.token(3, -3.0)
+    box.finish(End("length", 5, 3))
+    assert box.poll() is not None
+    for _ in range(2):  # also after the end was read
+        box.rewind(Bell(), prompt_tokens=5)
+        batch = box.poll()
+        assert batch is not None
+        assert (batch.token_ids, batch.end) == ([1, 2, 3], End("length", 5, 3))
+        assert box.poll() is None
+
+
+def test_what_its_reader_had_enough_of_ends_for_the_next_one_too() -> None:
+    box = Mailbox(RequestId("r"), max_tokens=3, keep=True)
+    box.token(1, -1.0)
+    box.abandon("stop")
+    box.rewind(Bell(), prompt_tokens=5)
+    batch = box.poll()
+    assert batch is not None
+    assert batch.end == End("stop", 5, 1)

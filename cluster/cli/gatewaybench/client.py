@@ -18,6 +18,7 @@ from protos import generation_pb2 as pb
 from protos import generation_pb2_grpc
 
 DEADLINE_S = 60.0
+RAMP = 0.25
 CHANNELS = 4
 """Connections that the requests take in turn: a single one would have one flow-control window for all."""
 
@@ -45,20 +46,21 @@ async def offer(send: Send, arrivals: Sequence[Arrival]) -> Outcome:
 
 async def saturate(send: Send, size: Size, streams: int, seconds: float) -> float:
     """Closed loop: requests a second that `streams` clients get through, each of which sends its next request
-    when it has its answer."""
+    when it has its answer. The first RAMP of the time, in which they all begin together, does not count."""
     start, done = time.monotonic(), 0
+    counted, end = start + RAMP * seconds, start + seconds
 
     async def client(number: int) -> None:
         nonlocal done
-        while time.monotonic() < start + seconds:
+        while time.monotonic() < end:
             fate = await send(number, size, time.monotonic())
             number += streams
-            done += fate.fate == DONE and time.monotonic() < start + seconds
+            done += fate.fate == DONE and counted <= time.monotonic() < end
 
     async with asyncio.TaskGroup() as group:
         for number in range(streams):
             group.create_task(client(number))
-    return done / seconds
+    return done / (end - counted)
 
 
 class Caller:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class Fate:
     @property
     def gaps(self) -> list[float]:
         """Between tokens that follow each other."""
-        return [b - a for a, b in zip(self.tokens_at, self.tokens_at[1:], strict=False)]
+        return [b - a for a, b in pairwise(self.tokens_at)]
 
 
 @dataclass(frozen=True)

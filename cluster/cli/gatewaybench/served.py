@@ -21,7 +21,7 @@ from cluster.cli.gatewaybench.figures import (
     results_of,
 )
 from cluster.cli.report import Result, Target, percentile, result
-from cluster.config import EngineConfig
+from cluster.config import GatewayConfig
 from cluster.router.engine import Engine
 from cluster.types import EngineRequest, RequestId
 
@@ -30,7 +30,10 @@ Progress = Callable[[str], None]
 REQUEST = Size(prompt=16, new=16)
 SCORED = Size(prompt=16, new=0)
 SCORE_RATE = 200.0
-MOST_STREAMS = EngineConfig.max_running
+MOST_STREAMS = GatewayConfig.window
+
+LEAST_S = 6.0
+"""For which a cluster is kept busy to learn what it gets through."""
 
 BELOW, BEYOND = 0.8, 2.0
 """Loads, as parts of what the cluster gets through when it is never without work."""
@@ -119,7 +122,7 @@ async def _overload(address: str, seconds: float, say: Progress) -> Overload:
     async with calling(address) as caller:
         say("what the cluster gets through")
         await _warm_up(caller, REQUEST)
-        capacity = await saturate(caller.generate, REQUEST, MOST_STREAMS, seconds / 8)
+        capacity = await saturate(caller.generate, REQUEST, MOST_STREAMS, max(LEAST_S, seconds / 8))
         say(f"{BELOW:g} of {capacity:.0f} requests a second")
         below = await offer(caller.generate, drawn(POISSON, BELOW * capacity, seconds / 2, REQUEST))
         say(f"{BEYOND:g} times {capacity:.0f} requests a second")
