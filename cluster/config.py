@@ -135,11 +135,21 @@ class ControllerConfig:
 
 
 @dataclass(frozen=True)
+class TracingConfig:
+    """endpoint: where OpenTelemetry traces go by OTLP over gRPC, as "http://host:4317"; "" makes none.
+    ratio: part of the requests to trace, 0 to 1, where their clients have not decided it (W3C `sampled`).
+    """
+
+    endpoint: str = ""
+    ratio: float = 1.0
+
+
+@dataclass(frozen=True)
 class ClusterConfig:
     """What `moemesh up` starts.
 
     model: a library folder, "" for the bundled one; variant: of its experts, "" for the default.
-    log_format: of the roles' log files.
+    log_format: of the roles' log files. tracing: of requests, at gateways and routers.
     """
 
     model: str = ""
@@ -150,4 +160,5 @@ class ClusterConfig:
     node: NodeConfig = field(default_factory=NodeConfig)
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     log_format: LogFormat = LogFormat.text
+    tracing: TracingConfig = field(default_factory=TracingConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)

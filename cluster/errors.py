@@ -7,7 +7,8 @@
     ├── Unauthenticated              UNAUTHENTICATED      no key, or none that is known
     ├── Forbidden                    PERMISSION_DENIED    the key lacks the scope
     ├── ConfigError                  INVALID_ARGUMENT     a fleet, a load or a spec that makes no sense
-    │   └── UnknownPolicy            NOT_FOUND            a policy's name leads to nothing that can be called
+    │   ├── UnknownPolicy            NOT_FOUND            a policy's name leads to nothing that can be called
+    │   └── UnknownNode              NOT_FOUND            no expert node has this name
     ├── MissingExtra                 FAILED_PRECONDITION  an optional dependency is not installed
     ├── Overloaded                   RESOURCE_EXHAUSTED   try again after `retry_after_s`
     │   └── RateLimited              RESOURCE_EXHAUSTED   the key's own limit, whatever others do
@@ -68,6 +69,10 @@ class ConfigError(MoemeshError):
 
 
 class UnknownPolicy(ConfigError):
+    code = "NOT_FOUND"
+
+
+class UnknownNode(ConfigError):
     code = "NOT_FOUND"
 
 

@@ -48,6 +48,10 @@ MOST_STOP_IDS = 1024
 
 MOST_GRAMMAR_BYTES = 64 << 10
 MOST_PRIORITY = 100
+TIER_EXACT = "exact"
+TIERS = (TIER_EXACT,)
+"""Quality tiers that there are: how far results may depart from the library's bits; `exact` never does."""
+
 GRAMMAR_KINDS: tuple[GrammarKind, ...] = ("json_schema", "regex", "lark")
 
 
@@ -154,7 +158,8 @@ class EngineRequest:
     kind "generate" continues the prompt; "score" returns the log-probability of every prompt token
     after the first and generates nothing; "embed" returns the mean of the prompt's last hidden states.
     priority: order of admission, higher first (cluster/router/sequence.py has the rule).
-    tier: quality. tenant: whose it is; two tenants share no KV page.
+    tier: quality. tenant: whose it is; two tenants share no KV page. trace: W3C traceparent of the span that
+        it belongs to, empty where it is not traced.
     Raises InvalidRequest for a priority out of range.
     """
 
@@ -165,6 +170,7 @@ class EngineRequest:
     priority: int = 0
     tier: str = "exact"
     tenant: str = ""
+    trace: str = ""
 
     def __post_init__(self) -> None:
         ranked = abs(self.priority) <= MOST_PRIORITY

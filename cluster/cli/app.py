@@ -25,6 +25,7 @@ VERBS = {
     "status": "status",
     "top": "top",
     "rebalance": "rebalance",
+    "drain": "drain",
     "doctor": "doctor",
     "keys": "keys",
     "generate": "generate",

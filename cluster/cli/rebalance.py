@@ -56,10 +56,19 @@ def _wait(controller: Controller) -> str:
     deadline = time.monotonic() + MOVED_WITHIN_S
     while time.monotonic() < deadline:
         status = controller.status()
-        if not status["pending"] and status["settled"] and status["active"] == status["version"]:
-            return f"{status['epoch']}.{status['version']}"
+        if moved(status):
+            return table_of(status)
         time.sleep(POLL_S)
     raise Unavailable(f"the moves go on after {MOVED_WITHIN_S:g} s; see `moemesh status`")
+
+
+def moved(status: dict[str, Any]) -> bool:
+    """Whether the last table is in use and no router uses an older one."""
+    return bool(not status["pending"] and status["settled"] and status["active"] == status["version"])
+
+
+def table_of(status: dict[str, Any]) -> str:
+    return f"{status['epoch']}.{status['version']}"
 
 
 def _print(console: Console, found: dict[str, Any], dry_run: bool) -> None:

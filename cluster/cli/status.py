@@ -94,6 +94,8 @@ def _state(member: Member) -> str:
         return f"failed: {member['error'][1]}"
     if member["health"] != "alive":
         return str(member["health"])
+    if member.get("drained"):
+        return "draining" if member["stats"].get("held") else "drained"
     return "ready" if member["ready"] else "starting"
 
 

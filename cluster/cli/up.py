@@ -17,7 +17,7 @@ import typer
 from cluster.cli import options
 from cluster.cli.output import Progress, print_json
 from cluster.cli.values import format_bytes, parse_address, parse_bytes
-from cluster.config import ClusterConfig, GatewayConfig, LogFormat, Rebalance, TlsFiles
+from cluster.config import ClusterConfig, GatewayConfig, LogFormat, Rebalance, TlsFiles, TracingConfig
 from cluster.errors import MoemeshError, OutOfMemoryBudget
 
 if TYPE_CHECKING:
@@ -89,6 +89,18 @@ def up(
     log_format: Annotated[
         LogFormat, typer.Option(help="Of the roles' log files: lines to read, or a JSON object each.")
     ] = DEFAULTS.log_format,
+    otlp: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+            help="Send OpenTelemetry traces there by OTLP over gRPC, e.g. http://127.0.0.1:4317.",
+        ),
+    ] = DEFAULTS.tracing.endpoint,
+    trace_ratio: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Part of the requests to trace, where their clients do not say."),
+    ] = DEFAULTS.tracing.ratio,
     threads: Annotated[
         int, typer.Option(min=1, help="Compute threads of each process.")
     ] = DEFAULTS.node.threads,
@@ -130,6 +142,7 @@ def up(
         ),
         controller=replace(DEFAULTS.controller, rebalance=rebalance),
         log_format=log_format,
+        tracing=TracingConfig(otlp, trace_ratio),
     )
     begin = time.monotonic()
     folder, record = _start(config)
@@ -186,9 +199,11 @@ def _plan(config: ClusterConfig) -> Plan:
     from cluster.fleet.launch import Plan
     from cluster.gateway.service import check_access
     from cluster.library.bundled import open_model
+    from cluster.tracing import check_tracing
     from kernels.layout import pad
 
     check_access(config.gateway)
+    check_tracing(config.tracing)
     resolve(config.engine.choice)
     library = open_model(config.model)
     variant = config.variant or library.manifest.default_variant

@@ -7,6 +7,7 @@ ever without a copy.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,9 +22,9 @@ from cluster.balance.placement import PlacementTable
 from cluster.balance.problem import Placement, PlacementPolicy, Problem
 from cluster.balance.rebalance import Decision, decide, step_seconds
 from cluster.config import ControllerConfig
-from cluster.controller.state import ControllerState, load_of
-from cluster.errors import Unavailable
-from cluster.types import ExpertId
+from cluster.controller.state import ControllerState, Role, load_of
+from cluster.errors import OutOfMemoryBudget, Unavailable
+from cluster.types import ExpertId, NodeId
 
 DEFAULTS = ControllerConfig()
 
@@ -54,6 +55,8 @@ def propose(
 ) -> Proposal:
     """Place the experts anew for `load`, or what the routers see, and weigh the way there.
 
+    Nodes that are drained get none, and give up what they have; nodes that are not in the table yet get some.
+
     Raises Unavailable while there is no table, a node is missing, nothing has been computed or moves are
     under way, and OutOfMemoryBudget where the nodes cannot hold every expert at once.
     """
@@ -64,6 +67,8 @@ def propose(
         raise Unavailable(f"experts are being moved, {len(state.pending)} tables to go; try again later")
     if load is None:
         raise Unavailable("no router has computed anything yet, so there is no load to place experts for")
+    table = _widened(state, table)
+    policy = _sparing(policy, state.orders.drained)
     problem = _problem(state, table, load)
     budget = Budget(config.move_share, config.move_bytes or None, _library_speed(state, table))
     decision = decide(problem, policy(problem), config.horizon, budget)
@@ -155,7 +160,7 @@ def _speeds(table: PlacementTable, load: LoadStats) -> Floats:
 
 def _memory(state: ControllerState, table: PlacementTable, sizes: Integers, current: Placement) -> Integers:
     """[nodes] bytes for experts: a node's limit, or some more than an equal share of all experts."""
-    share = int(SPARE * sizes.sum() / len(table.nodes))
+    share = int(SPARE * sizes.sum() / max(1, len(set(table.nodes) - state.orders.drained)))
     limits = [int(state.members[node].stats.get("memory_bytes", 0)) for node in table.nodes]
     held = current.device_bytes(sizes)
     return np.array(
@@ -170,7 +175,7 @@ def _library_speed(state: ControllerState, table: PlacementTable) -> float:
 
 
 def _tables(problem: Problem, decision: Decision, table: PlacementTable) -> tuple[PlacementTable, ...]:
-    """The table after each stage."""
+    """The table after each stage; the last one without nodes that hold nothing."""
     assert problem.current is not None, "propose() knows it"
     hosts, place_of = problem.current.hosts.copy(), {node: i for i, node in enumerate(table.nodes)}
     tables = []
@@ -180,4 +185,51 @@ def _tables(problem: Problem, decision: Decision, table: PlacementTable) -> tupl
         for drop in stage.drops:
             hosts[drop.expert.layer, drop.expert.index, place_of[drop.device]] = False
         tables.append(Placement(hosts.copy()).to_table(table.nodes, table.epoch, table.version + number))
-    return tuple(tables)
+    return (*tables[:-1], *map(without_idle, tables[-1:]))
+
+
+def without_idle(table: PlacementTable) -> PlacementTable:
+    """Without the nodes that hold nothing: nobody needs to wait for them."""
+    busy = sorted({holder for layer in table.replicas for holders in layer for holder in holders})
+    place_of = {node: place for place, node in enumerate(busy)}
+    replicas = tuple(
+        tuple(tuple(place_of[holder] for holder in holders) for holders in layer) for layer in table.replicas
+    )
+    return replace(table, nodes=tuple(table.nodes[node] for node in busy), replicas=replicas)
+
+
+def missing_bytes(expert_bytes: Integers, memory: Integers) -> int:
+    """Bytes that lack for one copy of every expert, each whole on a device; 0 if they fit.
+
+    expert_bytes: [layers, experts], of one size but for dense layers' zeros. memory: [devices].
+    """
+    size = int(expert_bytes.max())
+    places = int(np.sum(memory // size))
+    return max(0, int(np.count_nonzero(expert_bytes)) - places) * size
+
+
+def _widened(state: ControllerState, table: PlacementTable) -> PlacementTable:
+    """The same placement, over the nodes too that could take part in it from now on."""
+    fine = [node.id for node in state.of(Role.NODE) if node.ready and node.error is None]
+    more = sorted(set(map(NodeId, fine)) - set(table.nodes) - state.orders.drained)
+    return replace(table, nodes=(*table.nodes, *more))
+
+
+def _sparing(policy: PlacementPolicy, drained: Collection[NodeId]) -> PlacementPolicy:
+    """`policy`, for which drained devices have no memory.
+
+    It raises OutOfMemoryBudget where the others lack room, saying by how many bytes.
+    """
+
+    def place_elsewhere(problem: Problem) -> Placement:
+        devices = problem.devices
+        memory = np.where([name in drained for name in devices.names], 0, devices.memory)
+        missing = missing_bytes(problem.expert_bytes, memory)
+        if missing:
+            raise OutOfMemoryBudget(
+                f"the nodes that may hold experts lack {missing} bytes for one copy of each; give them more "
+                "memory or add a node"
+            )
+        return policy(replace(problem, devices=replace(devices, memory=memory)))
+
+    return place_elsewhere

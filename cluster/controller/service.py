@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from cluster.balance.load import LoadStats
 from cluster.balance.placement import PlacementTable
 from cluster.config import ControllerConfig
-from cluster.controller import rebalance
+from cluster.controller import drain, rebalance
 from cluster.controller import state as decisions
+from cluster.controller.orders import Orders
 from cluster.controller.rebalance import DEFAULTS
 from cluster.controller.state import ControllerState, Member, Shape
 from cluster.controller.watch import Watch, failed, judge, look
@@ -23,15 +25,18 @@ from cluster.dispatch.handshake import Identity, error_header
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.server import FrameServer
 from cluster.errors import MoemeshError, ProtocolError
+from cluster.types import NodeId
 
 log = logging.getLogger(__name__)
+
+Placing = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 LOOK_PERIOD_S = 1.0
 """Between two looks for drift: members sync about as often."""
 
 
 class ControllerService:
-    """Answers SYNC, STATUS, SHUTDOWN and REBALANCE.
+    """Answers SYNC, STATUS, SHUTDOWN, REBALANCE, DRAIN and TIERS.
 
     State is changed on the server's one IO thread, and by the thread that places experts anew, since that
     takes longer than members wait for an answer.
@@ -39,6 +44,7 @@ class ControllerService:
     epoch: higher than that of every controller before this one. config: whether it moves experts by itself.
     table: the first one, of this epoch; None deals the experts out when all nodes are there.
     clock: monotonic seconds.
+    orders: what operators asked of an earlier controller; keep: is told what they ask of this one.
     """
 
     def __init__(
@@ -50,8 +56,11 @@ class ControllerService:
         config: ControllerConfig = DEFAULTS,
         table: PlacementTable | None = None,
         clock: Callable[[], float] = time.monotonic,
+        orders: Orders | None = None,
+        keep: Callable[[Orders], None] = lambda orders: None,
     ) -> None:
-        self._state = ControllerState(epoch=epoch, shape=shape, table=table)
+        self._state = ControllerState(epoch=epoch, shape=shape, table=table, orders=orders or Orders())
+        self._keep = keep
         self._config = config
         self._watch = Watch()
         self._clock = clock
@@ -80,8 +89,9 @@ class ControllerService:
         self._server.shutdown()
 
     def _on_frame(self, connection: Connection, frame: Frame) -> None:
-        if frame.kind is Kind.REBALANCE:
-            self._aside(self._rebalance, connection, frame.header)
+        place = {Kind.REBALANCE: self._rebalance, Kind.DRAIN: self._drain}.get(frame.kind)
+        if place is not None:
+            self._aside(self._answer_placing, connection, place, frame.header)
             return
         with self._lock:
             kind, header = self._answer(frame)  # the server answers with the error that this raises
@@ -118,12 +128,11 @@ class ControllerService:
                     self._watch = failed(self._watch, str(error), self._config, self._clock())
             log.info("rebalance: %s", self._watch.said)
 
-    def _rebalance(self, connection: Connection, header: Mapping[str, Any]) -> None:
-        """header: `dry_run`, only say what would be done; `force`, do it even if it does not pay."""
+    def _answer_placing(self, connection: Connection, place: Placing, header: Mapping[str, Any]) -> None:
+        """Answer a question that takes longer than members wait for an answer."""
         try:
             with self._placing:
-                answer = self._propose(bool(header.get("dry_run")), bool(header.get("force")))
-            kind = Kind.REPLY
+                kind, answer = Kind.REPLY, place(header)
         except Exception as error:
             if not isinstance(error, MoemeshError):
                 log.exception("no placement could be made")
@@ -131,13 +140,36 @@ class ControllerService:
         with suppress(MoemeshError):  # whoever asked has gone
             connection.send(kind, answer)
 
-    def _propose(self, dry_run: bool, force: bool) -> dict[str, Any]:
+    def _rebalance(self, header: Mapping[str, Any]) -> dict[str, Any]:
+        """header: `dry_run`, only say what would be done; `force`, do it even if it does not pay."""
         proposal = rebalance.propose(self._state, self._config)
-        started = bool(proposal.tables) and not dry_run and (force or proposal.decision.worth)
+        worth = bool(header.get("force")) or proposal.decision.worth
+        started = bool(proposal.tables) and worth and not header.get("dry_run")
         if started:
             with self._lock:
                 self._state = rebalance.begin(self._state, proposal)
         return rebalance.describe(proposal) | {"started": started}
+
+    def _drain(self, header: Mapping[str, Any]) -> dict[str, Any]:
+        """header: `node`; `undo`, let it hold experts again, which moves none."""
+        node = NodeId(str(header.get("node", "")))
+        if header.get("undo"):
+            with self._lock:
+                self._order(drain.undrain(self._state, node).orders)
+            return {"node": node, "drained": False}
+        state, proposal = drain.drain(self._state, node)
+        with self._lock:
+            self._state = rebalance.begin(self._state, proposal)
+            self._order(state.orders)
+        return rebalance.describe(proposal) | {
+            "started": bool(proposal.tables),
+            "node": node,
+            "drained": True,
+        }
+
+    def _order(self, orders: Orders) -> None:
+        self._keep(orders)
+        self._state = replace(self._state, orders=orders)
 
     def _answer(self, frame: Frame) -> tuple[Kind, dict[str, Any]]:
         now = self._clock()
@@ -149,6 +181,10 @@ class ControllerService:
             more = decisions.detail(self._state) if frame.header.get("detail") else {}
             watch = {"rebalance": self._config.rebalance.value, "decision": self._watch.said}
             return Kind.REPLY, decisions.status(self._state, now) | watch | more
+        if frame.kind is Kind.TIERS:
+            if (tiers := frame.header.get("tiers")) is not None:
+                self._order(self._state.orders.offering([str(tier) for tier in tiers]))
+            return Kind.REPLY, {"tiers": list(self._state.orders.tiers)}
         if frame.kind is Kind.SHUTDOWN:
             self._state = decisions.stop(self._state)
             return Kind.REPLY, decisions.status(self._state, now)

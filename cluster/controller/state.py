@@ -12,13 +12,14 @@ Members are never asked for anything: they pull, so a dead one costs nothing and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, cast
 
 from cluster.balance.load import LoadStats, merge
 from cluster.balance.placement import PlacementTable, newer, round_robin
+from cluster.controller.orders import Orders
 from cluster.errors import ProtocolError
 from cluster.types import NodeId
 
@@ -114,7 +115,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class ControllerState:
-    """Immutable. members: by id, in order of registration. pending: the tables after this one."""
+    """Immutable. members: by id, in order of registration. pending: the tables after this one. orders: what
+    operators have asked for."""
 
     epoch: int
     shape: Shape
@@ -122,6 +124,7 @@ class ControllerState:
     table: PlacementTable | None = None
     pending: tuple[PlacementTable, ...] = ()
     stopping: bool = False
+    orders: Orders = field(default_factory=Orders)
 
     def of(self, role: Role) -> list[Member]:
         return [member for member in self.members.values() if member.role is role]
@@ -246,41 +249,37 @@ def _observed(state: ControllerState, now: float) -> dict[str, Any]:
                 "role": member.role.value,
                 "health": health(member, now).value,
                 "stats": dict(member.stats),
+                **_standing(state, member),
             }
             for member in state.members.values()
         ],
         "load": None if load is None else load.to_wire(),
+        "tiers": list(state.orders.tiers),
+        **_progress(state, now),
     }
 
 
-def status(state: ControllerState, now: float) -> dict[str, Any]:
-    """Everything an operator may ask (header of the answer to STATUS)."""
-    table = state.table
-    shares = _shares(load_of(state))
+def _progress(state: ControllerState, now: float) -> dict[str, Any]:
+    """Which table is in use, and how far the way to the last one is."""
     return {
         "epoch": state.epoch,
-        "version": table.version if table else 0,
+        "version": state.table.version if state.table else 0,
         "active": active_version(state),
         "pending": len(state.pending),
         "settled": settled(state, now),
-        "replicated": _replicated(table),
-        "expected_nodes": state.shape.nodes,
-        "members": [
-            {
-                "role": member.role.value,
-                "id": member.id,
-                "incarnation": member.incarnation,
-                "address": member.address,
-                "table": member.table[1],
-                "ready": member.ready,
-                "health": health(member, now).value,
-                "error": None if member.error is None else list(member.error),
-                "experts": len(table.experts_of(NodeId(member.id))) if table else 0,
-                "share": shares.get(member.id),
-                "stats": dict(member.stats),
-            }
-            for member in sorted(state.members.values(), key=lambda m: (list(Role).index(m.role), m.id))
-        ],
+    }
+
+
+def _standing(state: ControllerState, member: Member) -> dict[str, Any]:
+    """What a member may do and has to. experts: those that the table gives it."""
+    table = state.table
+    return {
+        "address": member.address,
+        "incarnation": member.incarnation,
+        "ready": member.ready,
+        "error": None if member.error is None else list(member.error),
+        "drained": member.id in state.orders.drained,
+        "experts": len(table.experts_of(NodeId(member.id))) if table else 0,
     }
 
 
@@ -291,6 +290,30 @@ def detail(state: ControllerState) -> dict[str, Any]:
     return {
         "table": None if state.table is None else state.table.to_wire(),
         "load": None if load is None else load.to_wire(),
+    }
+
+
+def status(state: ControllerState, now: float) -> dict[str, Any]:
+    """Everything an operator may ask (header of the answer to STATUS)."""
+    table = state.table
+    shares = _shares(load_of(state))
+    return {
+        **_progress(state, now),
+        "replicated": _replicated(table),
+        "tiers": list(state.orders.tiers),
+        "expected_nodes": state.shape.nodes,
+        "members": [
+            {
+                "role": member.role.value,
+                "id": member.id,
+                "table": member.table[1],
+                "health": health(member, now).value,
+                **_standing(state, member),
+                "share": shares.get(member.id),
+                "stats": dict(member.stats),
+            }
+            for member in sorted(state.members.values(), key=lambda m: (list(Role).index(m.role), m.id))
+        ],
     }
 
 
@@ -307,31 +330,34 @@ def _shares(load: LoadStats | None) -> dict[str, float]:
 
 
 def _with_first_table(state: ControllerState) -> ControllerState:
-    """The first table of this epoch, made when the last expected node has registered.
+    """The first table of this epoch, made when the last expected node has registered; nodes that are drained
+    may be missing.
 
     After a restart of the controller the nodes still hold what an earlier one gave them, and tell it with
     their second sync: that placement stays, and the version goes on from the highest one seen.
     """
-    nodes = state.of(Role.NODE)
-    if state.table is not None or len(nodes) < state.shape.nodes:
+    nodes, drained = state.of(Role.NODE), state.orders.drained
+    away = sum(name not in state.members for name in drained)
+    if state.table is not None or not nodes or len(nodes) + away < state.shape.nodes:
         return state
     if any(node.table != NO_TABLE and node.known is None for node in nodes):
         return state
     seen = max(node.table[1] for node in nodes)
-    names = sorted((cast(NodeId, node.id) for node in nodes), key=_natural)
+    everybody = sorted((cast(NodeId, node.id) for node in nodes), key=_natural)
+    names = [name for name in everybody if name not in drained] or everybody
     shape = state.shape
     table = round_robin(shape.layers, shape.experts, names, state.epoch, seen + 1, shape.sparse)
-    known = [node.known for node in nodes if node.known is not None and _alike(node.known, table)]
+    known = [node.known for node in nodes if node.known is not None and _fits(node.known, table, everybody)]
     if known:
         newest = max(known, key=lambda each: (each.epoch, each.version))
         table = dataclasses.replace(newest, epoch=state.epoch, version=seen + 1)
     return offer(state, table)
 
 
-def _alike(one: PlacementTable, other: PlacementTable) -> bool:
-    """Whether both place the same experts over the same nodes."""
-    experts = [[len(layer) for layer in table.replicas] for table in (one, other)]
-    return set(one.nodes) == set(other.nodes) and experts[0] == experts[1]
+def _fits(known: PlacementTable, table: PlacementTable, nodes: Sequence[NodeId]) -> bool:
+    """Whether it places the same experts as `table`, over nodes that are there."""
+    experts = [[len(layer) for layer in each.replicas] for each in (known, table)]
+    return set(known.nodes) <= set(nodes) and experts[0] == experts[1]
 
 
 def _natural(name: str) -> tuple[str, int]:

@@ -130,6 +130,12 @@ class Exchange:
         """(messages waiting, service time in µs) of every node, as its last reply told."""
         return {link.node: (int(link.load[0]), int(link.load[1])) for link in self._roster.links}
 
+    def service(self) -> dict[NodeId, tuple[float, float]]:
+        """(messages, seconds of service) that every node's answers told in the last step. Between steps."""
+        pace = self._roster.pace
+        messages, seconds = pace.sums[:, 0].tolist(), pace.sums[:, 3].tolist()
+        return dict(zip(pace.nodes, zip(messages, seconds, strict=True), strict=True))
+
     def send(self, call: ExpertCall) -> None:
         """Send every node its rows; nothing is awaited. Raises ValueError if the same call is in flight."""
         if call.step != self._step:

@@ -32,6 +32,8 @@ class Kind(IntEnum):
     SHUTDOWN = 51
     REBALANCE = 52
     TRACE = 53
+    DRAIN = 54
+    TIERS = 55
 
     REPLY = 64
     ERROR = 65

@@ -1,8 +1,8 @@
 """Requests and what becomes of them as frames between gateways and routers.
 
-SUBMIT: header {n, id, kind, prompt, sampling, priority?, tier?, tenant?, grammar?}; payload: `prompt` int32
-token ids, then the grammar's text in UTF-8. `sampling` has what differs from the default; `grammar` is the
-kind.
+SUBMIT: header {n, id, kind, prompt, sampling, priority?, tier?, tenant?, trace?, grammar?}; payload: `prompt`
+int32 token ids, then the grammar's text in UTF-8. `sampling` has what differs from the default; `grammar` is
+the kind.
 
 EVENTS: header {e: [[n, kind, ...], ...]}, n being the request's number on its connection:
 
@@ -63,7 +63,7 @@ def pack_request(number: int, request: EngineRequest) -> tuple[Header, bytes]:
         },
     }
     payload = np.asarray(request.prompt_ids, "<i4").tobytes()
-    for name in ("priority", "tier", "tenant"):
+    for name in ("priority", "tier", "tenant", "trace"):
         if (value := getattr(request, name)) != getattr(PLAIN, name):
             header[name] = value
     if sampling.grammar is not None:
@@ -93,6 +93,7 @@ def parse_request(request_id: RequestId, header: Header, payload: memoryview | b
             int(header.get("priority", PLAIN.priority)),
             str(header.get("tier", PLAIN.tier)),
             str(header.get("tenant", PLAIN.tenant)),
+            str(header.get("trace", PLAIN.trace)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequest(f"malformed request to the router: {error}") from error

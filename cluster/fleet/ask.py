@@ -32,6 +32,14 @@ class Controller:
         header = {"dry_run": dry_run, "force": force}
         return dict(self._client.call(Kind.REBALANCE, header, timeout_s=PLACING_S).header)
 
+    def drain(self, node: str) -> dict[str, Any]:
+        """Move all experts off a node: as `rebalance`, with `node` and `drained`."""
+        return dict(self._client.call(Kind.DRAIN, {"node": node}, timeout_s=PLACING_S).header)
+
+    def undrain(self, node: str) -> dict[str, Any]:
+        """Let it hold experts again: {"node", "drained"}."""
+        return dict(self._client.call(Kind.DRAIN, {"node": node, "undo": True}, timeout_s=PLACING_S).header)
+
     def shutdown(self) -> None:
         """Have it tell every role to stop."""
         self._client.call(Kind.SHUTDOWN, {}, timeout_s=TIMEOUT_S)

@@ -4,6 +4,7 @@ state.json   written before the first process starts and after every step, remov
 token        Ray's authentication token, readable by the owner alone
 cluster.key  what our processes show each other that they know, likewise
 epoch        the last epoch of a controller, so that the next one is higher
+orders       what operators asked of it (drained nodes, tiers), for the next one
 logs/        one file a role; kept after a failed start, because the error points there
 """
 
@@ -26,6 +27,7 @@ from cluster.fleet import processes
 from cluster.fleet.processes import Mark
 
 RECORD_VERSION = 1
+ORDERS = "orders"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Folder:
         self.token = self.path / "token"
         self.key = self.path / "cluster.key"
         self.epoch = self.path / "epoch"
+        self._orders = self.path / ORDERS
         self._state = self.path / "state.json"
 
     def read(self) -> Record | None:
@@ -126,7 +129,7 @@ class Folder:
 
     def forget(self, keep_logs: bool = False) -> None:
         """Remove what a cluster wrote here."""
-        for file in (self._state, self.token, self.key, self.epoch):
+        for file in (self._state, self.token, self.key, self.epoch, self._orders):
             file.unlink(missing_ok=True)
         if not keep_logs:
             shutil.rmtree(self.logs, ignore_errors=True)

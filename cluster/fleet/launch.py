@@ -196,7 +196,13 @@ class _Start:
             for number in range(count):
                 name = role.value if role is Role.GATEWAY else f"{role.value}-{number}"
                 place = Place(
-                    name, self._record.controller, plan.library, plan.variant, logs, config.log_format
+                    name,
+                    self._record.controller,
+                    plan.library,
+                    plan.variant,
+                    logs,
+                    config.log_format,
+                    config.tracing,
                 )
                 wanted[name] = (role.value, (place, *more))
         self._progress.phase(f"starting {len(wanted)} processes")

@@ -7,13 +7,13 @@ from dataclasses import dataclass, fields
 
 from cluster.errors import InvalidRequest, UnknownModel
 from cluster.types import MOST_PRIORITY, Grammar, RequestId, SamplingParams
+from cluster.types import TIER_EXACT as TIER_EXACT  # those who ask know them by admission
+from cluster.types import TIERS as TIERS
 
 DEFAULTS = SamplingParams()
 MODEL_VERSION = "1"
 """The open inference protocol wants versions; a library has one, and its digest tells it from others."""
 
-TIER_EXACT = "exact"
-TIERS = (TIER_EXACT,)
 MAX_REQUEST_ID = 128
 MAX_SAMPLES = 64
 MAX_STOPS = 16

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ ANYBODY = Caller()
 _caller: ContextVar[Caller] = ContextVar("caller", default=ANYBODY)
 
 
+NO_REQUEST: Mapping[str, str] = MappingProxyType({})
+_request: ContextVar[Mapping[str, str]] = ContextVar("request", default=NO_REQUEST)
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
@@ -33,6 +37,16 @@ def caller() -> Caller:
 def set_caller(who: Caller) -> None:
     """For this task and those that it starts."""
     _caller.set(who)
+
+
+def set_request(request_id: str, trace_id: str = "") -> None:
+    """What this task works for, for its log."""
+    _request.set({"request_id": request_id} | ({"trace_id": trace_id} if trace_id else {}))
+
+
+def request_fields() -> Mapping[str, str]:
+    """Fields of a log line about the request at hand; none before it was submitted."""
+    return _request.get()
 
 
 def time_left() -> float | None:

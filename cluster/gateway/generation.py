@@ -87,7 +87,7 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.ModelInfo:
         async with answering(context):
             admission.check_model(request.model, self._served.name)
-            return messages.model_info(self._served, self._config)
+            return messages.model_info(self._served, self._config, self._pool.tiers)
         raise AssertionError(UNREACHABLE)
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:

@@ -8,6 +8,8 @@ from grpc_reflection.v1alpha import reflection
 
 from cluster.config import GatewayConfig
 from cluster.errors import PortInUse
+from cluster.gateway.admin.service import AdminService
+from cluster.gateway.arrival import ArrivalInterceptor
 from cluster.gateway.decoding import DecodingInterceptor
 from cluster.gateway.front import Front
 from cluster.gateway.generation import GenerationService
@@ -17,23 +19,38 @@ from cluster.gateway.security.certificates import Certificates
 from cluster.gateway.security.guard import Guard
 from cluster.gateway.security.interceptor import KeyInterceptor
 from cluster.gateway.unoffered import Unoffered
-from protos import generation_pb2, generation_pb2_grpc, open_inference_pb2, open_inference_pb2_grpc
+from protos import (
+    admin_pb2,
+    admin_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    open_inference_pb2,
+    open_inference_pb2_grpc,
+)
 
 SERVICES = (
     generation_pb2.DESCRIPTOR.services_by_name["Generation"].full_name,
     open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
+ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 HEALTH = "grpc.health.v1.Health"
 KEEPALIVE_MS = 20_000
 
 
 def build(
-    front: Front, health: HealthService, config: GatewayConfig, guard: Guard | None = None
+    front: Front,
+    health: HealthService,
+    config: GatewayConfig,
+    guard: Guard | None = None,
+    admin: AdminService | None = None,
+    traced: bool = False,
 ) -> grpc.aio.Server:
-    """guard: None asks nobody for a key."""
+    """guard: None asks nobody for a key. admin: None where there is no controller. traced: note when requests
+    arrive, and with which trace context."""
     keys = () if guard is None else (KeyInterceptor(guard, config.guard_health),)
+    arriving = (ArrivalInterceptor(),) if traced else ()
     server = grpc.aio.server(
-        interceptors=(*keys, DecodingInterceptor()),
+        interceptors=(*arriving, *keys, DecodingInterceptor()),
         options=(
             ("grpc.so_reuseport", 0),  # or a second gateway would share the port in silence
             ("grpc.max_receive_message_length", config.max_message_bytes),
@@ -48,7 +65,11 @@ def build(
     inference = OpenInferenceService(front, config.reader_s)
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
+    listed = [*SERVICES, HEALTH, reflection.SERVICE_NAME]
+    if admin is not None:
+        admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
+        listed.append(ADMIN)
+    reflection.enable_server_reflection(listed, server)
     server.add_generic_rpc_handlers((Unoffered(),))
     return server
 

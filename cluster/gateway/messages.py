@@ -154,8 +154,8 @@ def _finish_of(outcome: Outcome) -> pb.Finish:
     )
 
 
-def model_info(served: ServedModel, config: GatewayConfig) -> pb.ModelInfo:
-    """config: the limits of this gateway."""
+def model_info(served: ServedModel, config: GatewayConfig, tiers: Sequence[str]) -> pb.ModelInfo:
+    """config: the limits of this gateway. tiers: offered now."""
     facts = served.facts
     return pb.ModelInfo(
         model=served.name,
@@ -170,7 +170,7 @@ def model_info(served: ServedModel, config: GatewayConfig) -> pb.ModelInfo:
         embedding_width=facts.hidden,
         variants=facts.variants,
         variant=facts.variant,
-        tiers=admission.TIERS,
+        tiers=tiers,
         chat_template=None if served.template is None else served.template.source,
         eos_token_ids=facts.eos_ids,
         limits=pb.RequestLimits(

@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping
 
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
-from cluster.errors import MoemeshError, Overloaded, Unavailable
-from cluster.gateway.caller import Caller, caller, time_left
+from cluster.errors import InvalidRequest, MoemeshError, Overloaded, Unavailable
+from cluster.gateway.caller import Caller, caller, set_request, time_left
 from cluster.gateway.line import Line, Pace, left, longest_wait, smoothed
 from cluster.gateway.mailbox import Bell, End, Mailbox
 from cluster.gateway.meter import FAILED, Meter
 from cluster.gateway.routers import RouterLink
 from cluster.gateway.security.limits import KeyLimits
+from cluster.gateway.spans import GatewaySpans, RequestSpan
 from cluster.gateway.windows import Windows
-from cluster.types import EngineRequest, FinishReason, RequestId, RouterId
+from cluster.types import TIERS, EngineRequest, FinishReason, RequestId, RouterId
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Ticket:
     link: RouterLink | None = None
     numbers: tuple[int, ...] = ()
     window_s: float = 0.0
+    span: RequestSpan | None = None
     let_in_at: float = 0.0
 
     @property
@@ -65,7 +67,8 @@ class Ticket:
         return all(mailbox.ended for mailbox in self.mailboxes)
 
     def same_as(self, requests: tuple[EngineRequest, ...]) -> bool:
-        """Whether they ask for the same tokens. The seed of a greedy request plays no part."""
+        """Whether they ask for the same tokens. The seed of a greedy request plays no part, nor
+        does a trace."""
         return tuple(map(_unseeded, self.requests)) == tuple(map(_unseeded, requests))
 
     def hand_over(self) -> None:
@@ -77,6 +80,8 @@ class Ticket:
 
     def let_in(self, link: RouterLink, now: float) -> None:
         self.link, self.let_in_at = link, now
+        if self.span is not None:
+            self.span.let_in(link.name)
         self.numbers = tuple(map(link.submit, self.requests, self.mailboxes))
 
     def drop(self, place: int, reason: FinishReason | None = None) -> None:
@@ -105,8 +110,13 @@ class RouterPool:
         config: GatewayConfig,
         on_ready: Callable[[bool], None],
         meter: Meter | None = None,
+        spans: GatewaySpans | None = None,
     ) -> None:
+        """spans: None traces no request."""
+        self._spans = spans
         self.meter = meter or Meter()
+        self.tiers: tuple[str, ...] = TIERS
+        """Those that are offered."""
         self._limits = KeyLimits(self.meter.clock)
         self._identity = identity
         self._config = config
@@ -157,15 +167,22 @@ class RouterPool:
         """Sequences of one request: they share its id. All go to one router. window_s: as in Ticket.
 
         Raises Overloaded when they do not fit the line or would wait too long in it, RateLimited when the
-        caller's key may not have them now, Unavailable when no router is connected.
+        caller's key may not have them now, Unavailable when no router is connected, InvalidRequest for a tier
+        that is not offered.
         """
         who = caller()
+        span = None if self._spans is None else self._spans.begin(requests, who.id)
+        set_request(requests[0].request_id, "" if span is None else span.trace_id)
         try:
             self._check(who.id, requests)
             self._limits.enter(who)
         except MoemeshError as error:
             self.meter.refuse(type(error).__name__)
+            if span is not None:
+                span.refuse(error)
             raise
+        if span is not None and span.traceparent:
+            requests = tuple(dataclasses.replace(each, trace=span.traceparent) for each in requests)
         first, bell = requests[0], Bell()
         mailboxes = tuple(
             Mailbox(
@@ -177,7 +194,7 @@ class RouterPool:
             )
             for each in requests
         )
-        ticket = Ticket(who, requests, mailboxes, window_s=window_s)
+        ticket = Ticket(who, requests, mailboxes, window_s=window_s, span=span)
         if (replaced := self._tickets.get((who.id, first.request_id))) is not None:
             self._limits.leave(replaced.owner)
         self._tickets[who.id, first.request_id] = ticket
@@ -252,7 +269,9 @@ class RouterPool:
         return self._tickets.get((ticket.owner.id, ticket.request_id)) is ticket
 
     def _check(self, key: str, requests: tuple[EngineRequest, ...]) -> None:
-        """Raises Overloaded or Unavailable for what should not even wait."""
+        """Raises InvalidRequest, Overloaded or Unavailable for what should not even wait."""
+        if (tier := requests[0].tier) not in self.tiers:
+            raise InvalidRequest(f"tier {tier!r} is not offered now; offered: {', '.join(self.tiers)}")
         self._least_busy()
         if not len(self._line) and self._place_for(len(requests)) is not None:
             return
@@ -332,18 +351,25 @@ class RouterPool:
 
 
 def _unseeded(request: EngineRequest) -> EngineRequest:
+    request = dataclasses.replace(request, trace="")
     if request.sampling.temperature > 0:
         return request
     return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, seed=0))
 
 
 def _report(ticket: Ticket) -> None:
-    """One line of log a request; of its content only sizes."""
+    """One line of log a request, and the end of its span; of its content only sizes."""
+    reasons = [mailbox.reason for mailbox in ticket.mailboxes]
+    tokens = sum(mailbox.received for mailbox in ticket.mailboxes)
+    if ticket.span is not None:
+        ticket.span.end(tokens, reasons, failed=FAILED in reasons)
     fields = {
         "request_id": ticket.request_id,
         "key": ticket.owner.id,
         "prompt_tokens": ticket.prompt_tokens,
-        "tokens": sum(mailbox.received for mailbox in ticket.mailboxes),
-        "ended": ",".join(mailbox.reason for mailbox in ticket.mailboxes),
+        "tokens": tokens,
+        "ended": ",".join(reasons),
     }
+    if ticket.span is not None and ticket.span.trace_id:
+        fields["trace_id"] = ticket.span.trace_id
     log.info("request", extra={"fields": fields})

@@ -10,24 +10,31 @@ import secrets
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
 from cluster.errors import ClusterError, PortInUse, StartFailed
 from cluster.gateway import grpc_server
+from cluster.gateway.admin.link import ControllerLink
+from cluster.gateway.admin.service import AdminService
 from cluster.gateway.cluster_view import ClusterView
 from cluster.gateway.front import Front
 from cluster.gateway.grpc_server import SERVICES, join_address
 from cluster.gateway.health import HealthService
 from cluster.gateway.http.app import build_app
+from cluster.gateway.http.arriving import Arriving
 from cluster.gateway.http.server import HttpServer
 from cluster.gateway.pool import RouterPool
 from cluster.gateway.readiness import Readiness
 from cluster.gateway.security.certificates import Certificates
 from cluster.gateway.security.guard import Guard
 from cluster.gateway.served import ServedModel
+from cluster.gateway.spans import GatewaySpans
 from cluster.types import RouterId
+
+if TYPE_CHECKING:
+    from cluster.otel import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +48,21 @@ class GatewayService:
     gateway's own loop, so a busy control thread does not delay a token.
     """
 
-    def __init__(self, config: GatewayConfig, served: ServedModel, name: str = "gateway") -> None:
+    def __init__(
+        self,
+        config: GatewayConfig,
+        served: ServedModel,
+        name: str = "gateway",
+        controller: str = "",
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        """controller: "host:port" of who decides for the cluster; "" offers no moemesh.v1.Admin.
+        telemetry: None traces no request; shut down by its owner."""
+        self._spans = None if telemetry is None else GatewaySpans(telemetry, served.name)
         self._config = config
         self._served = served
         self._identity = Identity("gateway", name, secrets.randbits(32), served.library)
+        self._controller = ControllerLink(controller, self._identity) if controller else None
         self._front: Front | None = None
         self._cluster = ClusterView()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -90,8 +108,16 @@ class GatewayService:
             self._loop.call_soon_threadsafe(self._front.pool.update, named)
 
     def tell(self, cluster: Mapping[str, Any]) -> None:
-        """What the controller says of the whole cluster, for the metrics."""
+        """What the controller says of the whole cluster, for metrics and watchers. Needs start()."""
         self._cluster.update(cluster)
+        assert self._loop is not None, "start() first"
+        with contextlib.suppress(RuntimeError):  # the loop has closed: shutdown() was faster
+            self._loop.call_soon_threadsafe(self._told)
+
+    def _told(self) -> None:
+        assert self._front is not None, "start() first"
+        self._front.pool.tiers = self._cluster.tiers
+        self._cluster.announce()
 
     def stats(self) -> dict[str, Any]:
         """Counts of now, for status displays: {"outstanding", "queued", "routers"}."""
@@ -124,13 +150,19 @@ class GatewayService:
     async def _serve(self) -> None:
         config = self._config
         health = HealthService((*SERVICES, self._served.name))
-        pool = RouterPool(self._identity, config, lambda connected: readiness.routers_changed(connected))
+        pool = RouterPool(
+            self._identity,
+            config,
+            lambda connected: readiness.routers_changed(connected),
+            spans=self._spans,
+        )
         readiness = Readiness(pool, health.set)
         front = Front(self._served, pool, readiness, self._cluster)
+        traced = self._spans is not None
         guard = Guard(Path(config.keys)) if config.keys else None
         certificates = Certificates(config.tls) if config.tls else None
-        server = grpc_server.build(front, health, config, guard)
-        web = _web_server(front, config, guard, certificates)
+        server = grpc_server.build(front, health, config, guard, self._admin(guard), traced)
+        web = _web_server(front, config, guard, certificates, traced)
         http_port = 0 if web is None else web.bind()
         try:
             port = grpc_server.bind(server, config.host, config.port, certificates)
@@ -152,6 +184,7 @@ class GatewayService:
         finally:
             # First say so, then let running requests end, then cut them.
             health.close()
+            self._cluster.close()
             watching.cancel()
             stopping = [server.stop(self._grace_s)]
             if web is not None:
@@ -159,14 +192,27 @@ class GatewayService:
             await asyncio.gather(*stopping)
             await pool.close()
 
+    def _admin(self, guard: Guard | None) -> AdminService | None:
+        if self._controller is None:
+            return None
+        guarded = guard is not None or _is_loopback(self._config.host)
+        return AdminService(self._controller, self._cluster, guarded)
+
 
 def _web_server(
-    front: Front, config: GatewayConfig, guard: Guard | None, certificates: Certificates | None
+    front: Front,
+    config: GatewayConfig,
+    guard: Guard | None,
+    certificates: Certificates | None,
+    traced: bool,
 ) -> HttpServer | None:
     if config.http_port is None:
         return None
     context = None if certificates is None else certificates.for_http()
-    return HttpServer(build_app(front, config, guard), config, config.http_port, context)
+    app = build_app(front, config, guard)
+    if traced:
+        app = Arriving(app)
+    return HttpServer(app, config, config.http_port, context)
 
 
 def check_access(config: GatewayConfig) -> None:

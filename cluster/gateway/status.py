@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from cluster.errors import MoemeshError, Overloaded
-from cluster.gateway.caller import set_time_left
+from cluster.gateway.caller import request_fields, set_time_left
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,9 @@ class answering:
             return
         if not isinstance(error, MoemeshError):
             # A bug of ours. The client learns no more than that; its text stays out of the answer.
-            log.error("a request failed inside the gateway", exc_info=error)
+            log.error(
+                "a request failed inside the gateway", exc_info=error, extra={"fields": request_fields()}
+            )
             error = MoemeshError("internal error in the gateway; its log has the traceback")
         status = status_of(error, self.emitted)
         try:

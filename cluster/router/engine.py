@@ -102,6 +102,11 @@ class Engine:
         return not self._running and not self._waiting
 
     @property
+    def running(self) -> list[RequestId]:
+        """Those in the batch."""
+        return [sequence.id for sequence in self._running]
+
+    @property
     def stats(self) -> EngineStats:
         return EngineStats(
             self._steps,

@@ -19,6 +19,7 @@ from cluster.dispatch.server import FrameServer
 from cluster.errors import MoemeshError, ProtocolError, Unavailable
 from cluster.model.grammar import GrammarState
 from cluster.router.engine import Engine, EngineStats
+from cluster.router.spans import RouterSpans
 from cluster.router.tracing import Tracing
 from cluster.types import (
     Emitted,
@@ -47,8 +48,17 @@ class RouterService:
     A request that was taken from a gateway is answered to its end, or its connection is closed.
     """
 
-    def __init__(self, engine: Engine, identity: Identity, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        identity: Identity,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        spans: RouterSpans | None = None,
+    ) -> None:
+        """spans: None traces no request."""
         self._engine = engine
+        self._spans = spans
         self._server = FrameServer(
             host,
             port,
@@ -128,6 +138,8 @@ class RouterService:
         except MoemeshError as error:
             connection.send(Kind.EVENTS, {"e": [pack_failure(number, error, 0)]})
             return
+        if self._spans is not None:
+            self._spans.arrived(request)
         self._inbox.append(lambda: self._submit(client, request, prepared))
 
     def _trace(self, connection: Connection, frame: Frame) -> None:
@@ -151,6 +163,8 @@ class RouterService:
 
     def _submit(self, client: Client, request: EngineRequest, prepared: GrammarState | None) -> list[Event]:
         self._clients[request.request_id] = client
+        if self._spans is not None:
+            self._spans.submitted(request)
         try:
             self._engine.submit(request, prepared)
         except MoemeshError as error:
@@ -183,7 +197,11 @@ class RouterService:
             while self._inbox:
                 events += self._inbox.popleft()()
             if not self._engine.idle:
+                if self._spans is not None:
+                    self._spans.before_step()
                 events += self._step()
+            if self._spans is not None:
+                self._spans.see(events, self._engine.running, self._clients)
             self._publish(events)
 
     def _step(self) -> list[Event]:

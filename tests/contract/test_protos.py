@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from protos import admin_pb2, generation_pb2, open_inference_pb2
 from protos import compile as protos_compile
-from protos import generation_pb2, open_inference_pb2
 
 GENERATED = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
@@ -78,6 +78,15 @@ def test_services_have_the_agreed_names() -> None:
     assert generation.full_name == "moemesh.v1.Generation"
     assert set(generation.methods_by_name) == {
         *("Generate", "Chat", "Score", "Embed", "Tokenize", "Detokenize", "GetModel", "Abort"),
+    }
+
+
+def test_the_admin_service_has_the_agreed_methods() -> None:
+    admin = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
+    assert admin.full_name == "moemesh.v1.Admin"
+    assert set(admin.methods_by_name) == {
+        *("GetPlacement", "GetStats", "Watch", "Drain", "Undrain", "Rebalance"),
+        *("GetTierPolicy", "SetTierPolicy"),
     }
 
 

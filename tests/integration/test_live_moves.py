@@ -19,7 +19,7 @@ from cluster.dispatch.client import ControlClient
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.requests import pack_request
-from cluster.errors import ConfigError, InvalidRequest, Unavailable
+from cluster.errors import ConfigError, InvalidRequest, OutOfMemoryBudget, Unavailable
 from cluster.experiments.live.record import LiveTrace, Until
 from cluster.experiments.traces import TraceWriter, read
 from cluster.expert.mapping import PAGE
@@ -171,6 +171,39 @@ def test_the_controller_moves_experts_by_itself(roles: dict[str, Any], expected:
 def moved(controller: Controller) -> bool:
     status = controller.status()
     return bool(not status["pending"] and status["settled"] and status["active"] == status["version"])
+
+
+def test_a_node_is_drained_and_comes_back_while_the_tokens_stay(
+    roles: dict[str, Any], expected: list[list[int]]
+) -> None:
+    controller: Controller = roles["controller"]
+    nodes = {name: roles[name] for name in ("node-0", "node-1", "node-2")}
+
+    def drain_and_return() -> dict[str, Any]:
+        found = controller.drain("node-2")
+        wait_until(lambda: moved(controller) and not held("node-2"), "an empty node", 60.0)
+        assert set(roles["router-0"]._exchange.table.nodes) == {"node-0", "node-1"}
+        with pytest.raises(OutOfMemoryBudget, match=r"node-1 cannot be drained: .* lack \d+ bytes"):
+            controller.drain("node-1")
+        controller.undrain("node-2")
+        controller.rebalance(dry_run=False, force=True)
+        wait_until(lambda: moved(controller) and held("node-2"), "its experts back", 60.0)
+        return found
+
+    def held(name: str) -> int:
+        members = {member["id"]: member for member in controller.status()["members"]}
+        return int(members[name]["stats"]["held"])
+
+    answers, found = asyncio.run(serve_and(drain_and_return, roles["router-0"].address))
+    assert found["started"]
+    assert len(answers) >= 2 * len(PROMPTS)
+    for prompt, tokens in answers:
+        assert tokens == expected[prompt]
+    for one in nodes.values():
+        stats = one.stats()
+        assert (stats["not_here"], stats["faults"], stats["undelivered"]) == (0, 0, 0)
+        assert stats["resident_bytes"] <= stats["memory_bytes"]
+    assert roles["router-0"]._exchange.counters.resends == 0
 
 
 def test_without_load_there_is_nothing_to_place_for(roles: dict[str, Any]) -> None:

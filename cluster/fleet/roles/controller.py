@@ -8,15 +8,17 @@ from pathlib import Path
 
 from cluster.balance.placement import PlacementTable
 from cluster.config import ControllerConfig, LogFormat
+from cluster.controller.orders import Orders
 from cluster.controller.service import ControllerService
 from cluster.controller.state import Shape
+from cluster.fleet.folder import ORDERS
 from cluster.fleet.roles.process import log_to_file
 
 
 @dataclass(frozen=True)
 class ControllerPlace:
-    """port: the same after a restart, since roles know no other; epoch_file: outlives the process.
-    table: the first one; its epoch does not count."""
+    """port: the same after a restart, since roles know no other; epoch_file: outlives the process, as does a
+    file beside it with what operators asked for. table: the first one; its epoch does not count."""
 
     shape: Shape
     host: str
@@ -35,7 +37,17 @@ class ControllerRole:
         log_to_file(place.logs, "controller", place.log_format)
         epoch = next_epoch(Path(place.epoch_file))
         table = None if place.table is None else replace(place.table, epoch=epoch)
-        self._service = ControllerService(place.shape, epoch, place.host, place.port, place.config, table)
+        orders = Path(place.epoch_file).with_name(ORDERS)
+        self._service = ControllerService(
+            place.shape,
+            epoch,
+            place.host,
+            place.port,
+            place.config,
+            table,
+            orders=read_orders(orders),
+            keep=lambda given: replace_file(orders, given.to_text()),
+        )
         self._service.start()
 
     def pid(self) -> int:
@@ -51,7 +63,20 @@ def next_epoch(file: Path) -> int:
         epoch = int(file.read_text()) + 1
     except FileNotFoundError:
         epoch = 1
-    draft = file.with_suffix(".tmp")
-    draft.write_text(str(epoch))
-    draft.replace(file)
+    replace_file(file, str(epoch))
     return epoch
+
+
+def read_orders(file: Path) -> Orders:
+    """None were given if there is no file. Raises ConfigError if it cannot be read."""
+    try:
+        return Orders.from_text(file.read_text())
+    except FileNotFoundError:
+        return Orders()
+
+
+def replace_file(file: Path, text: str) -> None:
+    """At once or not at all."""
+    draft = file.with_name(f"{file.name}.tmp")
+    draft.write_text(text)
+    draft.replace(file)

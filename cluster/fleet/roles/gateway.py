@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.compute.weights import kv_dtype
 from cluster.config import EngineConfig, GatewayConfig
@@ -16,6 +16,10 @@ from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
 from cluster.library.reader import Library
 from cluster.router.kv import longest_sequence
+from cluster.tracing import start_tracing
+
+if TYPE_CHECKING:
+    from cluster.otel import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +34,7 @@ class GatewayRole(ControlledRole):
         self._place, self._config, self._engine = place, config, engine
         self._restarts = count_restarts(place.logs, place.name)
         self._service: GatewayService | None = None
+        self._telemetry: Telemetry | None = None
         self.closing_s += config.drain_s
         super().__init__(place.name, place.controller)
 
@@ -38,7 +43,8 @@ class GatewayRole(ControlledRole):
         dtype = kv_dtype(library.manifest.trunk.floating, self._engine.kv)
         context = longest_sequence(library.spec, self._engine, dtype)
         served = ServedModel.of(library, context, self._place.variant)
-        service = GatewayService(self._config, served, self.name)
+        self._telemetry = start_tracing(self._place.tracing, self.role.value, self.name)
+        service = GatewayService(self._config, served, self.name, self._place.controller, self._telemetry)
         self.address = service.start()
         self._service = service
 
@@ -69,3 +75,5 @@ class GatewayRole(ControlledRole):
     def close(self) -> None:
         if self._service is not None:
             self._service.shutdown()
+        if self._telemetry is not None:
+            self._telemetry.shutdown()

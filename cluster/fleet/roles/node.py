@@ -171,6 +171,7 @@ class NodeRole(ControlledRole):
             "memory_bytes": self._config.memory_bytes,
             "load_bytes_per_s": self._load_speed,
             "resident_bytes": self._shard.resident_bytes,
+            "held": len(self._shard.experts),
             **self._shard.cache,
         }
 

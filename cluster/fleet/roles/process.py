@@ -5,14 +5,14 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.config import LogFormat
+from cluster.config import LogFormat, TracingConfig
 from cluster.fleet.roles.logs import formatter
 from kernels import warm
 
-LOGGERS = ("cluster", "uvicorn")
+LOGGERS = ("cluster", "uvicorn", "opentelemetry")
 MAX_LOG_BYTES = 64 << 20
 """A log that a long-lived process grew beyond this is started afresh when the process restarts."""
 
@@ -28,6 +28,7 @@ class Place:
     variant: str
     logs: str
     log_format: LogFormat = LogFormat.text
+    tracing: TracingConfig = field(default_factory=TracingConfig)
 
 
 def log_to_file(logs: str, name: str, kind: LogFormat = LogFormat.text) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.balance.placement import PlacementTable
 from cluster.balance.policies import resolve
@@ -20,7 +20,12 @@ from cluster.library.reader import Library
 from cluster.router.build import build_trunk
 from cluster.router.engine import Engine
 from cluster.router.service import RouterService
+from cluster.router.spans import RouterSpans
+from cluster.tracing import start_tracing
 from cluster.types import NodeId
+
+if TYPE_CHECKING:
+    from cluster.otel import Telemetry
 
 CONNECT_S = 10.0
 
@@ -37,6 +42,7 @@ class RouterRole(ControlledRole):
         self._workers: Workers | None = None
         self._exchange: Exchange | None = None
         self._service: RouterService | None = None
+        self._telemetry: Telemetry | None = None
         super().__init__(place.name, place.controller)
 
     def build(self) -> None:
@@ -77,7 +83,9 @@ class RouterRole(ControlledRole):
             grammars=grammars_of(self._library),
             library=self._library.digest,
         )
-        self._service = RouterService(engine, identity)
+        self._telemetry = start_tracing(self._place.tracing, self.role.value, self.name)
+        spans = None if self._telemetry is None else RouterSpans(self._telemetry, self._exchange.service)
+        self._service = RouterService(engine, identity, spans=spans)
         self.address = self._service.start()
         self._service.open()
 
@@ -99,3 +107,5 @@ class RouterRole(ControlledRole):
             self._exchange.close()
         if self._workers is not None:
             self._workers.close()
+        if self._telemetry is not None:
+            self._telemetry.shutdown()

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from cluster.errors import MoemeshError, Overloaded, Unavailable
+from cluster.gateway.caller import request_fields
 
 log = logging.getLogger(__name__)
 
@@ -64,5 +65,5 @@ def known(error: Exception) -> MoemeshError:
     """`error` itself if it is ours. Else a bug: it is logged, and the client learns no more than that."""
     if isinstance(error, MoemeshError):
         return error
-    log.error("a request failed inside the gateway", exc_info=error)
+    log.error("a request failed inside the gateway", exc_info=error, extra={"fields": request_fields()})
     return MoemeshError("internal error in the gateway; its log has the traceback")

@@ -13,6 +13,7 @@ HEALTH = ("/grpc.health.v1.Health/", "/health", "/ready")
 # The first prefix that fits; what fits none needs the highest scope.
 _SCOPES: tuple[tuple[str, tuple[Scope, ...]], ...] = (
     ("/moemesh.v1.Generation/", (Scope.infer,)),
+    ("/moemesh.v1.Admin/", (Scope.admin,)),
     ("/inference.GRPCInferenceService/ModelInfer", (Scope.infer,)),
     ("/inference.GRPCInferenceService/ModelStreamInfer", (Scope.infer,)),
     ("/inference.GRPCInferenceService/ModelStatistics", (Scope.observe,)),
