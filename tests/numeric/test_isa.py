@@ -44,7 +44,7 @@ def here() -> dict[str, str]:
 
 
 def test_every_kernel_has_a_case():
-    assert sorted(selfcheck.CASES) == sorted(jit.entry_points())
+    assert sorted({name.split(".")[0] for name in selfcheck.CASES}) == sorted(jit.entry_points())
 
 
 def test_a_case_is_the_same_twice(here):
