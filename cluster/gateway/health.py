@@ -36,9 +36,10 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             self._changed = asyncio.Event()
 
     def close(self) -> None:
-        """NOT_SERVING for good, so that load balancers leave before the port closes."""
-        self.set(False)
-        self._closed = True
+        """NOT_SERVING for good, so that load balancers leave before the port closes. It ends all watches: a
+        drain waits for requests, not for those who only look."""
+        self._serving, self._closed = False, True
+        self._changed.set()
 
     def _status(self, service: str) -> health_pb2.HealthCheckResponse:
         if service not in self._services:
@@ -62,4 +63,6 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             # Taken before the write: a change during the write is then seen, not slept through.
             changed = self._changed
             await context.write(self._status(request.service))
+            if self._closed:
+                return
             await changed.wait()
