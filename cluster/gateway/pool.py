@@ -13,85 +13,20 @@ from collections.abc import Callable, Mapping
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
 from cluster.errors import InvalidRequest, MoemeshError, Overloaded, Unavailable
-from cluster.gateway.caller import Caller, caller, set_request, time_left
+from cluster.gateway.caller import caller, set_request, time_left
 from cluster.gateway.line import Line, Pace, left, longest_wait, smoothed
 from cluster.gateway.mailbox import Bell, End, Mailbox
 from cluster.gateway.meter import FAILED, Meter
 from cluster.gateway.routers import RouterLink
 from cluster.gateway.security.limits import KeyLimits
-from cluster.gateway.spans import GatewaySpans, RequestSpan
+from cluster.gateway.spans import GatewaySpans
+from cluster.gateway.ticket import Ticket
 from cluster.gateway.windows import Windows
-from cluster.types import TIERS, EngineRequest, FinishReason, RequestId, RouterId
+from cluster.types import TIERS, EngineRequest, RequestId, RouterId
 
 log = logging.getLogger(__name__)
 
 SOONEST_RETRY_S = 0.1
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Ticket:
-    """A submitted request: read its mailboxes, then give the ticket to `RouterPool.release`.
-
-    mailboxes: one a sequence; all share one bell. owner: whose key it came with; nobody else can abort it or
-    take its place. link, numbers: where its sequences are, once they have been let in. window_s: for how
-    long it goes on without a reader.
-    """
-
-    owner: Caller
-    requests: tuple[EngineRequest, ...]
-    mailboxes: tuple[Mailbox, ...]
-    link: RouterLink | None = None
-    numbers: tuple[int, ...] = ()
-    window_s: float = 0.0
-    span: RequestSpan | None = None
-    let_in_at: float = 0.0
-
-    @property
-    def request_id(self) -> RequestId:
-        return self.requests[0].request_id
-
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.requests[0].prompt_ids)
-
-    @property
-    def bell(self) -> Bell:
-        return self.mailboxes[0].bell
-
-    @property
-    def failed(self) -> bool:
-        return any(mailbox.reason == FAILED for mailbox in self.mailboxes)
-
-    @property
-    def ended(self) -> bool:
-        return all(mailbox.ended for mailbox in self.mailboxes)
-
-    def same_as(self, requests: tuple[EngineRequest, ...]) -> bool:
-        """Whether they ask for the same tokens. The seed of a greedy request plays no part, nor
-        does a trace."""
-        return tuple(map(_unseeded, self.requests)) == tuple(map(_unseeded, requests))
-
-    def hand_over(self) -> None:
-        """To a new reader, who gets everything from the first token; the one before finds another bell."""
-        before, bell = self.bell, Bell()
-        for mailbox in self.mailboxes:
-            mailbox.rewind(bell, self.prompt_tokens)
-        before.ring()
-
-    def let_in(self, link: RouterLink, now: float) -> None:
-        self.link, self.let_in_at = link, now
-        if self.span is not None:
-            self.span.let_in(link.name)
-        self.numbers = tuple(map(link.submit, self.requests, self.mailboxes))
-
-    def drop(self, place: int, reason: FinishReason | None = None) -> None:
-        """One sequence has given all that is wanted of it: free it at its router. Twice is fine.
-
-        reason: why it ended, if its reader knows better than the router.
-        """
-        if self.link is not None:
-            self.link.release(self.numbers[place])
-        self.mailboxes[place].close(reason)
 
 
 class RouterPool:
@@ -348,13 +283,6 @@ class RouterPool:
             self._line.remove(ticket)
             for mailbox in ticket.mailboxes:
                 mailbox.fail(Unavailable("no router is connected any more; send the request again"))
-
-
-def _unseeded(request: EngineRequest) -> EngineRequest:
-    request = dataclasses.replace(request, trace="")
-    if request.sampling.temperature > 0:
-        return request
-    return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, seed=0))
 
 
 def _report(ticket: Ticket) -> None:

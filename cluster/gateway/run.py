@@ -13,8 +13,9 @@ from cluster.gateway.admission import Admitted
 from cluster.gateway.admit import sample_requests
 from cluster.gateway.caller import caller
 from cluster.gateway.mailbox import Batch, Bell, End
-from cluster.gateway.pool import RouterPool, Ticket
+from cluster.gateway.pool import RouterPool
 from cluster.gateway.served import ServedModel
+from cluster.gateway.ticket import Ticket
 from cluster.model.text_stream import TextStream
 from cluster.types import Alternatives, FinishReason
 

@@ -13,7 +13,8 @@ from cluster.dispatch.handshake import Identity
 from cluster.errors import Overloaded, Unavailable
 from cluster.gateway.caller import ANYBODY, Caller, set_caller, set_time_left
 from cluster.gateway.meter import Meter
-from cluster.gateway.pool import RouterPool, Ticket
+from cluster.gateway.pool import RouterPool
+from cluster.gateway.ticket import Ticket
 from cluster.types import EngineRequest, RequestId, SamplingParams
 from support.fake_router import FakeRouter
 

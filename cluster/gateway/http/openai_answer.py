@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ class Whole:
         return Delta(text, self.token_ids, self.logprobs, self.outcome, self.alternatives)
 
 
-class Dialect:
+class Dialect(abc.ABC):
     """How completions and chats differ. tokenizer: None returns no log-probabilities."""
 
     whole: str
@@ -87,17 +88,17 @@ class Dialect:
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
 
+    @abc.abstractmethod
     def choice(self, index: int, delta: Delta) -> Answer:
         """A whole choice."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def opening(self, index: int) -> Answer | None:
         """The choice of a first chunk, None where there is none without text."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def part(self, index: int, delta: Delta) -> Answer:
         """The choice of a later chunk."""
-        raise NotImplementedError
 
     def _entries(self, delta: Delta) -> list[Answer]:
         """One a token: {"token", "logprob", "bytes", "top_logprobs"}."""

@@ -1,0 +1,85 @@
+"""A request between its submission and its release: the sequences it asked for, and where they are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from cluster.gateway.caller import Caller
+from cluster.gateway.mailbox import Bell, Mailbox
+from cluster.gateway.meter import FAILED
+from cluster.gateway.routers import RouterLink
+from cluster.gateway.spans import RequestSpan
+from cluster.types import EngineRequest, FinishReason, RequestId
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Ticket:
+    """A submitted request: read its mailboxes, then give the ticket to `RouterPool.release`.
+
+    mailboxes: one a sequence; all share one bell. owner: whose key it came with; nobody else can abort it or
+    take its place. link, numbers: where its sequences are, once they have been let in. window_s: for how
+    long it goes on without a reader.
+    """
+
+    owner: Caller
+    requests: tuple[EngineRequest, ...]
+    mailboxes: tuple[Mailbox, ...]
+    link: RouterLink | None = None
+    numbers: tuple[int, ...] = ()
+    window_s: float = 0.0
+    span: RequestSpan | None = None
+    let_in_at: float = 0.0
+
+    @property
+    def request_id(self) -> RequestId:
+        return self.requests[0].request_id
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.requests[0].prompt_ids)
+
+    @property
+    def bell(self) -> Bell:
+        return self.mailboxes[0].bell
+
+    @property
+    def failed(self) -> bool:
+        return any(mailbox.reason == FAILED for mailbox in self.mailboxes)
+
+    @property
+    def ended(self) -> bool:
+        return all(mailbox.ended for mailbox in self.mailboxes)
+
+    def same_as(self, requests: tuple[EngineRequest, ...]) -> bool:
+        """Whether they ask for the same tokens. The seed of a greedy request plays no part, nor
+        does a trace."""
+        return tuple(map(_unseeded, self.requests)) == tuple(map(_unseeded, requests))
+
+    def hand_over(self) -> None:
+        """To a new reader, who gets everything from the first token; the one before finds another bell."""
+        before, bell = self.bell, Bell()
+        for mailbox in self.mailboxes:
+            mailbox.rewind(bell, self.prompt_tokens)
+        before.ring()
+
+    def let_in(self, link: RouterLink, now: float) -> None:
+        self.link, self.let_in_at = link, now
+        if self.span is not None:
+            self.span.let_in(link.name)
+        self.numbers = tuple(map(link.submit, self.requests, self.mailboxes))
+
+    def drop(self, place: int, reason: FinishReason | None = None) -> None:
+        """One sequence has given all that is wanted of it: free it at its router. Twice is fine.
+
+        reason: why it ended, if its reader knows better than the router.
+        """
+        if self.link is not None:
+            self.link.release(self.numbers[place])
+        self.mailboxes[place].close(reason)
+
+
+def _unseeded(request: EngineRequest) -> EngineRequest:
+    request = dataclasses.replace(request, trace="")
+    if request.sampling.temperature > 0:
+        return request
+    return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, seed=0))
