@@ -24,6 +24,9 @@ TRITON = (
 )
 OPENAI = ("openai==3.51.*",)
 INSTALL_S = 420
+NPM = ("--loglevel=error", "--no-audit", "--fetch-retries=1", "--fetch-retry-mintimeout=1000")
+"""Its own retries go on for minutes where the registry cannot be reached or trusted."""
+
 UNREACHABLE = (
     "No matching distribution",
     "Connection",
@@ -31,6 +34,7 @@ UNREACHABLE = (
     "ETIMEDOUT",
     "EAI_AGAIN",
     "ENOTFOUND",
+    "SELF_SIGNED_CERT_IN_CHAIN",
 )
 
 
@@ -57,7 +61,7 @@ def node_folder(request: pytest.FixtureRequest) -> Path:
     _install(
         folder,
         packages,
-        [npm, "install", "--loglevel=error", "--no-audit", "--prefix", str(folder), *packages],
+        [npm, "install", *NPM, "--prefix", str(folder), *packages],
     )
     return folder
 
