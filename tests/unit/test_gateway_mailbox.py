@@ -99,7 +99,7 @@ def test_a_new_reader_gets_everything_again() -> None:
 def test_what_its_reader_had_enough_of_ends_for_the_next_one_too() -> None:
     box = Mailbox(RequestId("r"), max_tokens=3, keep=True)
     box.token(1, -1.0)
-    box.abandon("stop")
+    box.close("stop")
     box.rewind(Bell(), prompt_tokens=5)
     batch = box.poll()
     assert batch is not None
