@@ -2,9 +2,8 @@
 
 The calling thread does everything; no other thread, no asyncio. A call that is alone in flight goes the short
 way (express.py) until something unusual happens to it; then, and for all other calls, every node that still
-owes rows is a `Part`, and frames are handled one by one. A reply's header is matched against what the
-node owes before a buffer is chosen for its rows, so that a late duplicate cannot touch a newer step. A node
-whose connection breaks keeps its debts: the same bytes are sent again when it is back, and since an expert's
+owes rows is a `Part`, and frames are handled one by one (replies.py). A node whose connection breaks keeps
+its debts: the same bytes are sent again when it is back, and since an expert's
 output is a pure function of the payload, nobody can tell.
 """
 
@@ -12,14 +11,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from cluster.balance.choice import ChoicePolicy, flow
 from cluster.balance.placement import PlacementTable
 from cluster.dispatch.choice import Choice
 from cluster.dispatch.express import ALL_IN, QUIET, Express
 from cluster.dispatch.flight import Counters, Flight, Part
-from cluster.dispatch.frames import Frame, Limits
+from cluster.dispatch.frames import Limits
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.link import Link
@@ -27,9 +25,10 @@ from cluster.dispatch.messages import Call
 from cluster.dispatch.meter import LoadMeter
 from cluster.dispatch.plan import Slot, Slots
 from cluster.dispatch.poller import Poller
+from cluster.dispatch.replies import Replies
 from cluster.dispatch.roster import Roster
 from cluster.dispatch.transport import ExpertCall, ExpertRows, WireShape
-from cluster.errors import MoemeshError, NodeLost, Overloaded, ProtocolError, Unavailable, error_from_wire
+from cluster.errors import MoemeshError, NodeLost, Overloaded, Unavailable
 from cluster.types import NodeId
 
 DEADLINE_S = 10.0
@@ -49,7 +48,7 @@ timed without a clock on the short way. Large calls always go there."""
 MAX_REPLY_BYTES = 1 << 30
 """No bound of ours: a reply's buffer exists before it arrives, and its length must match it."""
 
-_DISPATCH, _RESULT = Kind.DISPATCH, Kind.RESULT
+_DISPATCH = Kind.DISPATCH
 
 
 class Exchange:
@@ -87,9 +86,9 @@ class Exchange:
         self._step = -1
         self._first_attempt = 0
         self._calls = 0
-        self._now = 0.0
         self._unwell = False
         self._express = Express(shape, identity.incarnation)
+        self._replies = Replies(identity.incarnation, self.counters, self._try_later)
         self._roster = Roster(table, addresses, self._new_link)
         self._look_after()
 
@@ -274,87 +273,12 @@ class Exchange:
         self._go_by_parts()
         events = self._roster.poller.wait(TICK_S if self._unwell else IDLE_S)
         if events:
-            now = self._now = self._clock()
+            now = self._replies.now = self._clock()
             for link, mask in events:
                 if link.connection is not None:  # an earlier event of this turn may have closed it
                     link.on_event(mask, now)
         if self._unwell or not events:
             self._look_after()
-
-    def _match(self, link: Link, header: Any) -> Part | None:
-        """The part that a reply answers; None for a reply to something that is over."""
-        try:
-            router, node, step, layer, micro_batch, attempt = header[:6]
-        except (TypeError, ValueError) as error:
-            raise ProtocolError(f"a reply without its numbers: {error}") from error
-        part = link.parts.get((step, layer, micro_batch))
-        if part is None or attempt != part.attempt or router != self._incarnation or node != link.incarnation:
-            self.counters.stale += 1
-            return None
-        return part
-
-    def _buffer_for(self, link: Link, kind: Kind, header: Any, count: int) -> tuple[memoryview, Part] | None:
-        part = self._match(link, header) if kind is _RESULT else None
-        if part is None:
-            return None
-        if part.receiving:  # a duplicate; the frames of one read are decoded before the first is handled
-            self.counters.stale += 1
-            return None
-        region = part.flight.slot.region(part.node)
-        if len(region) != count:
-            raise ProtocolError(f"{count} bytes of results where {len(region)} were asked for")
-        part.receiving = True
-        return region, part
-
-    def _receive(self, link: Link, frame: Frame) -> None:
-        kind, header = frame.kind, frame.header
-        counters = self.counters
-        if kind is _RESULT:
-            part = frame.context
-            if part is None:
-                raise ProtocolError("a RESULT without rows")
-            counters.received(frame.overhead, len(frame.payload))
-            link.load[:] = header[8:10]
-            if part.posted and len(link.parts) == 1 and not header[8]:  # it waited for nobody there
-                self._time(part, len(frame.payload), header[9])
-            if part.flight.error is None:  # else the call is over
-                del link.parts[part.call]
-                part.flight.left -= 1
-        elif kind is Kind.NOT_HERE or kind is Kind.FAULT:
-            counters.received(frame.overhead, 0)
-            part = self._match(link, header)
-            if part is None:
-                return
-            if kind is Kind.FAULT:
-                self._fault(part, str(header[7]), str(header[8]))
-            else:
-                self._not_here(part, header[6])
-        elif kind is not Kind.PONG:
-            raise ProtocolError(f"a {kind.name} frame where a reply was expected")
-
-    def _time(self, part: Part, reply_bytes: int, service_us: int) -> None:
-        """A round trip has ended with what the last look at the sockets brought."""
-        seconds = self._now - part.posted - service_us * 1e-6
-        request_bytes = len(part.flight.slot.request(part.node)[3])
-        part.flight.pace.timed(part.node, max(seconds, 0.0), request_bytes + reply_bytes)
-
-    def _not_here(self, part: Part, version: int) -> None:
-        link, flight = part.link, part.flight
-        error = Unavailable(
-            f"node {link.node} does not hold the experts of layer {part.call[1]} that table {flight.table} "
-            f"gives it; it has loaded table {version}"
-        )
-        if version < flight.table:
-            self._try_later(part, error)
-        else:
-            flight.error = error
-
-    def _fault(self, part: Part, name: str, message: str) -> None:
-        error = error_from_wire(name, f"node {part.link.node}: {message}")
-        if isinstance(error, Overloaded):
-            self._try_later(part, error)
-        else:
-            part.flight.error = error
 
     def _try_later(self, part: Part, error: MoemeshError) -> None:
         part.failure = error
@@ -422,7 +346,7 @@ class Exchange:
             identity=self._identity,
             poller=poller,
             limits=Limits(payload=MAX_REPLY_BYTES),
-            sink=self._buffer_for,
-            on_frame=self._receive,
+            sink=self._replies.buffer_for,
+            on_frame=self._replies.receive,
             on_change=self._changed,
         )

@@ -39,3 +39,15 @@ def events(response: httpx.Response) -> list[Any]:
 def text_of(chunks: list[Any]) -> str:
     """What a stream of completions wrote, of choice 0."""
     return "".join(c["text"] for chunk in chunks for c in chunk["choices"] if c["index"] == 0)
+
+
+GREEDY = {"model": "tiny", "temperature": 0}
+
+
+def complete(client: httpx.Client, **fields: Any) -> httpx.Response:
+    return client.post("/v1/completions", json={**GREEDY, "prompt": "abc", **fields})
+
+
+def chat(client: httpx.Client, **fields: Any) -> httpx.Response:
+    messages = [{"role": "user", "content": "hi"}]
+    return client.post("/v1/chat/completions", json={**GREEDY, "messages": messages, **fields})
