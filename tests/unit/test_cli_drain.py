@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
 from cluster.cli import app
 from cluster.errors import OutOfMemoryBudget
+from support.scripted_controller import ScriptedController
 
 STAGE = {"loads": [{"layer": 0, "expert": 1, "where": "node-0"}] * 3, "drops": [], "seconds": 0.1}
 PLAN = {"node": "node-2", "drained": True, "started": True, "bytes": 3 << 20, "stages": [STAGE]}
@@ -20,39 +20,16 @@ EMPTY = SETTLED | {"held": 0}
 
 @pytest.fixture
 def controller(monkeypatch):
-    """Answers with `plan`, or raises it, then with one state after the other."""
-    fake = SimpleNamespace(plan=PLAN, asked=[], left=[MOVING, PUBLISHED, SETTLED, EMPTY])
-
-    class Controller:
-        def __init__(self, address, folder):
-            assert address == "here"
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def drain(self, node):
-            fake.asked.append(node)
-            if isinstance(fake.plan, Exception):
-                raise fake.plan
-            return fake.plan
-
-        def undrain(self, node):
-            return {"node": node, "drained": False}
-
-        def status(self):
-            state = dict(fake.left.pop(0))
-            stats = {"held": state.pop("held")}
-            members = [{"id": "node-1", "stats": {"held": 9}}, {"id": "node-2", "stats": stats}]
-            return {"epoch": 1, "version": 2, "members": members} | state
-
-    record = SimpleNamespace(require=lambda: SimpleNamespace(controller="here"))
-    monkeypatch.setattr("cluster.fleet.ask.Controller", Controller)
-    monkeypatch.setattr("cluster.fleet.folder.Folder", lambda: record)
-    monkeypatch.setattr("cluster.cli.drain.POLL_S", 0.0)
+    fake = ScriptedController(PLAN, [MOVING, PUBLISHED, SETTLED, EMPTY], members)
+    fake.install(monkeypatch, "cluster.cli.drain.POLL_S")
     return fake
+
+
+def members(state):
+    return [
+        {"id": "node-1", "stats": {"held": 9}},
+        {"id": "node-2", "stats": {"held": state["held"]}},
+    ]
 
 
 def test_it_waits_until_the_node_is_empty(controller, capsys):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
 from cluster.cli import app
+from support.scripted_controller import ScriptedController
 
 QUALITY = {"step_s": 2e-3, "bound_s": 1e-3, "balancedness": 0.5, "attainable": 0.9, "copies": 16.0}
 STAGE = {
@@ -23,30 +23,8 @@ STATES = [{"pending": 1}, {"pending": 0, "settled": False}, {"pending": 0, "sett
 
 @pytest.fixture
 def controller(monkeypatch):
-    """Answers with `plan`, then with one state after the other; `asked` is what it heard."""
-    fake = SimpleNamespace(plan=PLAN, asked=[], left=list(STATES))
-
-    class Controller:
-        def __init__(self, address, folder):
-            assert address == "here"
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def rebalance(self, **options):
-            fake.asked.append(options)
-            return fake.plan
-
-        def status(self):
-            return {"epoch": 1, "version": 2, "active": 2} | fake.left.pop(0)
-
-    record = SimpleNamespace(require=lambda: SimpleNamespace(controller="here"))
-    monkeypatch.setattr("cluster.fleet.ask.Controller", Controller)
-    monkeypatch.setattr("cluster.fleet.folder.Folder", lambda: record)
-    monkeypatch.setattr("cluster.cli.rebalance.POLL_S", 0.0)
+    fake = ScriptedController(PLAN, STATES)
+    fake.install(monkeypatch, "cluster.cli.rebalance.POLL_S")
     return fake
 
 
