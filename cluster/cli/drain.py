@@ -9,7 +9,7 @@ import typer
 
 from cluster.cli.output import Progress, print_json, table_console
 from cluster.cli.rebalance import MOVED_WITHIN_S, POLL_S, moved, table_of
-from cluster.cli.values import format_bytes
+from cluster.cli.values import megabytes
 from cluster.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _done(found: dict[str, Any]) -> str:
     node, loads = found["node"], sum(len(stage["loads"]) for stage in found["stages"])
     moves = "it held nothing"
     if loads:
-        moves = f"{loads} experts ({format_bytes(found['bytes'])}) were loaded elsewhere"
+        moves = f"{loads} experts ({megabytes(found['bytes'])}) were loaded elsewhere"
     return (
         f"{node} is drained after {found['took_s']:.1f} s: {moves}; "
         f"placement table {found['table']} is in use\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.cli.output import print_json, table_console
-from cluster.cli.values import format_bytes
+from cluster.cli.values import megabytes
 from cluster.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _print(console: Console, found: dict[str, Any], dry_run: bool) -> None:
         )
     console.print(
         f"gain {1e3 * found['gain_s']:.3f} ms a step, cost {1e3 * found['cost_s']:.1f} ms: "
-        f"{format_bytes(found['bytes'])} in {len(found['stages'])} stages, {found['seconds']:.1f} s"
+        f"{megabytes(found['bytes'])} in {len(found['stages'])} stages, {found['seconds']:.1f} s"
     )
     moves = [
         f"{verb} expert {move['expert']} of layer {move['layer']} {word} {move['where']}"

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from cluster.cli.output import print_json, table_console
+from cluster.cli.values import megabytes
 
 if TYPE_CHECKING:
     from cluster.fleet.folder import Record
@@ -103,8 +104,8 @@ def _count(name: str) -> Callable[[Member], object]:
     return lambda member: member["stats"].get(name, "–")
 
 
-def _megabytes(member: Member) -> str:
-    return f"{member['stats'].get('resident_bytes', 0) / 1e6:.1f} MB"
+def _resident(member: Member) -> str:
+    return megabytes(member["stats"].get("resident_bytes", 0))
 
 
 def _kv(member: Member) -> str:
@@ -127,7 +128,7 @@ def _share(member: Member) -> str:
 _NODE: dict[str, Callable[[Member], object]] = {
     "experts": lambda member: member["experts"],
     "of all rows": _share,
-    "resident": _megabytes,
+    "resident": _resident,
     "queued rows": _count("waiting_rows"),
     "rows done": _count("rows"),
     "restarts": _count("restarts"),

@@ -13,7 +13,7 @@ from rich.text import Text
 from cluster.balance.fleet import Floats, Integers
 from cluster.balance.load import LoadStats
 from cluster.balance.placement import PlacementTable
-from cluster.cli.values import format_bytes
+from cluster.cli.values import megabytes
 
 LEVELS = " ▁▂▃▄▅▆▇█"
 FULL = 4.0
@@ -128,7 +128,7 @@ def _nodes(nodes: list[dict[str, Any]], screen: Screen) -> Table:
             Text(bar.ljust(SHARE_CELLS, "·"), style=style or "green"),
             f"{share:.0%}",
             str(node["experts"]),
-            format_bytes(int(node["stats"].get("resident_bytes", 0))),
+            megabytes(node["stats"].get("resident_bytes", 0)),
             str(node["stats"].get("waiting_rows", 0)),
             style=style,
         )

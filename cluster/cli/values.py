@@ -40,6 +40,11 @@ def format_bytes(count: int) -> str:
     return str(count)
 
 
+def megabytes(count: float) -> str:
+    """For people to read: "6.4 MB"."""
+    return f"{count / 1e6:,.1f} MB"
+
+
 def parse_address(text: str, option: str) -> tuple[str, int]:
     """ "HOST:PORT" as a pair, "[::1]:80" too. Raises typer.BadParameter, which names the option."""
     host, colon, port = text.rpartition(":")

@@ -38,7 +38,7 @@ def test_it_waits_until_the_node_is_empty(controller, capsys):
     assert not controller.left
     out = " ".join(capsys.readouterr().out.split())
     assert "node-2 is drained after" in out
-    assert "3 experts (3MiB) were loaded elsewhere; placement table 1.2 is in use" in out
+    assert "3 experts (3.1 MB) were loaded elsewhere; placement table 1.2 is in use" in out
     assert "`moemesh drain node-2 --undo`" in out
 
 

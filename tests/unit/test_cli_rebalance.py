@@ -35,7 +35,7 @@ def test_a_dry_run_prints_the_plan_and_what_it_gains(controller, capsys):
     for text in (
         "now: 2.000 ms of expert work a step, no placement below 1.000 ms;",
         "balancedness 0.500 of at most 0.900 with 16 copies",
-        "gain 1.000 ms a step, cost 250.0 ms: 30MiB in 1 stages, 1.5 s",
+        "gain 1.000 ms a step, cost 250.0 ms: 31.5 MB in 1 stages, 1.5 s",
         "load expert 7 of layer 2 on node-1",
         "… and 11 more; --json lists them",
         "stays: expert 1 of layer 1: it is too large",
