@@ -10,6 +10,10 @@ from cluster.errors import BrokenCheckpoint, InvalidRequest
 
 REPLACEMENT = "\ufffd"  # what decoding puts where bytes are no complete UTF-8 character
 
+MOST_HELD = 64
+"""Ids that may wait for the end of a character, which has four bytes at most. Beyond are invalid bytes, and
+without a bound each of them would cost as much as all before it."""
+
 
 class Tokenizer:
     """Immutable; safe to share between threads."""
@@ -18,6 +22,8 @@ class Tokenizer:
         inner.no_truncation()  # tokenizer.json may carry the settings of its last training run
         inner.no_padding()
         self._inner = inner
+        added = inner.get_added_tokens_decoder()
+        self._special = frozenset(number for number, token in added.items() if token.special)
         self.vocab_size = max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         """One more than the largest id."""
 
@@ -57,6 +63,10 @@ class Tokenizer:
         stream = StreamDecoder(self)
         return "".join([*map(stream.push, ids), stream.flush()])
 
+    def prints(self, token_id: int) -> bool:
+        """False for special tokens and ids that no token has: decoding leaves them out."""
+        return token_id not in self._special and self._inner.id_to_token(token_id) is not None
+
     def decode_window(self, ids: Sequence[int]) -> str:
         """The library's own decoding of a run of ids. Parts of a text do not simply concatenate."""
         return str(self._inner.decode(ids, skip_special_tokens=True))
@@ -74,27 +84,34 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._given: list[int] = []  # the ids of the last piece given out: context for the next
+        self._before = ""  # their text
         self._held: list[int] = []  # ids since then
 
     def push(self, token_id: int) -> str:
+        if not self._tokenizer.prints(token_id):
+            return ""
         self._held.append(token_id)
         text = self._pending()
-        if not text or text.endswith(REPLACEMENT):  # nothing yet, or perhaps an unfinished character
+        unfinished = not text or text.endswith(REPLACEMENT)
+        if unfinished and len(self._held) < MOST_HELD:
             return ""
-        self._given, self._held = self._held, []
+        self._take(self._held)
         return text
 
     def flush(self) -> str:
         """What is held, with U+FFFD for an unfinished character; the decoder starts afresh."""
         text = self._pending()
-        self._given, self._held = [], []
+        self._take([])
         return text
 
+    def _take(self, given: list[int]) -> None:
+        self._given, self._held = given, []
+        self._before = self._tokenizer.decode_window(given)
+
     def _pending(self) -> str:
-        before = self._tokenizer.decode_window(self._given)
         both = self._tokenizer.decode_window(self._given + self._held)
-        if both.startswith(before):
-            return both[len(before) :]
+        if both.startswith(self._before):
+            return both[len(self._before) :]
         # Byte-fallback decoders judge a run of byte tokens as a whole: an unfinished character behind a good
         # one spoils both. The good one has been given out, so the rest is decoded by itself.
         return self._tokenizer.decode_window(self._held)

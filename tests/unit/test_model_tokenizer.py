@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import BrokenCheckpoint, InvalidRequest
-from cluster.model.tokenizer import StreamDecoder, Tokenizer
+from cluster.model.tokenizer import MOST_HELD, StreamDecoder, Tokenizer
 from support.checkpoint_files import byte_tokenizer
 
 TEXTS = ["", "hello world", " leading", "héllo wörld", "世界 🙂🙂👩‍👩‍👧", "a\ufffdb", "\n\n  x\t", "é" * 40]
@@ -101,6 +101,19 @@ def test_flush_gives_out_an_unfinished_character_and_starts_afresh() -> None:
 def test_special_tokens_print_nothing() -> None:
     ids = [1, *BYTES.encode("a"), 2, *BYTES.encode("b"), 3]
     assert pieces(BYTES, ids) == ["", "a", "", "b", "", ""]
+
+
+@pytest.mark.parametrize("token", [1, 900, BYTES.encode("世")[0]], ids=["special", "unknown", "no character"])
+def test_what_prints_nothing_does_not_cost_more_and_more(monkeypatch, token: int) -> None:
+    """A client may ask for thousands of tokens beyond the end of a text."""
+    decoded: list[int] = []
+    whole = BYTES.decode_window
+    monkeypatch.setattr(BYTES, "decode_window", lambda ids: (decoded.append(len(ids)), whole(ids))[1])
+    stream = StreamDecoder(BYTES)
+    for _ in range(4 * MOST_HELD):
+        stream.push(token)
+    assert max(decoded, default=0) <= 2 * MOST_HELD
+    assert stream.push(BYTES.encode("a")[0]).endswith("a")
 
 
 def test_ids_beyond_the_tokenizer_print_nothing() -> None:

@@ -16,7 +16,8 @@ from cluster.errors import MoemeshError
 from cluster.gateway.routers import PROBE_NUMBER
 from cluster.types import EngineRequest, RequestId
 
-TOKEN = 0
+TOKEN = 1000
+"""Of the bundled model, one that has a text: a word."""
 
 
 @dataclass(slots=True)
