@@ -35,6 +35,7 @@ class RouterPool:
     A router is given as many sequences as it can run (`window`). The rest wait here, where it is decided
     whose turn it is (cluster/gateway/line.py); a request that would wait for too long is refused at once.
 
+    connected: how many there are. All counts are plain numbers, which may be read from any thread.
     on_ready: called with True when a first router can take requests, with False when none can.
     meter: what it counts, on the gateway's clock.
     """
@@ -63,16 +64,13 @@ class RouterPool:
         self._pace = Pace()
         self._service_s = 0.0
         """Mean time of late from being let in to the end, of requests that were not given up."""
+        self.connected = 0
         self._was_ready = False
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def ready(self) -> bool:
-        return any(link.connected for link in self._links.values())
-
-    @property
-    def connected(self) -> int:
-        return sum(link.connected for link in self._links.values())
+        return self.connected > 0
 
     @property
     def outstanding(self) -> int:
@@ -81,12 +79,12 @@ class RouterPool:
     @property
     def sequences(self) -> int:
         """Those whose end has not come yet."""
-        return sum(not mailbox.ended for ticket in self._tickets.values() for mailbox in ticket.mailboxes)
+        return self.meter.sequences
 
     @property
     def queued(self) -> int:
         """Sequences of which no router has sent anything yet."""
-        return sum(not mailbox.started for ticket in self._tickets.values() for mailbox in ticket.mailboxes)
+        return self.meter.queued
 
     def update(self, routers: Mapping[RouterId, str]) -> None:
         """Connect to new routers and new addresses, drop those no longer named."""
@@ -270,6 +268,7 @@ class RouterPool:
 
     def _changed(self) -> None:
         """A router has come or gone, or requests at one have ended."""
+        self.connected = sum(link.connected for link in self._links.values())
         if self.ready != self._was_ready:
             self._was_ready = self.ready
             self._on_ready(self._was_ready)

@@ -120,7 +120,8 @@ class GatewayService:
         self._cluster.announce()
 
     def stats(self) -> dict[str, Any]:
-        """Counts of now, for status displays: {"outstanding", "queued", "routers"}."""
+        """Counts of now, for status displays: {"outstanding", "queued", "routers"}. Of plain numbers: the
+        loop goes on changing what they count."""
         if self._front is None:
             return {"outstanding": 0, "queued": 0, "routers": 0}
         pool = self._front.pool

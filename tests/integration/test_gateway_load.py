@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -186,5 +189,68 @@ def test_samples_of_one_request_stay_together() -> None:
                 assert {len(router.running), len(second.running)} == {1, 3}
                 assert ticket.link is not None
                 assert len(set(ticket.numbers)) == 3
+
+    asyncio.run(main())
+
+
+def test_counts_can_be_read_from_another_thread() -> None:
+    """They walk over nothing that the loop changes."""
+    stop, wrong = threading.Event(), list[Exception]()
+
+    def read(pool: RouterPool) -> None:
+        while not stop.is_set():
+            try:
+                _ = pool.outstanding, pool.queued, pool.sequences, pool.connected
+            except RuntimeError as error:
+                wrong.append(error)
+                return
+
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, config=GatewayConfig(window=1, max_queued=200)) as pool:
+                reader = threading.Thread(target=read, args=(pool,))
+                reader.start()
+                try:
+                    for turn in range(40):
+                        tickets = [ask(pool, f"{turn} {number}") for number in range(20)]
+                        for ticket in tickets:
+                            pool.release(ticket)
+                finally:
+                    stop.set()
+                    reader.join()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        asyncio.run(main())
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_counts_are_those_of_a_walk_over_all_requests(seed: int) -> None:
+    """Whatever happens to requests, in whatever order."""
+    draw = random.Random(seed)
+
+    async def main() -> None:
+        tickets: list[Ticket] = []
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, config=GatewayConfig(window=3, max_queued=50)) as pool:
+                for number in range(60):
+                    match draw.choice(("ask", "ask", "step", "release", "abort")):
+                        case "ask":
+                            tickets.append(ask(pool, str(number), tokens=draw.randrange(1, 4)))
+                        case "step":
+                            router.step()
+                            await asyncio.sleep(0.002)
+                        case "release" if tickets:
+                            pool.release(tickets.pop(draw.randrange(len(tickets))))
+                        case "abort" if tickets:
+                            pool.abort(draw.choice(tickets).request_id)
+                    boxes = [mailbox for ticket in tickets for mailbox in ticket.mailboxes]
+                    assert pool.queued == sum(not mailbox.started for mailbox in boxes)
+                    assert pool.sequences == sum(not mailbox.ended for mailbox in boxes)
+                    assert pool.outstanding == len(tickets)
 
     asyncio.run(main())
