@@ -111,13 +111,17 @@ class Line(Generic[Entry]):
             heapq.heappop(self._heap)
         return self._heap[0][2].entry if self._heap else None
 
-    def remove(self, entry: Entry) -> bool:
-        """It was let in, or has gone; False if it does not wait."""
+    def let_in(self, entry: Entry) -> None:
+        """It has its turn. It must wait here."""
+        self._now = max(self._now, self._places[entry].start)
+        self.drop(entry)
+
+    def drop(self, entry: Entry) -> bool:
+        """It has gone without a turn; False if it does not wait."""
         place = self._places.pop(entry, None)
         if place is None:
             return False
         place.here = False
-        self._now = max(self._now, place.start)
         self.sequences -= place.sequences
         if not self._places:
             self._heap.clear()

@@ -161,7 +161,7 @@ class RouterPool:
 
     def release(self, ticket: Ticket) -> None:
         """Give up whatever the request still holds here and at its router. Twice is fine."""
-        self._line.remove(ticket)
+        self._line.drop(ticket)
         self._windows.close(ticket)
         if ticket.link is not None and ticket.ended and self._known(ticket):
             self._service_s = smoothed(self._service_s, self.meter.clock() - ticket.let_in_at)
@@ -184,7 +184,7 @@ class RouterPool:
             return False
         running = not ticket.ended
         ticket.window_s = 0.0
-        self._line.remove(ticket)
+        self._line.drop(ticket)
         for place, mailbox in enumerate(ticket.mailboxes):
             mailbox.finish(End("aborted", ticket.prompt_tokens, mailbox.received))
             ticket.drop(place)
@@ -242,7 +242,7 @@ class RouterPool:
             link = self._place_for(len(ticket.requests))
             if link is None:
                 return
-            self._line.remove(ticket)
+            self._line.let_in(ticket)
             now = self.meter.clock()
             self._pace = left(self._pace, now, waiting=len(self._line) > 0)
             ticket.let_in(link, now)
@@ -279,7 +279,7 @@ class RouterPool:
     def _turn_away(self) -> None:
         """No router is left: whoever waits is told so, since nobody knows for how long."""
         while (ticket := self._line.first()) is not None:
-            self._line.remove(ticket)
+            self._line.drop(ticket)
             for mailbox in ticket.mailboxes:
                 mailbox.fail(Unavailable("no router is connected any more; send the request again"))
 

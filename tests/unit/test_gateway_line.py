@@ -17,7 +17,7 @@ KEYS = ("a", "b", "c")
 def drain(line: Line[Any]) -> list[Any]:
     order = []
     while (entry := line.first()) is not None:
-        assert line.remove(entry)
+        line.let_in(entry)
         order.append(entry)
     return order
 
@@ -49,11 +49,21 @@ def test_a_newcomer_is_not_punished_for_having_been_away() -> None:
     for number in range(6):
         line.push(f"old{number}", "old", tokens=10)
     for _ in range(3):
-        line.remove(str(line.first()))
+        line.let_in(str(line.first()))
     assert line.ahead("new", 0) == 0
     for number in range(3):
         line.push(f"new{number}", "new", tokens=10)
     assert drain(line) == ["new0", "old3", "new1", "old4", "new2", "old5"], "nor is it given the time before"
+
+
+def test_whoever_leaves_without_a_turn_puts_nobody_back() -> None:
+    """Work that was never let in is no time that passed for others."""
+    line: Line[str] = Line(100)
+    for number in range(5):
+        line.push(f"a{number}", "a", tokens=10)
+    assert line.drop("a4")
+    line.push("b0", "b", tokens=10)
+    assert drain(line) == ["a0", "b0", "a1", "a2", "a3"]
 
 
 def test_priority_goes_first_but_not_for_ever() -> None:
@@ -61,13 +71,13 @@ def test_priority_goes_first_but_not_for_ever() -> None:
     line.push("patient", "b", tokens=10)
     line.push("urgent", "b", tokens=10, priority=1)
     assert line.first() == "urgent"
-    line.remove("urgent")
+    line.let_in("urgent")
     passed = number = 0
     while True:
         line.push(f"u{number}", "a", tokens=100, priority=1)
         entry = line.first()
         assert entry is not None
-        line.remove(entry)
+        line.let_in(entry)
         if entry == "patient":
             break
         passed += 100
@@ -108,8 +118,8 @@ def test_whoever_has_gone_is_not_next() -> None:
     line: Line[str] = Line(10)
     for name in ("x", "y", "z"):
         line.push(name, "k", tokens=1)
-    assert line.remove("x")
-    assert not line.remove("x")
+    assert line.drop("x")
+    assert not line.drop("x")
     assert line.first() == "y"
     assert (len(line), line.sequences) == (2, 2)
 
