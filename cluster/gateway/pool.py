@@ -63,7 +63,7 @@ class RouterPool:
         self._windows: Windows[Ticket] = Windows(config.max_queued, self.release)
         self._pace = Pace()
         self._service_s = 0.0
-        """Mean time of late from being let in to the end, of requests that were not given up."""
+        """Mean time of late from being let in to the end, of requests that were completed."""
         self.connected = 0
         self._was_ready = False
         self._closing: set[asyncio.Task[None]] = set()
@@ -163,7 +163,7 @@ class RouterPool:
         """Give up whatever the request still holds here and at its router. Twice is fine."""
         self._line.drop(ticket)
         self._windows.close(ticket)
-        if ticket.link is not None and ticket.ended and self._known(ticket):
+        if ticket.link is not None and ticket.completed and self._known(ticket):
             self._service_s = smoothed(self._service_s, self.meter.clock() - ticket.let_in_at)
         for place in range(len(ticket.mailboxes)):
             ticket.drop(place)

@@ -11,6 +11,9 @@ from cluster.gateway.routers import RouterLink
 from cluster.gateway.spans import RequestSpan
 from cluster.types import EngineRequest, FinishReason, RequestId
 
+COMPLETE: frozenset[str] = frozenset({"stop", "length"})
+"""Reasons of those that got all that they asked for."""
+
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Ticket:
@@ -49,6 +52,11 @@ class Ticket:
     @property
     def ended(self) -> bool:
         return all(mailbox.ended for mailbox in self.mailboxes)
+
+    @property
+    def completed(self) -> bool:
+        """Whether all sequences have been generated to their ends: none failed or was given up."""
+        return all(mailbox.ended and mailbox.reason in COMPLETE for mailbox in self.mailboxes)
 
     def same_as(self, requests: tuple[EngineRequest, ...]) -> bool:
         """Whether they ask for the same tokens. The seed of a greedy request plays no part, nor

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
-from cluster.errors import Overloaded, Unavailable
+from cluster.errors import NonFinite, Overloaded, Unavailable
 from cluster.gateway.caller import ANYBODY, Caller, set_caller, set_time_left
 from cluster.gateway.meter import Meter
 from cluster.gateway.pool import RouterPool
@@ -135,6 +135,45 @@ def test_what_would_wait_too_long_is_refused_with_the_time_to_come_back() -> Non
                 assert pool.meter.refused == {"Overloaded": 2}
 
     asyncio.run(main())
+
+
+def test_failures_are_no_sign_of_how_long_requests_take() -> None:
+    """Instant ones, and aborts, do not shorten the wait of those that will be served."""
+
+    async def main() -> None:
+        clock = Clock()
+        with FakeRouter(paused=True) as router:
+            config = GatewayConfig(window=1, max_queued=100, max_wait_s=3.5, wait_share=4.0)
+            async with pool_of(router, config=config, clock=clock) as pool:
+                await serve_one_a_second(router, pool, clock, 4)
+                for number in range(30):
+                    failed = ask(pool, f"failed{number}")
+                    await until(lambda: len(router.running) == 1)
+                    router.fail_running(NonFinite("broken"))
+                    await until(lambda failed=failed: failed.ended)
+                    pool.release(failed)
+                    aborted = ask(pool, f"aborted{number}")
+                    await until(lambda: len(router.running) == 1)
+                    assert pool.abort(aborted.request_id)
+                    pool.release(aborted)
+                    await until(lambda: not router.running)
+                tickets = [ask(pool, f"waits{number}") for number in range(3)]
+                assert not pool.meter.refused
+                for ticket in tickets:
+                    pool.release(ticket)
+
+    asyncio.run(main())
+
+
+async def serve_one_a_second(router: FakeRouter, pool: RouterPool, clock: Clock, count: int) -> None:
+    """Requests of one token, while others wait."""
+    tickets = [ask(pool, f"served{number}", tokens=1) for number in range(count)]
+    for ticket in tickets:
+        await until(lambda: len(router.running) == 1)
+        clock.now += 1.0
+        router.step()
+        await until(lambda ticket=ticket: ticket.ended)
+        pool.release(ticket)
 
 
 def test_whoever_leaves_the_line_is_never_heard_of() -> None:
