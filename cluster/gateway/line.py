@@ -21,20 +21,20 @@ LEAST_WAIT_S = 0.1
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast the line moves. interval: mean seconds between two that leave it, 0 while unknown; at: when
-    the last one left, None while nobody waits."""
+    """How fast the line moves. interval: mean seconds that a sequence's turn is after the one before it, 0
+    while unknown; at: when the last request left, None while nobody waits."""
 
     interval: float = 0.0
     at: float | None = None
 
 
-def left(pace: Pace, now: float, waiting: bool) -> Pace:
-    """One has left the line. waiting: whether others still wait; only between two of the same line is the
-    time a sign of how fast routers take them."""
+def left(pace: Pace, now: float, sequences: int, waiting: bool) -> Pace:
+    """A request of so many sequences has been let in: since the one before, as many places have come free.
+    waiting: whether others still wait; only between two of the same line is the time a sign of how fast
+    routers take them."""
     interval = pace.interval
     if pace.at is not None:
-        gap = now - pace.at
-        interval = smoothed(interval, gap)
+        interval = smoothed(interval, (now - pace.at) / sequences)
     return Pace(interval, now if waiting else None)
 
 

@@ -218,7 +218,7 @@ class RouterPool:
         config = self._config
         limit_s = longest_wait(self._service_s, config.wait_share, config.max_wait_s)
         limit_s = min(limit_s, time_left() or limit_s)
-        wait_s = self._pace.interval * (1 + self._line.ahead(key, requests[0].priority))
+        wait_s = self._pace.interval * (self._line.ahead(key, requests[0].priority) + len(requests))
         if wait_s > limit_s:
             retry_s = max(SOONEST_RETRY_S, wait_s - limit_s)
             raise Overloaded(
@@ -244,7 +244,7 @@ class RouterPool:
                 return
             self._line.let_in(ticket)
             now = self.meter.clock()
-            self._pace = left(self._pace, now, waiting=len(self._line) > 0)
+            self._pace = left(self._pace, now, len(ticket.requests), waiting=len(self._line) > 0)
             ticket.let_in(link, now)
 
     def _place_for(self, sequences: int) -> RouterLink | None:

@@ -53,9 +53,9 @@ async def until(what: object, seconds: float = 20.0) -> None:
     raise AssertionError(f"waited {seconds:g} s in vain")
 
 
-def ask(pool: RouterPool, name: str, tokens: int = 2, priority: int = 0) -> Ticket:
+def ask(pool: RouterPool, name: str, tokens: int = 2, priority: int = 0, samples: int = 1) -> Ticket:
     params = SamplingParams(max_tokens=tokens)
-    return pool.submit(EngineRequest(RequestId(name), (1, 2, 3), params, priority=priority))
+    return pool.submit(*[EngineRequest(RequestId(name), (1, 2, 3), params, priority=priority)] * samples)
 
 
 @contextmanager
@@ -133,6 +133,30 @@ def test_what_would_wait_too_long_is_refused_with_the_time_to_come_back() -> Non
                 set_time_left(None)
                 ask(pool, "fourth")
                 assert pool.meter.refused == {"Overloaded": 2}
+
+    asyncio.run(main())
+
+
+def test_the_wait_is_predicted_by_sequences() -> None:
+    """Of four samples each: a request counts for the places that it needs."""
+
+    async def main() -> None:
+        clock = Clock()
+        with FakeRouter(paused=True) as router:
+            config = GatewayConfig(window=4, max_queued=100, max_wait_s=3.5)
+            async with pool_of(router, config=config, clock=clock) as pool:
+                tickets = [ask(pool, f"first{number}", tokens=1, samples=4) for number in range(4)]
+                for turn in range(3):  # four sequences a second
+                    clock.now += 1.0
+                    await until(lambda turn=turn: len(names(router)) == 4 * (turn + 1))
+                    router.step()
+                    await until(lambda turn=turn: tickets[turn].ended)
+                await until(lambda: len(names(router)) == 16)
+                tickets += [ask(pool, f"second{number}", samples=4) for number in range(3)]
+                with pytest.raises(Overloaded, match=r"would wait 4\.0 s and may 3\.5 s"):
+                    ask(pool, "fourth", samples=4)
+                for ticket in tickets:
+                    pool.release(ticket)
 
     asyncio.run(main())
 

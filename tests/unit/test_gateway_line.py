@@ -125,14 +125,21 @@ def test_whoever_has_gone_is_not_next() -> None:
 
 
 def test_the_pace_counts_only_while_others_wait() -> None:
-    pace = left(Pace(), 10.0, waiting=True)
+    pace = left(Pace(), 10.0, 1, waiting=True)
     assert pace == Pace(0.0, 10.0), "one moment is no interval"
-    pace = left(pace, 10.5, waiting=False)
+    pace = left(pace, 10.5, 1, waiting=False)
     assert pace == Pace(0.5, None)
-    pace = left(pace, 99.0, waiting=True)
+    pace = left(pace, 99.0, 1, waiting=True)
     assert pace == Pace(0.5, 99.0), "nobody waited in between"
-    pace = left(pace, 100.0, waiting=True)
+    pace = left(pace, 100.0, 1, waiting=True)
     assert pace.interval == 0.8 * 0.5 + 0.2 * 1.0
+
+
+def test_the_pace_is_that_of_sequences() -> None:
+    """Requests of many leave the line as fast as they free places."""
+    pace = left(Pace(), 10.0, 4, waiting=True)
+    pace = left(pace, 12.0, 4, waiting=True)
+    assert pace == Pace(0.5, 12.0)
 
 
 @pytest.mark.parametrize(
