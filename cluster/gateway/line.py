@@ -52,6 +52,16 @@ def longest_wait(service_s: float, share: float, most_s: float) -> float:
     return min(most_s, max(LEAST_WAIT_S, share * service_s))
 
 
+@dataclass(frozen=True)
+class Full:
+    """The bound that a request met. waiting: sequences, of everybody or, where it was the key's `own` bound,
+    of that key; free: places left."""
+
+    waiting: int
+    free: int
+    own: bool
+
+
 @dataclass(slots=True)
 class _Place(Generic[Entry]):
     entry: Entry
@@ -84,12 +94,15 @@ class Line(Generic[Entry]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def has_room(self, key: str, sequences: int) -> bool:
+    def full(self, key: str, sequences: int) -> Full | None:
+        """Why so many of this key cannot wait too; None if they can."""
         free = self._most - self.sequences
-        if not key:
-            return sequences <= free
+        if sequences > free:
+            return Full(self.sequences, free, own=False)
         mine = sum(place.sequences for place in self._places.values() if place.key == key)
-        return sequences <= free and (mine == 0 or mine + sequences <= free)
+        if key and mine and mine + sequences > free:
+            return Full(mine, free, own=True)
+        return None
 
     def ahead(self, key: str, priority: int) -> int:
         """Sequences that would be let in before a request that came now."""

@@ -14,7 +14,7 @@ from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
 from cluster.errors import InvalidRequest, MoemeshError, Overloaded, Unavailable
 from cluster.gateway.caller import caller, set_request, time_left
-from cluster.gateway.line import Line, Pace, left, longest_wait, smoothed
+from cluster.gateway.line import Full, Line, Pace, left, longest_wait, smoothed
 from cluster.gateway.mailbox import Bell, End, Mailbox
 from cluster.gateway.meter import FAILED, Meter
 from cluster.gateway.routers import RouterLink
@@ -208,13 +208,8 @@ class RouterPool:
         self._least_busy()
         if not len(self._line) and self._place_for(len(requests)) is not None:
             return
-        if not self._line.has_room(key, len(requests)):
-            wait_s = max(SOONEST_RETRY_S, self._pace.interval)
-            raise Overloaded(
-                f"{self._line.sequences} sequences wait here and {self._config.max_queued} may; "
-                f"try again in {wait_s:.1f} s",
-                wait_s,
-            )
+        if (full := self._line.full(key, len(requests))) is not None:
+            raise _refused(full, self._config.max_queued, max(SOONEST_RETRY_S, self._pace.interval))
         config = self._config
         limit_s = longest_wait(self._service_s, config.wait_share, config.max_wait_s)
         limit_s = min(limit_s, time_left() or limit_s)
@@ -282,6 +277,18 @@ class RouterPool:
             self._line.drop(ticket)
             for mailbox in ticket.mailboxes:
                 mailbox.fail(Unavailable("no router is connected any more; send the request again"))
+
+
+def _refused(full: Full, most: int, retry_s: float) -> Overloaded:
+    """most: sequences that may wait."""
+    if full.own:
+        why = (
+            f"this key has {full.waiting} sequences waiting and {full.free} places are left; "
+            "a key may not fill more of them than it leaves to others"
+        )
+    else:
+        why = f"{full.waiting} sequences wait here and {most} may"
+    return Overloaded(f"{why}; try again in {retry_s:.1f} s", retry_s)
 
 
 def _report(ticket: Ticket) -> None:

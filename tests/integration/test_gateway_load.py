@@ -200,6 +200,23 @@ async def serve_one_a_second(router: FakeRouter, pool: RouterPool, clock: Clock,
         pool.release(ticket)
 
 
+def test_a_refusal_says_which_bound_was_met() -> None:
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, config=GatewayConfig(window=1, max_queued=4)) as pool:
+                with as_key("greedy"):
+                    for number in range(3):
+                        ask(pool, f"g{number}")
+                    with pytest.raises(Overloaded, match="this key has 2 sequences waiting and 2 places are"):
+                        ask(pool, "g3")
+                with as_key("modest"):
+                    ask(pool, "m0")
+                with as_key("late"), pytest.raises(Overloaded, match="3 sequences wait here and 4 may"):
+                    ask(pool, "l", samples=2)
+
+    asyncio.run(main())
+
+
 def test_whoever_leaves_the_line_is_never_heard_of() -> None:
     async def main() -> None:
         with FakeRouter(paused=True) as router:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.gateway.line import HEADWAY, LEAST_WAIT_S, Line, Pace, left, longest_wait
+from cluster.gateway.line import HEADWAY, LEAST_WAIT_S, Full, Line, Pace, left, longest_wait
 
 KEYS = ("a", "b", "c")
 
@@ -90,7 +90,7 @@ def test_places_are_bounded_and_one_key_leaves_half(requests: list[tuple[str, in
     line: Line[int] = Line(most)
     held: Counter[str] = Counter()
     for number, (key, sequences) in enumerate(requests):
-        if line.has_room(key, sequences):
+        if line.full(key, sequences) is None:
             line.push(number, key, tokens=1, sequences=sequences)
             held[key] += sequences
         assert line.sequences == held.total() <= most
@@ -102,16 +102,17 @@ def test_places_are_bounded_and_one_key_leaves_half(requests: list[tuple[str, in
 def test_a_key_alone_leaves_room_that_another_gets() -> None:
     line: Line[int] = Line(8)
     number = 0
-    while line.has_room("greedy", 1):
+    while line.full("greedy", 1) is None:
         line.push(number, "greedy", tokens=1)
         number += 1
     assert number == 4
-    assert line.has_room("other", 1)
+    assert line.full("greedy", 1) == Full(waiting=4, free=4, own=True)
+    assert line.full("other", 1) is None
     shared: Line[int] = Line(8)
     for number in range(8):
-        assert shared.has_room("", 1), "without keys all places are everybody's"
+        assert shared.full("", 1) is None, "without keys all places are everybody's"
         shared.push(number, "", tokens=1)
-    assert not shared.has_room("", 1)
+    assert shared.full("", 1) == Full(waiting=8, free=0, own=False)
 
 
 def test_whoever_has_gone_is_not_next() -> None:
