@@ -94,20 +94,29 @@ class Line(Generic[Entry]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def full(self, key: str, sequences: int) -> Full | None:
-        """Why so many of this key cannot wait too; None if they can."""
-        free = self._most - self.sequences
+    def __contains__(self, entry: object) -> bool:
+        return entry in self._places
+
+    def full(self, key: str, sequences: int, leaving: Entry | None = None) -> Full | None:
+        """Why so many of this key cannot wait too; None if they can. leaving: whose places count as free."""
+        here = [place for place in self._places.values() if place.entry != leaving]
+        waiting = sum(place.sequences for place in here)
+        free = self._most - waiting
         if sequences > free:
-            return Full(self.sequences, free, own=False)
-        mine = sum(place.sequences for place in self._places.values() if place.key == key)
+            return Full(waiting, free, own=False)
+        mine = sum(place.sequences for place in here if place.key == key)
         if key and mine and mine + sequences > free:
             return Full(mine, free, own=True)
         return None
 
-    def ahead(self, key: str, priority: int) -> int:
-        """Sequences that would be let in before a request that came now."""
+    def ahead(self, key: str, priority: int, leaving: Entry | None = None) -> int:
+        """Sequences that would be let in before a request that came now. leaving: who does not count."""
         rank = self._start(key) - HEADWAY * priority
-        return sum(place.sequences for place in self._places.values() if place.rank <= rank)
+        return sum(
+            place.sequences
+            for place in self._places.values()
+            if place.rank <= rank and place.entry != leaving
+        )
 
     def push(self, entry: Entry, key: str, *, tokens: int, sequences: int = 1, priority: int = 0) -> None:
         """tokens: the work of all its sequences, prompt and most new tokens. entry: hashable, once."""

@@ -101,14 +101,26 @@ class RouterPool:
 
         Raises Overloaded when they do not fit the line or would wait too long in it, RateLimited when the
         caller's key may not have them now, Unavailable when no router is connected, InvalidRequest for a tier
-        that is not offered.
+        that is not offered, or a request of the caller's that has the same id and runs.
         """
+        return self._accept(requests, window_s, None)
+
+    def replace(self, *requests: EngineRequest, window_s: float = 0.0) -> Ticket:
+        """As `submit`, in place of the caller's request of the same id, if it has one: when this one has been
+        accepted, that one ends, and its reader sees reason "aborted". What it holds counts as free. Raises
+        what `submit` does; then that one goes on."""
+        replaced = self._tickets.get((caller().id, requests[0].request_id))
+        return self._accept(requests, window_s, replaced)
+
+    def _accept(
+        self, requests: tuple[EngineRequest, ...], window_s: float, replaced: Ticket | None
+    ) -> Ticket:
         who = caller()
         span = None if self._spans is None else self._spans.begin(requests, who.id)
         set_request(requests[0].request_id, "" if span is None else span.trace_id)
         try:
-            self._check(who.id, requests)
-            self._limits.enter(who)
+            self._check(who.id, requests, replaced)
+            self._limits.enter(who, ending=replaced is not None)
         except MoemeshError as error:
             self.meter.refuse(type(error).__name__)
             if span is not None:
@@ -116,7 +128,10 @@ class RouterPool:
             raise
         if span is not None and span.traceparent:
             requests = tuple(dataclasses.replace(each, trace=span.traceparent) for each in requests)
-        first, bell = requests[0], Bell()
+        if replaced is not None:
+            self._end(replaced)
+            self.release(replaced)
+        bell = Bell()
         mailboxes = tuple(
             Mailbox(
                 each.request_id,
@@ -128,9 +143,7 @@ class RouterPool:
             for each in requests
         )
         ticket = Ticket(who, requests, mailboxes, window_s=window_s, span=span)
-        if (replaced := self._tickets.get((who.id, first.request_id))) is not None:
-            self._limits.leave(replaced.owner)
-        self._tickets[who.id, first.request_id] = ticket
+        self._tickets[who.id, ticket.request_id] = ticket
         self._enter(ticket)
         return ticket
 
@@ -173,21 +186,14 @@ class RouterPool:
             _report(ticket)
         self._let_in()
 
-    def is_running(self, request_id: RequestId) -> bool:
-        """Whether the caller has a request of this name."""
-        return (caller().id, request_id) in self._tickets
-
     def abort(self, request_id: RequestId) -> bool:
         """End a request of the caller's; its reader sees reason "aborted". False if none has this name."""
         ticket = self._tickets.get((caller().id, request_id))
         if ticket is None:
             return False
         running = not ticket.ended
-        ticket.window_s = 0.0
         self._line.drop(ticket)
-        for place, mailbox in enumerate(ticket.mailboxes):
-            mailbox.finish(End("aborted", ticket.prompt_tokens, mailbox.received))
-            ticket.drop(place)
+        self._end(ticket)
         if self._windows.close(ticket):
             self.release(ticket)
         self._let_in()
@@ -198,22 +204,35 @@ class RouterPool:
         self.update({})
         await asyncio.gather(*self._closing)
 
+    def _end(self, ticket: Ticket) -> None:
+        """Before its time: its reader sees reason "aborted", unless everything has come."""
+        ticket.window_s = 0.0
+        for place, mailbox in enumerate(ticket.mailboxes):
+            mailbox.finish(End("aborted", ticket.prompt_tokens, mailbox.received))
+            ticket.drop(place)
+
     def _known(self, ticket: Ticket) -> bool:
         return self._tickets.get((ticket.owner.id, ticket.request_id)) is ticket
 
-    def _check(self, key: str, requests: tuple[EngineRequest, ...]) -> None:
-        """Raises InvalidRequest, Overloaded or Unavailable for what should not even wait."""
+    def _check(self, key: str, requests: tuple[EngineRequest, ...], leaving: Ticket | None) -> None:
+        """Raises InvalidRequest, Overloaded or Unavailable for what should not even wait. leaving: whose
+        places will be free."""
+        name, count = requests[0].request_id, len(requests)
+        if leaving is None and (key, name) in self._tickets:
+            raise InvalidRequest(f"request_id {name!r} is running; abort it first or choose another")
         if (tier := requests[0].tier) not in self.tiers:
             raise InvalidRequest(f"tier {tier!r} is not offered now; offered: {', '.join(self.tiers)}")
         self._least_busy()
-        if not len(self._line) and self._place_for(len(requests)) is not None:
+        others = len(self._line) - (leaving in self._line)
+        if not others and self._place_for(count, leaving) is not None:
             return
-        if (full := self._line.full(key, len(requests))) is not None:
+        if (full := self._line.full(key, count, leaving)) is not None:
             raise _refused(full, self._config.max_queued, max(SOONEST_RETRY_S, self._pace.interval))
         config = self._config
         limit_s = longest_wait(self._service_s, config.wait_share, config.max_wait_s)
         limit_s = min(limit_s, time_left() or limit_s)
-        wait_s = self._pace.interval * (self._line.ahead(key, requests[0].priority) + len(requests))
+        ahead = self._line.ahead(key, requests[0].priority, leaving)
+        wait_s = self._pace.interval * (ahead + count)
         if wait_s > limit_s:
             retry_s = max(SOONEST_RETRY_S, wait_s - limit_s)
             raise Overloaded(
@@ -242,11 +261,15 @@ class RouterPool:
             self._pace = left(self._pace, now, len(ticket.requests), waiting=len(self._line) > 0)
             ticket.let_in(link, now)
 
-    def _place_for(self, sequences: int) -> RouterLink | None:
-        """A router that can run them, or has nothing else to do."""
+    def _place_for(self, sequences: int, leaving: Ticket | None = None) -> RouterLink | None:
+        """A router that can run them, or has nothing else to do. leaving: whose places count as free."""
+
+        def held(link: RouterLink) -> int:
+            return len(link.outstanding) - (0 if leaving is None else leaving.held_at(link))
+
         links = [link for link in self._links.values() if link.connected]
-        link = min(links, key=lambda link: len(link.outstanding), default=None)
-        if link is None or (link.outstanding and len(link.outstanding) + sequences > self._config.window):
+        link = min(links, key=held, default=None)
+        if link is None or (held(link) and held(link) + sequences > self._config.window):
             return None
         return link
 

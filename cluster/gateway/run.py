@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from cluster.errors import InvalidRequest
 from cluster.gateway.admission import Admitted
 from cluster.gateway.admit import sample_requests
 from cluster.gateway.caller import caller
@@ -107,16 +106,12 @@ class Run:
     def _submitted(self) -> Ticket | None:
         """None for a request of no tokens, of which no router hears."""
         admitted = self.admitted
-        if self._pool.is_running(admitted.request_id):
-            if admitted.resume_from == 0:
-                raise InvalidRequest(
-                    f"request_id {admitted.request_id!r} is running; abort it first or choose another"
-                )
-            self._pool.abort(admitted.request_id)
         if admitted.sampling.max_tokens == 0:
             return None
         requests = sample_requests(admitted, caller().id)
-        return self._pool.submit(*requests, window_s=admitted.resume_window_s)
+        # Whoever says what it has of a request comes back for it, even where its old stream seems to go on.
+        accept = self._pool.replace if admitted.resume_from else self._pool.submit
+        return accept(*requests, window_s=admitted.resume_window_s)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

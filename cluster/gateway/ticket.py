@@ -58,6 +58,10 @@ class Ticket:
         """Whether all sequences have been generated to their ends: none failed or was given up."""
         return all(mailbox.ended and mailbox.reason in COMPLETE for mailbox in self.mailboxes)
 
+    def held_at(self, link: RouterLink) -> int:
+        """Its sequences that a router still has."""
+        return sum(number in link.outstanding for number in self.numbers) if link is self.link else 0
+
     def same_as(self, requests: tuple[EngineRequest, ...]) -> bool:
         """Whether they ask for the same tokens. The seed of a greedy request plays no part, nor
         does a trace."""
