@@ -60,7 +60,7 @@ class RouterPool:
         self._links: dict[RouterId, RouterLink] = {}
         self._tickets: dict[tuple[str, RequestId], Ticket] = {}
         self._line: Line[Ticket] = Line(config.max_queued)
-        self._windows: Windows[Ticket] = Windows(config.max_queued, self.release)
+        self._windows: Windows[Ticket] = Windows(config.max_resumable, self.release)
         self._pace = Pace()
         self._service_s = 0.0
         """Mean time of late from being let in to the end, of requests that were completed."""

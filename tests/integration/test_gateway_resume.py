@@ -301,6 +301,32 @@ def test_a_name_is_taken_once() -> None:
     asyncio.run(main())
 
 
+def test_no_windows_at_all_are_none() -> None:
+    async def main() -> None:
+        ended: list[str] = []
+        windows: Windows[str] = Windows(0, ended.append)
+        windows.open("a", 20.0)
+        assert (ended, len(windows)) == (["a"], 0)
+
+    asyncio.run(main())
+
+
+def test_windows_have_a_limit_of_their_own() -> None:
+    """A gateway without a line has them, and one that allows none frees what its reader has left."""
+
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, GatewayConfig(max_queued=0, max_resumable=1)) as pool:
+                for name in ("first", "second"):
+                    pool.leave(pool.submit(engine_request(name), window_s=20.0))
+                assert pool.outstanding == 1
+            async with pool_of(router, GatewayConfig(max_resumable=0)) as pool:
+                pool.leave(pool.submit(engine_request("third"), window_s=20.0))
+                assert pool.outstanding == 0
+
+    asyncio.run(main())
+
+
 def test_windows_are_bounded_and_end() -> None:
     async def main() -> None:
         ended: list[str] = []
