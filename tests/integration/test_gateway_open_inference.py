@@ -278,6 +278,33 @@ def test_an_error_stays_inside_the_stream(stub: Stub) -> None:
     assert good == ["ab"]
 
 
+DEEP = "[" * 100_000
+VAST = "9" * 400
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        DEEP,
+        f'{{"stop": {DEEP}',
+        f'{{"json_schema": {{"a": {"[" * 3000 + "]" * 3000}}}}}',
+        f'{{"temperature": {VAST}}}',
+        f'{{"max_tokens": "{"x" * 20_000}"}}',
+        f'{{"{"x" * 20_000}": 1}}',
+        f'{{"top_p": {VAST * 20}}}',
+    ],
+)
+def test_json_beyond_all_bounds_ends_its_own_request_alone(stub: Stub, parameters: str) -> None:
+    bad = asked(id="bad", text_input="a", sampling_parameters=parameters)
+    responses = streamed(stub, bad, asked(id="good", text_input="ab", max_tokens=2))
+    errors = [(r.infer_response.id, r.error_message) for r in responses if r.error_message]
+    assert [name for name, _ in errors] == ["bad"]
+    assert errors[0][1].startswith("[INVALID_ARGUMENT]")
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.ModelInfer(bad)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_requests_of_one_stream_run_side_by_side() -> None:
     with (
         FakeRouter(paused=True) as router,
