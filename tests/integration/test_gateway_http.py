@@ -248,3 +248,27 @@ def test_errors_have_their_status(client: httpx.Client) -> None:
     assert client.get("/v1/completions").status_code == 405
     nowhere = client.get("/nope")
     assert (nowhere.status_code, nowhere.json()["error"]["message"][:9]) == (404, "GET /nope")
+
+
+def test_a_chat_needs_messages(client: httpx.Client) -> None:
+    for stream in (False, True):
+        response = chat(client, messages=[], stream=stream)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "InvalidRequest")
+        assert response.json()["error"]["message"].startswith("messages is empty")
+
+
+@pytest.mark.parametrize("name", ["日本", "é", " a"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_id_that_no_header_can_carry_is_refused_first(
+    client: httpx.Client, router: FakeRouter, name: str, stream: bool
+) -> None:
+    before = len(router.counts.submitted)
+    response = complete(client, request_id=name, stream=stream)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "InvalidRequest")
+    assert len(router.counts.submitted) == before
+
+
+def test_an_id_comes_back_as_it_was_sent(client: httpx.Client) -> None:
+    for stream in (False, True):
+        response = complete(client, request_id="a b!~", stream=stream)
+        assert (response.status_code, response.headers["x-request-id"]) == (200, "a b!~")

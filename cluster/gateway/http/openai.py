@@ -97,7 +97,7 @@ class OpenAi:
 
     async def _admit(self, asked: TextAsked, name: str) -> list[Admitted]:
         prompts = [await self._tokens(each) for each in asked.prompts]
-        if asked.messages:
+        if not prompts:
             prompts = [await self._served.tokenise_chat(asked.messages)]
         many = len(prompts) > 1
         return [
