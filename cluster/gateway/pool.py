@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
-from cluster.errors import InvalidRequest, MoemeshError, Overloaded, Unavailable
+from cluster.errors import InvalidRequest, MoemeshError, Overloaded, RateLimited, Unavailable
 from cluster.gateway.caller import caller, set_request, time_left
 from cluster.gateway.line import Full, Line, Pace, left, longest_wait, smoothed
 from cluster.gateway.mailbox import Bell, End, Mailbox
@@ -96,14 +97,14 @@ class RouterPool:
                 self._links[name] = RouterLink(name, address, self._identity, self._changed)
         self._changed()
 
-    def submit(self, *requests: EngineRequest, window_s: float = 0.0) -> Ticket:
-        """Sequences of one request: they share its id. All go to one router. window_s: as in Ticket.
+    def submit(self, *requests: EngineRequest, window_s: float = 0.0, charged: bool = False) -> Ticket:
+        """Sequences of one request: they share its id. All go to one router. window_s, charged: as in Ticket.
 
         Raises Overloaded when they do not fit the line or would wait too long in it, RateLimited when the
         caller's key may not have them now, Unavailable when no router is connected, InvalidRequest for a tier
         that is not offered, or a request of the caller's that has the same id and runs.
         """
-        return self._accept(requests, window_s, None)
+        return self._accept(requests, window_s, None, charged)
 
     def replace(self, *requests: EngineRequest, window_s: float = 0.0) -> Ticket:
         """As `submit`, in place of the caller's request of the same id, if it has one: when this one has been
@@ -112,15 +113,39 @@ class RouterPool:
         replaced = self._tickets.get((caller().id, requests[0].request_id))
         return self._accept(requests, window_s, replaced)
 
+    @contextmanager
+    def charge_once(self, parts: int) -> Iterator[bool]:
+        """The caller's limits take so many requests, such as the prompts of one body, for one, until it is
+        left. Yields what `submit` wants as `charged`: a single one is charged by itself. Raises RateLimited.
+        """
+        if parts == 1:
+            yield False
+            return
+        who = caller()
+        try:
+            self._limits.enter(who)
+        except RateLimited as error:
+            self.meter.refuse(type(error).__name__)
+            raise
+        try:
+            yield True
+        finally:
+            self._limits.leave(who)
+
     def _accept(
-        self, requests: tuple[EngineRequest, ...], window_s: float, replaced: Ticket | None
+        self,
+        requests: tuple[EngineRequest, ...],
+        window_s: float,
+        replaced: Ticket | None,
+        charged: bool = False,
     ) -> Ticket:
         who = caller()
         span = None if self._spans is None else self._spans.begin(requests, who.id)
         set_request(requests[0].request_id, "" if span is None else span.trace_id)
         try:
             self._check(who.id, requests, replaced)
-            self._limits.enter(who, ending=replaced is not None)
+            if not charged:
+                self._limits.enter(who, ending=replaced is not None)
         except MoemeshError as error:
             self.meter.refuse(type(error).__name__)
             if span is not None:
@@ -142,7 +167,7 @@ class RouterPool:
             )
             for each in requests
         )
-        ticket = Ticket(who, requests, mailboxes, window_s=window_s, span=span)
+        ticket = Ticket(who, requests, mailboxes, window_s=window_s, span=span, charged=charged)
         self._tickets[who.id, ticket.request_id] = ticket
         self._enter(ticket)
         return ticket
@@ -182,7 +207,8 @@ class RouterPool:
             ticket.drop(place)
         if self._known(ticket):
             del self._tickets[ticket.owner.id, ticket.request_id]
-            self._limits.leave(ticket.owner)
+            if not ticket.charged:
+                self._limits.leave(ticket.owner)
             _report(ticket)
         self._let_in()
 

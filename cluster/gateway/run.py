@@ -75,11 +75,18 @@ class Run:
     """
 
     def __init__(
-        self, served: ServedModel, pool: RouterPool, admitted: Admitted, clock: Clock = time.monotonic
+        self,
+        served: ServedModel,
+        pool: RouterPool,
+        admitted: Admitted,
+        charged: bool = False,
+        clock: Clock = time.monotonic,
     ) -> None:
+        """charged: as in Ticket."""
         self.emitted = 0
         self.admitted = admitted
         self._pool = pool
+        self._charged = charged
         self._clock = clock
         self._open = [_Sample(i, served.text_stream(admitted.stop)) for i in range(admitted.samples)]
         self._ticket: Ticket | None = None
@@ -109,9 +116,9 @@ class Run:
         if admitted.sampling.max_tokens == 0:
             return None
         requests = sample_requests(admitted, caller().id)
-        # Whoever says what it has of a request comes back for it, even where its old stream seems to go on.
-        accept = self._pool.replace if admitted.resume_from else self._pool.submit
-        return accept(*requests, window_s=admitted.resume_window_s)
+        if admitted.resume_from:  # its old stream may still seem to go on
+            return self._pool.replace(*requests, window_s=admitted.resume_window_s)
+        return self._pool.submit(*requests, window_s=admitted.resume_window_s, charged=self._charged)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -21,7 +21,7 @@ class Ticket:
 
     mailboxes: one a sequence; all share one bell. owner: whose key it came with; nobody else can abort it or
     take its place. link, numbers: where its sequences are, once they have been let in. window_s: for how
-    long it goes on without a reader.
+    long it goes on without a reader. charged: its key's limits have counted it as a part of something larger.
     """
 
     owner: Caller
@@ -32,6 +32,7 @@ class Ticket:
     window_s: float = 0.0
     span: RequestSpan | None = None
     let_in_at: float = 0.0
+    charged: bool = False
 
     @property
     def request_id(self) -> RequestId:
