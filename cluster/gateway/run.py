@@ -71,7 +71,7 @@ class Run:
             async for delta in run: ...
 
     It ends when every sample has given its outcome; an error that ends one of them ends them all and is
-    raised. `emitted` counts tokens received so far of all samples, also those below `resume_from`.
+    raised.
     """
 
     def __init__(
@@ -83,7 +83,6 @@ class Run:
         clock: Clock = time.monotonic,
     ) -> None:
         """charged: as in Ticket."""
-        self.emitted = 0
         self.admitted = admitted
         self._pool = pool
         self._charged = charged
@@ -179,7 +178,6 @@ class Run:
             text, new = stream.push(ids[known:])
             taken += new
         sample.emitted += taken
-        self.emitted += taken
         end = batch.end
         if end is not None and stream.stopped is None:
             text += stream.flush()

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from cluster.errors import NodeLost
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from support.fake_router import FakeRouter, logprob
@@ -320,6 +321,20 @@ def test_requests_of_one_stream_run_side_by_side() -> None:
             answer = response.infer_response
             texts[answer.id] += outputs(answer)["text_output"]
     assert set(texts.values()) == {"abab"}
+
+
+def test_an_answer_that_failed_has_sent_no_tokens() -> None:
+    with (
+        FakeRouter(paused=True) as router,
+        gateway({"r0": router.address}) as service,
+        grpc.insecure_channel(service.address) as channel,
+    ):
+        call = Stub(channel).ModelInfer.future(asked(text_input="ab", max_tokens=4))
+        wait_until(lambda: len(router.running) == 1, "the request")
+        router.step()
+        router.fail_running(NodeLost("node n1 is gone"))
+        assert call.code() is grpc.StatusCode.UNAVAILABLE
+        assert call.details() == "node n1 is gone"
 
 
 def test_cancelling_a_stream_aborts_all_its_requests() -> None:
