@@ -116,7 +116,7 @@ class GatewayService:
 
     def _told(self) -> None:
         assert self._front is not None, "start() first"
-        self._front.pool.tiers = self._cluster.tiers
+        self._front.pool.tiers = self._cluster.now.tiers
         self._cluster.announce()
 
     def stats(self) -> dict[str, Any]:

@@ -191,3 +191,9 @@ def test_a_window_can_be_cut_out_of_decayed_sums(first, more):
     if more:
         with pytest.raises(ValueError, match="do not follow"):
             earlier.since(stats)
+
+
+def test_the_imbalance_of_a_layer_is_its_hottest_expert_over_the_mean():
+    rows = np.array([[4, 0, 0, 0], [0, 0, 0, 0], [2, 2, 2, 2]])
+    stats = fold(LoadStats.empty(3, 4, 8.0), StepLoad(rows, 4))
+    assert stats.imbalance.tolist() == [4.0, 0.0, 1.0]
