@@ -202,7 +202,7 @@ class LoadStats:
                 {NodeId(str(name)): _node(sums) for name, sums in values["nodes"].items()},
                 count,
             )
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
+        except (KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(
                 f"a peer sent broken load statistics ({error}); are all versions the same?"
             ) from error

@@ -98,6 +98,7 @@ def test_the_wire_form_survives_msgpack(seed):
         {"sums": [1, 2]},
         {"sums": [-1, 2, 3]},
         {"shape": [2, 8]},
+        {"shape": [float("inf"), 8]},
         {"rows": b"123"},
         {"rows": np.full(24, np.nan, "<f4").tobytes()},
         {"distinct": b""},
