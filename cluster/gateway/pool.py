@@ -13,28 +13,26 @@ from contextlib import contextmanager
 
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
-from cluster.errors import InvalidRequest, MoemeshError, Overloaded, RateLimited, Unavailable
-from cluster.gateway.caller import caller, set_request, time_left
-from cluster.gateway.line import Full, Line, Pace, left, longest_wait, smoothed
+from cluster.errors import InvalidRequest, MoemeshError, RateLimited, Unavailable
+from cluster.gateway.caller import caller, set_request
 from cluster.gateway.mailbox import Bell, End, Mailbox
 from cluster.gateway.meter import FAILED, Meter
 from cluster.gateway.routers import RouterLink
 from cluster.gateway.security.limits import KeyLimits
 from cluster.gateway.spans import GatewaySpans
 from cluster.gateway.ticket import Ticket
+from cluster.gateway.turns import Turns
 from cluster.gateway.windows import Windows
 from cluster.types import TIERS, EngineRequest, RequestId, RouterId
 
 log = logging.getLogger(__name__)
-
-SOONEST_RETRY_S = 0.1
 
 
 class RouterPool:
     """The routers this gateway knows. Requests go to the connected one with the fewest outstanding.
 
     A router is given as many sequences as it can run (`window`). The rest wait here, where it is decided
-    whose turn it is (cluster/gateway/line.py); a request that would wait for too long is refused at once.
+    whose turn it is (cluster/gateway/turns.py); a request that would wait for too long is refused at once.
 
     connected: how many there are. All counts are plain numbers, which may be read from any thread.
     on_ready: called with True when a first router can take requests, with False when none can.
@@ -60,11 +58,8 @@ class RouterPool:
         self._on_ready = on_ready
         self._links: dict[RouterId, RouterLink] = {}
         self._tickets: dict[tuple[str, RequestId], Ticket] = {}
-        self._line: Line[Ticket] = Line(config.max_queued)
+        self._turns = Turns(config)
         self._windows: Windows[Ticket] = Windows(config.max_resumable, self.release)
-        self._pace = Pace()
-        self._service_s = 0.0
-        """Mean time of late from being let in to the end, of requests that were completed."""
         self.connected = 0
         self._was_ready = False
         self._closing: set[asyncio.Task[None]] = set()
@@ -169,7 +164,8 @@ class RouterPool:
         )
         ticket = Ticket(who, requests, mailboxes, window_s=window_s, span=span, charged=charged)
         self._tickets[who.id, ticket.request_id] = ticket
-        self._enter(ticket)
+        self._turns.enter(ticket)
+        self._let_in()
         return ticket
 
     def resume(self, *requests: EngineRequest, window_s: float) -> Ticket | None:
@@ -199,10 +195,10 @@ class RouterPool:
 
     def release(self, ticket: Ticket) -> None:
         """Give up whatever the request still holds here and at its router. Twice is fine."""
-        self._line.drop(ticket)
+        self._turns.drop(ticket)
         self._windows.close(ticket)
         if ticket.link is not None and ticket.completed and self._known(ticket):
-            self._service_s = smoothed(self._service_s, self.meter.clock() - ticket.let_in_at)
+            self._turns.completed(self.meter.clock() - ticket.let_in_at)
         for place in range(len(ticket.mailboxes)):
             ticket.drop(place)
         if self._known(ticket):
@@ -218,7 +214,7 @@ class RouterPool:
         if ticket is None:
             return False
         running = not ticket.ended
-        self._line.drop(ticket)
+        self._turns.drop(ticket)
         self._end(ticket)
         if self._windows.close(ticket):
             self.release(ticket)
@@ -243,48 +239,23 @@ class RouterPool:
     def _check(self, key: str, requests: tuple[EngineRequest, ...], leaving: Ticket | None) -> None:
         """Raises InvalidRequest, Overloaded or Unavailable for what should not even wait. leaving: whose
         places will be free."""
-        name, count = requests[0].request_id, len(requests)
+        name = requests[0].request_id
         if leaving is None and (key, name) in self._tickets:
             raise InvalidRequest(f"request_id {name!r} is running; abort it first or choose another")
         if (tier := requests[0].tier) not in self.tiers:
             raise InvalidRequest(f"tier {tier!r} is not offered now; offered: {', '.join(self.tiers)}")
         self._least_busy()
-        others = len(self._line) - (leaving in self._line)
-        if not others and self._place_for(count, leaving) is not None:
-            return
-        if (full := self._line.full(key, count, leaving)) is not None:
-            raise _refused(full, self._config.max_queued, max(SOONEST_RETRY_S, self._pace.interval))
-        config = self._config
-        limit_s = longest_wait(self._service_s, config.wait_share, config.max_wait_s)
-        limit_s = min(limit_s, time_left() or limit_s)
-        ahead = self._line.ahead(key, requests[0].priority, leaving)
-        wait_s = self._pace.interval * (ahead + count)
-        if wait_s > limit_s:
-            retry_s = max(SOONEST_RETRY_S, wait_s - limit_s)
-            raise Overloaded(
-                f"it would wait {wait_s:.1f} s and may {limit_s:.1f} s; try again in {retry_s:.1f} s", retry_s
-            )
-
-    def _enter(self, ticket: Ticket) -> None:
-        tokens = sum(len(each.prompt_ids) + each.sampling.max_tokens for each in ticket.requests)
-        self._line.push(
-            ticket,
-            ticket.owner.id,
-            tokens=tokens,
-            sequences=len(ticket.requests),
-            priority=ticket.requests[0].priority,
-        )
-        self._let_in()
+        if not self._turns.nobody_waits(leaving) or self._place_for(len(requests), leaving) is None:
+            self._turns.check(key, requests, leaving)
 
     def _let_in(self) -> None:
         """Whoever is next, as long as a router has a place."""
-        while (ticket := self._line.first()) is not None:
+        while (ticket := self._turns.next()) is not None:
             link = self._place_for(len(ticket.requests))
             if link is None:
                 return
-            self._line.let_in(ticket)
             now = self.meter.clock()
-            self._pace = left(self._pace, now, len(ticket.requests), waiting=len(self._line) > 0)
+            self._turns.let_in(ticket, now)
             ticket.let_in(link, now)
 
     def _place_for(self, sequences: int, leaving: Ticket | None = None) -> RouterLink | None:
@@ -322,22 +293,10 @@ class RouterPool:
 
     def _turn_away(self) -> None:
         """No router is left: whoever waits is told so, since nobody knows for how long."""
-        while (ticket := self._line.first()) is not None:
-            self._line.drop(ticket)
+        while (ticket := self._turns.next()) is not None:
+            self._turns.drop(ticket)
             for mailbox in ticket.mailboxes:
                 mailbox.fail(Unavailable("no router is connected any more; send the request again"))
-
-
-def _refused(full: Full, most: int, retry_s: float) -> Overloaded:
-    """most: sequences that may wait."""
-    if full.own:
-        why = (
-            f"this key has {full.waiting} sequences waiting and {full.free} places are left; "
-            "a key may not fill more of them than it leaves to others"
-        )
-    else:
-        why = f"{full.waiting} sequences wait here and {most} may"
-    return Overloaded(f"{why}; try again in {retry_s:.1f} s", retry_s)
 
 
 def _report(ticket: Ticket) -> None:
