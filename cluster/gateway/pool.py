@@ -140,7 +140,7 @@ class RouterPool:
         try:
             self._check(who.id, requests, replaced)
             if not charged:
-                self._limits.enter(who, ending=replaced is not None)
+                self._limits.enter(who, ending=replaced is not None and not replaced.charged)
         except MoemeshError as error:
             self.meter.refuse(type(error).__name__)
             if span is not None:

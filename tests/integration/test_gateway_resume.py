@@ -288,6 +288,21 @@ def test_a_request_goes_on_where_its_replacement_is_refused() -> None:
     asyncio.run(main())
 
 
+def test_what_its_body_was_charged_for_leaves_no_place_to_its_successor() -> None:
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, GatewayConfig()) as pool:
+                set_caller(Caller("owner", concurrent=1))
+                with pool.charge_once(2) as charged:
+                    part = pool.submit(engine_request("part"), charged=charged)
+                    with pytest.raises(RateLimited):
+                        pool.replace(engine_request("part"))
+                    pool.release(part)
+                pool.submit(engine_request("next"))
+
+    asyncio.run(main())
+
+
 def test_a_name_is_taken_once() -> None:
     async def main() -> None:
         with FakeRouter(paused=True) as router:
