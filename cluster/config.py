@@ -77,7 +77,8 @@ class GatewayConfig:
         what requests of late took once they were let in.
     reader_s: how long a write to a client may wait before its stream is cut. request_s: how long an HTTP
         request may take to come, to the end of its body.
-    max_resume_s: the longest resume window that a request may open.
+    max_resume_s: the longest resume window that a request may open. max_resumable: requests that may wait
+        in theirs for their clients to come back; of more, the one that waits for longest is given up.
     drain_s: how long running requests may go on after the gateway was told to stop.
     keys: file of API keys, "" asks for none. guard_health: ask for them on health checks too.
     """
@@ -95,6 +96,7 @@ class GatewayConfig:
     reader_s: float = 10.0
     request_s: float = 30.0
     max_resume_s: float = 60.0
+    max_resumable: int = 256
     drain_s: float = 2.0
     tls: TlsFiles | None = None
     keys: str = ""

@@ -145,6 +145,13 @@ class LoadStats:
         return self.distinct / self.steps if self.steps else self.distinct
 
     @property
+    def imbalance(self) -> Floats:
+        """[layers] rows of the hottest expert over the mean; 0 in a layer without any, as a dense one."""
+        mean = self.rows.mean(axis=1)
+        ratio: Floats = np.divide(self.rows.max(axis=1), mean, out=np.zeros_like(mean), where=mean > 0)
+        return ratio
+
+    @property
     def sample(self) -> float:
         """Tokens that an unweighted sample of the same variance would have: (Σw)² / Σw² (Kish 1965)."""
         return self.tokens**2 / self.token_squares if self.token_squares else 0.0
@@ -195,7 +202,7 @@ class LoadStats:
                 {NodeId(str(name)): _node(sums) for name, sums in values["nodes"].items()},
                 count,
             )
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
+        except (KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(
                 f"a peer sent broken load statistics ({error}); are all versions the same?"
             ) from error

@@ -11,9 +11,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.balance.placement import PlacementTable, newer
 from cluster.controller.state import NO_TABLE, Role
@@ -23,6 +23,8 @@ from cluster.dispatch.kinds import Kind
 from cluster.errors import MoemeshError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SYNC_STARTING_S = 0.1
 SYNC_PERIOD_S = 1.0
@@ -74,6 +76,7 @@ class ControlledRole(abc.ABC):
 
     A subclass implements build, apply, ready, stats and close. build and apply run on the worker thread,
     one at a time; an error that they raise is reported to the controller and ends the work, not the syncs.
+    ready, stats, load and observe are called on the sync thread; an error that they raise is logged.
 
     address: host:port where the service listens, set by build or apply, "" before.
     prepared: (epoch, version) of the table that it has loaded in advance, set by apply.
@@ -177,8 +180,14 @@ class ControlledRole(abc.ABC):
 
     def _follow(self) -> None:
         while not self._stopping.is_set():
-            self._sync_once()
-            self._stopping.wait(SYNC_PERIOD_S if self.ready else SYNC_STARTING_S)
+            pause = SYNC_STARTING_S
+            try:
+                self._sync_once()
+                pause = SYNC_PERIOD_S if self.ready else SYNC_STARTING_S
+            except Exception:
+                # A bug. A member that stops syncing is declared dead, so the next sync is tried all the same.
+                log.exception("%s could not sync; it tries again", self.name)
+            self._stopping.wait(pause)
         self._threads[0].join(self.closing_s)
         self._say_goodbye()
 
@@ -193,7 +202,7 @@ class ControlledRole(abc.ABC):
             return
         self._epoch = int(answer["epoch"])
         if (cluster := answer.get("cluster")) is not None:
-            self.observe(cluster)
+            _asked(lambda: self.observe(cluster), None)
         view = self._view.merged(answer)
         if view != self._view:
             with self._changed:
@@ -223,9 +232,19 @@ class ControlledRole(abc.ABC):
             "known": table.to_wire() if table is not None and unknown else None,
             "ready": self.ready and self._error is None,
             "error": None if self._error is None else list(self._error),
-            "stats": self.stats(),
-            "load": self.load(),
+            "stats": _asked(self.stats, {}),
+            "load": _asked(self.load, None),
         }
+
+
+def _asked(ask: Callable[[], T], otherwise: T) -> T:
+    """`otherwise` in place of figures whose counting has a bug: the cluster can do without them, not without
+    the member."""
+    try:
+        return ask()
+    except Exception:
+        log.exception("syncing without what failed")
+        return otherwise
 
 
 def _settle() -> None:

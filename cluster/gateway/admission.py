@@ -97,6 +97,11 @@ def check_text(text: str) -> None:
         raise InvalidRequest("the prompt is empty; send at least one character")
 
 
+def check_messages(messages: Sequence[object]) -> None:
+    if not messages:
+        raise InvalidRequest("messages is empty; send at least one")
+
+
 def check_ids(ids: Sequence[int], limits: Limits) -> Sequence[int]:
     if ids and (max(ids) >= limits.vocab or min(ids) < 0):
         raise InvalidRequest(f"a token id of the prompt is not in 0..{limits.vocab - 1}")
@@ -117,8 +122,12 @@ def check_prompt(ids: Sequence[int], limits: Limits, room: int = 1) -> tuple[int
 
 
 def check_request_id(asked: str, draw: Callable[[], str]) -> RequestId:
-    if len(asked) > MAX_REQUEST_ID or not asked.isprintable():
-        raise InvalidRequest(f"request_id must be at most {MAX_REQUEST_ID} printable characters")
+    """A header carries it back, so it is what a header can have. Raises InvalidRequest."""
+    plain = asked.isascii() and asked.isprintable() and asked == asked.strip()
+    if len(asked) > MAX_REQUEST_ID or not plain:
+        raise InvalidRequest(
+            f"request_id must be at most {MAX_REQUEST_ID} printable ASCII characters, no space around them"
+        )
     return RequestId(asked or draw())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,15 +50,7 @@ def _tolerant(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def _checked(method: Any) -> Any:
-    """In the style of the method itself: gRPC tells a generator from a coroutine."""
-    if inspect.isasyncgenfunction(method):
-
-        async def generate(request: Any, context: Context) -> Any:
-            await _refuse(request, context)
-            async for response in method(request, context):
-                yield response
-
-        return generate
+    """method: a coroutine function; whoever answers with a stream writes it to the context."""
 
     async def call(request: Any, context: Context) -> Any:
         await _refuse(request, context)

@@ -117,11 +117,9 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
         ):
             await writer.open()
             await writer.write(pb.GenerateResponse(start=messages.start_of(self._served, admitted)))
-            try:
-                async for delta in run:
-                    await writer.write(messages.response_of(delta))
-            finally:
-                answer.emitted = run.emitted
+            async for delta in run:
+                await writer.write(messages.response_of(delta))
+                answer.emitted += len(delta.token_ids)
 
     async def _whole_prompt(self, request: pb.ScoreRequest | pb.EmbedRequest) -> tuple[int, ...]:
         """Of a request that generates nothing."""

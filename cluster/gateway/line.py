@@ -21,20 +21,20 @@ LEAST_WAIT_S = 0.1
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast the line moves. interval: mean seconds between two that leave it, 0 while unknown; at: when
-    the last one left, None while nobody waits."""
+    """How fast the line moves. interval: mean seconds that a sequence's turn is after the one before it, 0
+    while unknown; at: when the last request left, None while nobody waits."""
 
     interval: float = 0.0
     at: float | None = None
 
 
-def left(pace: Pace, now: float, waiting: bool) -> Pace:
-    """One has left the line. waiting: whether others still wait; only between two of the same line is the
-    time a sign of how fast routers take them."""
+def left(pace: Pace, now: float, sequences: int, waiting: bool) -> Pace:
+    """A request of so many sequences has been let in: since the one before, as many places have come free.
+    waiting: whether others still wait; only between two of the same line is the time a sign of how fast
+    routers take them."""
     interval = pace.interval
     if pace.at is not None:
-        gap = now - pace.at
-        interval = smoothed(interval, gap)
+        interval = smoothed(interval, (now - pace.at) / sequences)
     return Pace(interval, now if waiting else None)
 
 
@@ -50,6 +50,16 @@ def longest_wait(service_s: float, share: float, most_s: float) -> float:
     if service_s == 0:
         return most_s
     return min(most_s, max(LEAST_WAIT_S, share * service_s))
+
+
+@dataclass(frozen=True)
+class Full:
+    """The bound that a request met. waiting: sequences, of everybody or, where it was the key's `own` bound,
+    of that key; free: places left."""
+
+    waiting: int
+    free: int
+    own: bool
 
 
 @dataclass(slots=True)
@@ -84,17 +94,29 @@ class Line(Generic[Entry]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def has_room(self, key: str, sequences: int) -> bool:
-        free = self._most - self.sequences
-        if not key:
-            return sequences <= free
-        mine = sum(place.sequences for place in self._places.values() if place.key == key)
-        return sequences <= free and (mine == 0 or mine + sequences <= free)
+    def __contains__(self, entry: object) -> bool:
+        return entry in self._places
 
-    def ahead(self, key: str, priority: int) -> int:
-        """Sequences that would be let in before a request that came now."""
+    def full(self, key: str, sequences: int, leaving: Entry | None = None) -> Full | None:
+        """Why so many of this key cannot wait too; None if they can. leaving: whose places count as free."""
+        here = [place for place in self._places.values() if place.entry != leaving]
+        waiting = sum(place.sequences for place in here)
+        free = self._most - waiting
+        if sequences > free:
+            return Full(waiting, free, own=False)
+        mine = sum(place.sequences for place in here if place.key == key)
+        if key and mine and mine + sequences > free:
+            return Full(mine, free, own=True)
+        return None
+
+    def ahead(self, key: str, priority: int, leaving: Entry | None = None) -> int:
+        """Sequences that would be let in before a request that came now. leaving: who does not count."""
         rank = self._start(key) - HEADWAY * priority
-        return sum(place.sequences for place in self._places.values() if place.rank <= rank)
+        return sum(
+            place.sequences
+            for place in self._places.values()
+            if place.rank <= rank and place.entry != leaving
+        )
 
     def push(self, entry: Entry, key: str, *, tokens: int, sequences: int = 1, priority: int = 0) -> None:
         """tokens: the work of all its sequences, prompt and most new tokens. entry: hashable, once."""
@@ -111,13 +133,17 @@ class Line(Generic[Entry]):
             heapq.heappop(self._heap)
         return self._heap[0][2].entry if self._heap else None
 
-    def remove(self, entry: Entry) -> bool:
-        """It was let in, or has gone; False if it does not wait."""
+    def let_in(self, entry: Entry) -> None:
+        """It has its turn. It must wait here."""
+        self._now = max(self._now, self._places[entry].start)
+        self.drop(entry)
+
+    def drop(self, entry: Entry) -> bool:
+        """It has gone without a turn; False if it does not wait."""
         place = self._places.pop(entry, None)
         if place is None:
             return False
         place.here = False
-        self._now = max(self._now, place.start)
         self.sequences -= place.sequences
         if not self._places:
             self._heap.clear()

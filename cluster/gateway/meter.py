@@ -65,8 +65,9 @@ class Span:
 
 @dataclass
 class Meter:
-    """Counts since the start; changed on the gateway's loop only.
+    """Counts since the start; changed on the gateway's loop only. Plain numbers may be read from any thread.
 
+    sequences: those now at hand whose end has not come; queued: those of which no router has sent anything.
     finished: requests by reason, FAILED among them. succeeded, failed: with the time from submission to the
     end. last_end: seconds since 1970 of the last one that succeeded, 0 before.
     """
@@ -76,6 +77,8 @@ class Meter:
     first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_S))
     between_tokens: Histogram = field(default_factory=lambda: Histogram(BETWEEN_TOKENS_S))
     whole: Histogram = field(default_factory=lambda: Histogram(WHOLE_S))
+    sequences: int = 0
+    queued: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     finished: dict[str, int] = field(default_factory=dict)
@@ -97,7 +100,7 @@ class Meter:
 class RequestMeter:
     """One request, from its submission to a router on."""
 
-    __slots__ = ("_began", "_counted", "_last", "_meter", "_stopped")
+    __slots__ = ("_began", "_counted", "_last", "_meter", "_queued", "_running", "_stopped")
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -105,6 +108,9 @@ class RequestMeter:
         self._last = 0.0
         self._stopped = 0.0
         self._counted = False
+        self._queued = self._running = True
+        meter.queued += 1
+        meter.sequences += 1
 
     def token(self) -> None:
         meter, now = self._meter, self._meter.clock()
@@ -114,17 +120,20 @@ class RequestMeter:
             meter.between_tokens.observe(now - self._last)
         else:
             meter.first_token.observe(now - self._began)
+            self._start()
         self._last = now
 
     def stop(self) -> None:
         """Its last event has come; whoever reads it may still be reading."""
         self._stopped = self._meter.clock()
+        self._leave()
 
     def end(self, reason: str) -> None:
         """reason: why it finished, or FAILED. Only the first call counts; time runs until `stop`."""
         if self._counted:
             return
         self._counted = True
+        self._leave()
         meter = self._meter
         seconds = (self._stopped or meter.clock()) - self._began
         meter.finished[reason] = meter.finished.get(reason, 0) + 1
@@ -134,3 +143,14 @@ class RequestMeter:
         else:
             meter.succeeded.add(seconds)
             meter.last_end = meter.wall()
+
+    def _start(self) -> None:
+        if self._queued:
+            self._queued = False
+            self._meter.queued -= 1
+
+    def _leave(self) -> None:
+        self._start()
+        if self._running:
+            self._running = False
+            self._meter.sequences -= 1

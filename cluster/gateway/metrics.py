@@ -13,7 +13,8 @@ import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cluster.balance.load import NodeLoad
+from cluster.balance.load import LoadStats, NodeLoad
+from cluster.gateway.cluster_view import Snapshot
 from cluster.gateway.front import Front
 from cluster.gateway.meter import FAILED, Histogram, Meter
 
@@ -50,13 +51,14 @@ class GatewayCollector(Collector):
         self._model = [front.served.name]
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._requests()
+        cluster = self._front.cluster.now
+        yield from self._requests(cluster)
         yield from self._gateway()
-        yield from self._members()
-        yield from self._load()
+        yield from self._members(cluster)
+        yield from self._load(cluster.load)
 
-    def _requests(self) -> Iterator[Metric]:
-        meter, cluster = self._front.pool.meter, self._front.cluster
+    def _requests(self, cluster: Snapshot) -> Iterator[Metric]:
+        meter = self._front.pool.meter
         queued = self._front.pool.queued
         pages = cluster.total("router", "kv_pages_total")
         used = cluster.total("router", "kv_pages_used")
@@ -101,20 +103,19 @@ class GatewayCollector(Collector):
             refused.add_metric([*self._model, reason], count)
         yield refused
 
-    def _members(self) -> Iterator[Metric]:
+    def _members(self, cluster: Snapshot) -> Iterator[Metric]:
         up = GaugeMetricFamily("moemesh_member_up", "1 while it syncs.", labels=["role", "member"])
-        for member in self._front.cluster.members:
+        for member in cluster.members:
             up.add_metric([member["role"], member["id"]], float(member["health"] == ALIVE))
         yield up
         for kind, published in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
             for role, statistic, name, text in published:
                 family = kind(f"moemesh_{name}", text, labels=[role])
-                _add(family, self._front.cluster.of(role), statistic)
+                _add(family, cluster.of(role), statistic)
                 yield family
 
-    def _load(self) -> Iterator[Metric]:
+    def _load(self, load: LoadStats | None) -> Iterator[Metric]:
         """Of late: a step counts half after some hundred others (cluster/dispatch/meter.py)."""
-        load = self._front.cluster.load
         if load is None:
             return
         total = sum(node.rows for node in load.nodes.values()) or 1.0
@@ -131,9 +132,9 @@ class GatewayCollector(Collector):
         imbalance = GaugeMetricFamily(
             "moemesh_layer_load_imbalance", "Rows of the hottest expert over the mean.", labels=["layer"]
         )
-        for layer, rows in enumerate(load.rows):
-            if rows.any():  # a dense layer has no experts
-                imbalance.add_metric([str(layer)], float(rows.max() / rows.mean()))
+        for layer, ratio in enumerate(load.imbalance.tolist()):
+            if ratio:  # a dense layer has no experts
+                imbalance.add_metric([str(layer)], ratio)
         yield imbalance
 
     def _gauge(self, prefix: str, name: str, text: str, value: float) -> Metric:
@@ -175,7 +176,7 @@ class ExpertCollector(Collector):
             "Mean rows a step, of late.",
             labels=["layer", "expert"],
         )
-        load = self._front.cluster.load
+        load = self._front.cluster.now.load
         rows = np.zeros((0, 0)) if load is None else load.load
         for layer, experts in enumerate(rows):
             if experts.any():

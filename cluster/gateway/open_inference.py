@@ -81,16 +81,13 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         return pb.RepositoryIndexResponse(models=describe.index(self._front, request.ready))
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        async with answering(context) as answer:
+        async with answering(context):
             text, admitted = await self._admit(request)
             if text.stream:
                 raise InvalidRequest("input 'stream' is true; ModelStreamInfer streams, ModelInfer cannot")
             async with _within(text.timeout_s):
                 with Run(self._served, self._pool, admitted) as run:
-                    try:
-                        whole = await _whole(run)
-                    finally:
-                        answer.emitted = run.emitted
+                    whole = await _whole(run)
             return self._answers(request, text, admitted).of(whole)
         raise AssertionError("unreachable: an error ends the RPC")
 

@@ -63,7 +63,7 @@ def statistics(front: Front) -> pb.ModelStatistics:
         version=MODEL_VERSION,
         last_inference=round(1e3 * meter.last_end),
         inference_count=meter.succeeded.count,
-        execution_count=round(front.cluster.total("router", "steps")),
+        execution_count=round(front.cluster.now.total("router", "steps")),
         inference_stats=pb.InferStatistics(
             success=_duration(meter.succeeded),
             fail=_duration(meter.failed),

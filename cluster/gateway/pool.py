@@ -8,33 +8,33 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
-from cluster.errors import InvalidRequest, MoemeshError, Overloaded, Unavailable
-from cluster.gateway.caller import caller, set_request, time_left
-from cluster.gateway.line import Line, Pace, left, longest_wait, smoothed
+from cluster.errors import InvalidRequest, MoemeshError, RateLimited, Unavailable
+from cluster.gateway.caller import caller, set_request
 from cluster.gateway.mailbox import Bell, End, Mailbox
 from cluster.gateway.meter import FAILED, Meter
 from cluster.gateway.routers import RouterLink
 from cluster.gateway.security.limits import KeyLimits
 from cluster.gateway.spans import GatewaySpans
 from cluster.gateway.ticket import Ticket
+from cluster.gateway.turns import Turns
 from cluster.gateway.windows import Windows
 from cluster.types import TIERS, EngineRequest, RequestId, RouterId
 
 log = logging.getLogger(__name__)
-
-SOONEST_RETRY_S = 0.1
 
 
 class RouterPool:
     """The routers this gateway knows. Requests go to the connected one with the fewest outstanding.
 
     A router is given as many sequences as it can run (`window`). The rest wait here, where it is decided
-    whose turn it is (cluster/gateway/line.py); a request that would wait for too long is refused at once.
+    whose turn it is (cluster/gateway/turns.py); a request that would wait for too long is refused at once.
 
+    connected: how many there are. All counts are plain numbers, which may be read from any thread.
     on_ready: called with True when a first router can take requests, with False when none can.
     meter: what it counts, on the gateway's clock.
     """
@@ -58,21 +58,15 @@ class RouterPool:
         self._on_ready = on_ready
         self._links: dict[RouterId, RouterLink] = {}
         self._tickets: dict[tuple[str, RequestId], Ticket] = {}
-        self._line: Line[Ticket] = Line(config.max_queued)
-        self._windows: Windows[Ticket] = Windows(config.max_queued, self.release)
-        self._pace = Pace()
-        self._service_s = 0.0
-        """Mean time of late from being let in to the end, of requests that were not given up."""
+        self._turns = Turns(config)
+        self._windows: Windows[Ticket] = Windows(config.max_resumable, self.release)
+        self.connected = 0
         self._was_ready = False
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def ready(self) -> bool:
-        return any(link.connected for link in self._links.values())
-
-    @property
-    def connected(self) -> int:
-        return sum(link.connected for link in self._links.values())
+        return self.connected > 0
 
     @property
     def outstanding(self) -> int:
@@ -81,12 +75,12 @@ class RouterPool:
     @property
     def sequences(self) -> int:
         """Those whose end has not come yet."""
-        return sum(not mailbox.ended for ticket in self._tickets.values() for mailbox in ticket.mailboxes)
+        return self.meter.sequences
 
     @property
     def queued(self) -> int:
         """Sequences of which no router has sent anything yet."""
-        return sum(not mailbox.started for ticket in self._tickets.values() for mailbox in ticket.mailboxes)
+        return self.meter.queued
 
     def update(self, routers: Mapping[RouterId, str]) -> None:
         """Connect to new routers and new addresses, drop those no longer named."""
@@ -98,19 +92,55 @@ class RouterPool:
                 self._links[name] = RouterLink(name, address, self._identity, self._changed)
         self._changed()
 
-    def submit(self, *requests: EngineRequest, window_s: float = 0.0) -> Ticket:
-        """Sequences of one request: they share its id. All go to one router. window_s: as in Ticket.
+    def submit(self, *requests: EngineRequest, window_s: float = 0.0, charged: bool = False) -> Ticket:
+        """Sequences of one request: they share its id. All go to one router. window_s, charged: as in Ticket.
 
         Raises Overloaded when they do not fit the line or would wait too long in it, RateLimited when the
         caller's key may not have them now, Unavailable when no router is connected, InvalidRequest for a tier
-        that is not offered.
+        that is not offered, or a request of the caller's that has the same id and runs.
         """
+        return self._accept(requests, window_s, None, charged)
+
+    def replace(self, *requests: EngineRequest, window_s: float = 0.0) -> Ticket:
+        """As `submit`, in place of the caller's request of the same id, if it has one: when this one has been
+        accepted, that one ends, and its reader sees reason "aborted". What it holds counts as free. Raises
+        what `submit` does; then that one goes on."""
+        replaced = self._tickets.get((caller().id, requests[0].request_id))
+        return self._accept(requests, window_s, replaced)
+
+    @contextmanager
+    def charge_once(self, parts: int) -> Iterator[bool]:
+        """The caller's limits take so many requests, such as the prompts of one body, for one, until it is
+        left. Yields what `submit` wants as `charged`: a single one is charged by itself. Raises RateLimited.
+        """
+        if parts == 1:
+            yield False
+            return
+        who = caller()
+        try:
+            self._limits.enter(who)
+        except RateLimited as error:
+            self.meter.refuse(type(error).__name__)
+            raise
+        try:
+            yield True
+        finally:
+            self._limits.leave(who)
+
+    def _accept(
+        self,
+        requests: tuple[EngineRequest, ...],
+        window_s: float,
+        replaced: Ticket | None,
+        charged: bool = False,
+    ) -> Ticket:
         who = caller()
         span = None if self._spans is None else self._spans.begin(requests, who.id)
         set_request(requests[0].request_id, "" if span is None else span.trace_id)
         try:
-            self._check(who.id, requests)
-            self._limits.enter(who)
+            self._check(who.id, requests, replaced)
+            if not charged:
+                self._limits.enter(who, ending=replaced is not None and not replaced.charged)
         except MoemeshError as error:
             self.meter.refuse(type(error).__name__)
             if span is not None:
@@ -118,7 +148,10 @@ class RouterPool:
             raise
         if span is not None and span.traceparent:
             requests = tuple(dataclasses.replace(each, trace=span.traceparent) for each in requests)
-        first, bell = requests[0], Bell()
+        if replaced is not None:
+            self._end(replaced)
+            self.release(replaced)
+        bell = Bell()
         mailboxes = tuple(
             Mailbox(
                 each.request_id,
@@ -129,11 +162,10 @@ class RouterPool:
             )
             for each in requests
         )
-        ticket = Ticket(who, requests, mailboxes, window_s=window_s, span=span)
-        if (replaced := self._tickets.get((who.id, first.request_id))) is not None:
-            self._limits.leave(replaced.owner)
-        self._tickets[who.id, first.request_id] = ticket
-        self._enter(ticket)
+        ticket = Ticket(who, requests, mailboxes, window_s=window_s, span=span, charged=charged)
+        self._tickets[who.id, ticket.request_id] = ticket
+        self._turns.enter(ticket)
+        self._let_in()
         return ticket
 
     def resume(self, *requests: EngineRequest, window_s: float) -> Ticket | None:
@@ -163,21 +195,18 @@ class RouterPool:
 
     def release(self, ticket: Ticket) -> None:
         """Give up whatever the request still holds here and at its router. Twice is fine."""
-        self._line.remove(ticket)
+        self._turns.drop(ticket)
         self._windows.close(ticket)
-        if ticket.link is not None and ticket.ended and self._known(ticket):
-            self._service_s = smoothed(self._service_s, self.meter.clock() - ticket.let_in_at)
+        if ticket.link is not None and ticket.completed and self._known(ticket):
+            self._turns.completed(self.meter.clock() - ticket.let_in_at)
         for place in range(len(ticket.mailboxes)):
             ticket.drop(place)
         if self._known(ticket):
             del self._tickets[ticket.owner.id, ticket.request_id]
-            self._limits.leave(ticket.owner)
+            if not ticket.charged:
+                self._limits.leave(ticket.owner)
             _report(ticket)
         self._let_in()
-
-    def is_running(self, request_id: RequestId) -> bool:
-        """Whether the caller has a request of this name."""
-        return (caller().id, request_id) in self._tickets
 
     def abort(self, request_id: RequestId) -> bool:
         """End a request of the caller's; its reader sees reason "aborted". False if none has this name."""
@@ -185,11 +214,8 @@ class RouterPool:
         if ticket is None:
             return False
         running = not ticket.ended
-        ticket.window_s = 0.0
-        self._line.remove(ticket)
-        for place, mailbox in enumerate(ticket.mailboxes):
-            mailbox.finish(End("aborted", ticket.prompt_tokens, mailbox.received))
-            ticket.drop(place)
+        self._turns.drop(ticket)
+        self._end(ticket)
         if self._windows.close(ticket):
             self.release(ticket)
         self._let_in()
@@ -200,60 +226,47 @@ class RouterPool:
         self.update({})
         await asyncio.gather(*self._closing)
 
+    def _end(self, ticket: Ticket) -> None:
+        """Before its time: its reader sees reason "aborted", unless everything has come."""
+        ticket.window_s = 0.0
+        for place, mailbox in enumerate(ticket.mailboxes):
+            mailbox.finish(End("aborted", ticket.prompt_tokens, mailbox.received))
+            ticket.drop(place)
+
     def _known(self, ticket: Ticket) -> bool:
         return self._tickets.get((ticket.owner.id, ticket.request_id)) is ticket
 
-    def _check(self, key: str, requests: tuple[EngineRequest, ...]) -> None:
-        """Raises InvalidRequest, Overloaded or Unavailable for what should not even wait."""
+    def _check(self, key: str, requests: tuple[EngineRequest, ...], leaving: Ticket | None) -> None:
+        """Raises InvalidRequest, Overloaded or Unavailable for what should not even wait. leaving: whose
+        places will be free."""
+        name = requests[0].request_id
+        if leaving is None and (key, name) in self._tickets:
+            raise InvalidRequest(f"request_id {name!r} is running; abort it first or choose another")
         if (tier := requests[0].tier) not in self.tiers:
             raise InvalidRequest(f"tier {tier!r} is not offered now; offered: {', '.join(self.tiers)}")
         self._least_busy()
-        if not len(self._line) and self._place_for(len(requests)) is not None:
-            return
-        if not self._line.has_room(key, len(requests)):
-            wait_s = max(SOONEST_RETRY_S, self._pace.interval)
-            raise Overloaded(
-                f"{self._line.sequences} sequences wait here and {self._config.max_queued} may; "
-                f"try again in {wait_s:.1f} s",
-                wait_s,
-            )
-        config = self._config
-        limit_s = longest_wait(self._service_s, config.wait_share, config.max_wait_s)
-        limit_s = min(limit_s, time_left() or limit_s)
-        wait_s = self._pace.interval * (1 + self._line.ahead(key, requests[0].priority))
-        if wait_s > limit_s:
-            retry_s = max(SOONEST_RETRY_S, wait_s - limit_s)
-            raise Overloaded(
-                f"it would wait {wait_s:.1f} s and may {limit_s:.1f} s; try again in {retry_s:.1f} s", retry_s
-            )
-
-    def _enter(self, ticket: Ticket) -> None:
-        tokens = sum(len(each.prompt_ids) + each.sampling.max_tokens for each in ticket.requests)
-        self._line.push(
-            ticket,
-            ticket.owner.id,
-            tokens=tokens,
-            sequences=len(ticket.requests),
-            priority=ticket.requests[0].priority,
-        )
-        self._let_in()
+        if not self._turns.nobody_waits(leaving) or self._place_for(len(requests), leaving) is None:
+            self._turns.check(key, requests, leaving)
 
     def _let_in(self) -> None:
         """Whoever is next, as long as a router has a place."""
-        while (ticket := self._line.first()) is not None:
+        while (ticket := self._turns.next()) is not None:
             link = self._place_for(len(ticket.requests))
             if link is None:
                 return
-            self._line.remove(ticket)
             now = self.meter.clock()
-            self._pace = left(self._pace, now, waiting=len(self._line) > 0)
+            self._turns.let_in(ticket, now)
             ticket.let_in(link, now)
 
-    def _place_for(self, sequences: int) -> RouterLink | None:
-        """A router that can run them, or has nothing else to do."""
+    def _place_for(self, sequences: int, leaving: Ticket | None = None) -> RouterLink | None:
+        """A router that can run them, or has nothing else to do. leaving: whose places count as free."""
+
+        def held(link: RouterLink) -> int:
+            return len(link.outstanding) - (0 if leaving is None else leaving.held_at(link))
+
         links = [link for link in self._links.values() if link.connected]
-        link = min(links, key=lambda link: len(link.outstanding), default=None)
-        if link is None or (link.outstanding and len(link.outstanding) + sequences > self._config.window):
+        link = min(links, key=held, default=None)
+        if link is None or (held(link) and held(link) + sequences > self._config.window):
             return None
         return link
 
@@ -270,6 +283,7 @@ class RouterPool:
 
     def _changed(self) -> None:
         """A router has come or gone, or requests at one have ended."""
+        self.connected = sum(link.connected for link in self._links.values())
         if self.ready != self._was_ready:
             self._was_ready = self.ready
             self._on_ready(self._was_ready)
@@ -279,8 +293,8 @@ class RouterPool:
 
     def _turn_away(self) -> None:
         """No router is left: whoever waits is told so, since nobody knows for how long."""
-        while (ticket := self._line.first()) is not None:
-            self._line.remove(ticket)
+        while (ticket := self._turns.next()) is not None:
+            self._turns.drop(ticket)
             for mailbox in ticket.mailboxes:
                 mailbox.fail(Unavailable("no router is connected any more; send the request again"))
 

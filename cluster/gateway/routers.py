@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MOST_S = 1.0
-RETRY_AFTER_S = 1.0
 
 PROBE = EngineRequest(RequestId("probe"), (0,), SamplingParams(max_tokens=1))
 PROBE_NUMBER = 0

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from cluster.errors import InvalidRequest
 from cluster.gateway.admission import Admitted
 from cluster.gateway.admit import sample_requests
 from cluster.gateway.caller import caller
@@ -72,15 +71,21 @@ class Run:
             async for delta in run: ...
 
     It ends when every sample has given its outcome; an error that ends one of them ends them all and is
-    raised. `emitted` counts tokens received so far of all samples, also those below `resume_from`.
+    raised.
     """
 
     def __init__(
-        self, served: ServedModel, pool: RouterPool, admitted: Admitted, clock: Clock = time.monotonic
+        self,
+        served: ServedModel,
+        pool: RouterPool,
+        admitted: Admitted,
+        charged: bool = False,
+        clock: Clock = time.monotonic,
     ) -> None:
-        self.emitted = 0
+        """charged: as in Ticket."""
         self.admitted = admitted
         self._pool = pool
+        self._charged = charged
         self._clock = clock
         self._open = [_Sample(i, served.text_stream(admitted.stop)) for i in range(admitted.samples)]
         self._ticket: Ticket | None = None
@@ -107,16 +112,12 @@ class Run:
     def _submitted(self) -> Ticket | None:
         """None for a request of no tokens, of which no router hears."""
         admitted = self.admitted
-        if self._pool.is_running(admitted.request_id):
-            if admitted.resume_from == 0:
-                raise InvalidRequest(
-                    f"request_id {admitted.request_id!r} is running; abort it first or choose another"
-                )
-            self._pool.abort(admitted.request_id)
         if admitted.sampling.max_tokens == 0:
             return None
         requests = sample_requests(admitted, caller().id)
-        return self._pool.submit(*requests, window_s=admitted.resume_window_s)
+        if admitted.resume_from:  # its old stream may still seem to go on
+            return self._pool.replace(*requests, window_s=admitted.resume_window_s)
+        return self._pool.submit(*requests, window_s=admitted.resume_window_s, charged=self._charged)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -177,7 +178,6 @@ class Run:
             text, new = stream.push(ids[known:])
             taken += new
         sample.emitted += taken
-        self.emitted += taken
         end = batch.end
         if end is not None and stream.stopped is None:
             text += stream.flush()

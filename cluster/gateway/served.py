@@ -80,6 +80,7 @@ class ServedModel:
         self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None
     ) -> list[int]:
         """variables: further values for the template. Raises InvalidRequest, also for a model without one."""
+        admission.check_messages(messages)
         return await self._encode(render_chat(self.template, messages, variables=variables), special=False)
 
     async def detokenise(self, ids: Sequence[int]) -> str:

@@ -116,11 +116,12 @@ class GatewayService:
 
     def _told(self) -> None:
         assert self._front is not None, "start() first"
-        self._front.pool.tiers = self._cluster.tiers
+        self._front.pool.tiers = self._cluster.now.tiers
         self._cluster.announce()
 
     def stats(self) -> dict[str, Any]:
-        """Counts of now, for status displays: {"outstanding", "queued", "routers"}."""
+        """Counts of now, for status displays: {"outstanding", "queued", "routers"}. Of plain numbers: the
+        loop goes on changing what they count."""
         if self._front is None:
             return {"outstanding": 0, "queued": 0, "routers": 0}
         pool = self._front.pool

@@ -26,7 +26,7 @@ STATUS_S = 1.0
 
 
 def status_of(error: MoemeshError, emitted: int = 0) -> status_pb2.Status:
-    """google.rpc.Status: ErrorInfo (reason: the error's class; emitted: tokens already sent), RetryInfo."""
+    """google.rpc.Status: ErrorInfo (reason: the error's class; emitted: tokens that were sent), RetryInfo."""
     info = error_details_pb2.ErrorInfo(reason=type(error).__name__, domain=ERROR_DOMAIN)
     info.metadata["emitted"] = str(emitted)
     details: list[Message] = [info]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from reprlib import repr as shown  # short: a message travels in a header
 from typing import Any
 
 from cluster.errors import InvalidRequest
@@ -81,14 +82,15 @@ def read_request(request: pb.ModelInferRequest) -> TextRequest:
 def _json_sampling(text: str) -> dict[str, Any]:
     try:
         given = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"sampling_parameters is not JSON: {error}") from None
     if not isinstance(given, dict):
         raise InvalidRequest("sampling_parameters must be a JSON object")
     unknown = sorted(set(given) - JSON_KEYS)
     if unknown:
         raise InvalidRequest(
-            f"sampling_parameters has unknown key {unknown[0]!r}; known are {', '.join(sorted(JSON_KEYS))}"
+            f"sampling_parameters has unknown key {shown(unknown[0])}; "
+            f"known are {', '.join(sorted(JSON_KEYS))}"
         )
     grammars = [_json_grammar(kind, given.pop(kind)) for kind in GRAMMAR_KINDS if kind in given]
     if len(grammars) > 1:
@@ -100,7 +102,10 @@ def _json_sampling(text: str) -> dict[str, Any]:
 def _json_grammar(kind: GrammarKind, value: Any) -> Grammar:
     """A schema may come as the JSON that it is."""
     if kind == "json_schema" and isinstance(value, dict):
-        value = json.dumps(value)
+        try:
+            value = json.dumps(value)
+        except RecursionError:
+            raise InvalidRequest(f"sampling_parameters: {kind} is nested too deeply") from None
     if not isinstance(value, str):
         raise InvalidRequest(f"sampling_parameters: {kind} must be a string")
     return Grammar(kind, value)
@@ -127,8 +132,10 @@ def _json_value(key: str, value: Any) -> Any:
         if isinstance(value, bool) or (kind is int and isinstance(value, float)):
             raise ValueError
         return kind(value)
-    except (TypeError, ValueError):
-        raise InvalidRequest(f"sampling_parameters: {key} is {value!r}; it must be {_NOUN[kind]}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidRequest(
+            f"sampling_parameters: {key} is {shown(value)}; it must be {_NOUN[kind]}"
+        ) from None
 
 
 _NOUN = {int: "an integer", float: "a number"}

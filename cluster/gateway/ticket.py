@@ -11,6 +11,9 @@ from cluster.gateway.routers import RouterLink
 from cluster.gateway.spans import RequestSpan
 from cluster.types import EngineRequest, FinishReason, RequestId
 
+COMPLETE: frozenset[str] = frozenset({"stop", "length"})
+"""Reasons of those that got all that they asked for."""
+
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Ticket:
@@ -18,7 +21,7 @@ class Ticket:
 
     mailboxes: one a sequence; all share one bell. owner: whose key it came with; nobody else can abort it or
     take its place. link, numbers: where its sequences are, once they have been let in. window_s: for how
-    long it goes on without a reader.
+    long it goes on without a reader. charged: its key's limits have counted it as a part of something larger.
     """
 
     owner: Caller
@@ -29,6 +32,7 @@ class Ticket:
     window_s: float = 0.0
     span: RequestSpan | None = None
     let_in_at: float = 0.0
+    charged: bool = False
 
     @property
     def request_id(self) -> RequestId:
@@ -49,6 +53,15 @@ class Ticket:
     @property
     def ended(self) -> bool:
         return all(mailbox.ended for mailbox in self.mailboxes)
+
+    @property
+    def completed(self) -> bool:
+        """Whether all sequences have been generated to their ends: none failed or was given up."""
+        return all(mailbox.ended and mailbox.reason in COMPLETE for mailbox in self.mailboxes)
+
+    def held_at(self, link: RouterLink) -> int:
+        """Its sequences that a router still has."""
+        return sum(number in link.outstanding for number in self.numbers) if link is self.link else 0
 
     def same_as(self, requests: tuple[EngineRequest, ...]) -> bool:
         """Whether they ask for the same tokens. The seed of a greedy request plays no part, nor

@@ -27,11 +27,16 @@ async def score(
 
 
 async def embed(
-    pool: RouterPool, prompt: tuple[int, ...], normalise: bool = False, priority: int = 0
+    pool: RouterPool,
+    prompt: tuple[int, ...],
+    normalise: bool = False,
+    priority: int = 0,
+    charged: bool = False,
 ) -> np.ndarray:
     """[hidden] float32: the mean over the prompt's tokens of the final norm's rows; with `normalise` divided
-    by its Euclidean length. Raises as `score`."""
-    values = _values(await _ask(pool, prompt, SamplingParams(max_tokens=0), "embed", priority))
+    by its Euclidean length. charged: as in Ticket. Raises as `score`."""
+    sampling = SamplingParams(max_tokens=0)
+    values = _values(await _ask(pool, prompt, sampling, "embed", priority, charged))
     return normalised(values) if normalise else values
 
 
@@ -43,9 +48,15 @@ def normalised(values: np.ndarray) -> np.ndarray:
 
 
 async def _ask(
-    pool: RouterPool, prompt: tuple[int, ...], sampling: SamplingParams, kind: RequestKind, priority: int
+    pool: RouterPool,
+    prompt: tuple[int, ...],
+    sampling: SamplingParams,
+    kind: RequestKind,
+    priority: int,
+    charged: bool = False,
 ) -> End:
-    ticket = pool.submit(EngineRequest(RequestId(draw_id()), prompt, sampling, kind, priority))
+    request = EngineRequest(RequestId(draw_id()), prompt, sampling, kind, priority)
+    ticket = pool.submit(request, charged=charged)
     try:
         end = (await ticket.mailboxes[0].take()).end
     finally:

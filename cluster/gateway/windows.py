@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Windows(Generic[T]):
-    """At most `most` at once: of more, the one that has waited for longest is let go first.
+    """At most `most` at once: of more, the one that has waited for longest is let go first; 0 are none.
 
     let_go: called with what nobody came back for. Everything runs on the loop's thread.
     """
@@ -24,9 +24,9 @@ class Windows(Generic[T]):
         return len(self._timers)
 
     def open(self, what: T, seconds: float) -> None:
-        while len(self._timers) >= self._most:
-            self._end(next(iter(self._timers)))
         self._timers[what] = asyncio.get_running_loop().call_later(seconds, self._end, what)
+        while len(self._timers) > self._most:
+            self._end(next(iter(self._timers)))
 
     def close(self, what: T) -> bool:
         """Somebody came back, or it is not wanted any more. False if none was open."""

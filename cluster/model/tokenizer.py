@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import tokenizers
@@ -15,8 +16,25 @@ MOST_HELD = 64
 without a bound each of them would cost as much as all before it."""
 
 
+_FALLBACK = re.compile("<0x([0-9A-F]{2})>")
+"""A byte in a vocabulary of words, as SentencePiece names it."""
+
+
+def _byte_level() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for: printable ones of Latin-1 for
+    themselves, those from 256 on, in order, for the others (Radford et al. 2019)."""
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    others = [byte for byte in range(256) if chr(byte) not in alphabet]
+    stand_ins = sorted(character for character in alphabet if ord(character) > 255)
+    same = {character: ord(character) for character in alphabet if ord(character) < 256}
+    return same | dict(zip(stand_ins, others, strict=True))
+
+
+_BYTES = _byte_level()
+
+
 class Tokenizer:
-    """Immutable; safe to share between threads."""
+    """Immutable but for what it remembers; safe to share between threads."""
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         inner.no_truncation()  # tokenizer.json may carry the settings of its last training run
@@ -24,6 +42,7 @@ class Tokenizer:
         self._inner = inner
         added = inner.get_added_tokens_decoder()
         self._special = frozenset(number for number, token in added.items() if token.special)
+        self._bytes: dict[int, bytes] = {}
         self.vocab_size = max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         """One more than the largest id."""
 
@@ -66,6 +85,24 @@ class Tokenizer:
     def prints(self, token_id: int) -> bool:
         """False for special tokens and ids that no token has: decoding leaves them out."""
         return token_id not in self._special and self._inner.id_to_token(token_id) is not None
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What one token adds to a text behind others, maybe a part of a character; none for special ones."""
+        spelled = self._bytes.get(token_id)
+        if spelled is None:
+            spelled = self._bytes[token_id] = self._spell(token_id)
+        return spelled
+
+    def _spell(self, token_id: int) -> bytes:
+        # Behind itself, since a decoder may strip the space in front of a text.
+        once, twice = self.decode_window([token_id]), self.decode_window([token_id] * 2)
+        if REPLACEMENT not in twice:
+            return twice[len(once) :].encode()
+        # No whole characters: its name in the vocabulary says which bytes.
+        name = str(self._inner.id_to_token(token_id))
+        if (byte := _FALLBACK.fullmatch(name)) is not None:
+            return bytes([int(byte[1], 16)])
+        return bytes(_BYTES[each] for each in name) if _BYTES.keys() >= set(name) else name.encode()
 
     def decode_window(self, ids: Sequence[int]) -> str:
         """The library's own decoding of a run of ids. Parts of a text do not simply concatenate."""

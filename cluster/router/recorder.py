@@ -74,7 +74,7 @@ class GateRecord:
             )
             if len(record.layers) != layers or sum(rows for _, rows in record.requests) != tokens:
                 raise ValueError("layers or rows do not add up")
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
+        except (KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(
                 f"a router sent a broken trace ({error}); are all versions the same?"
             ) from error

@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 
 from cluster.dispatch.connection import Connection
-from cluster.errors import InvalidRequest, Unavailable
+from cluster.errors import InvalidRequest, ProtocolError, Unavailable
 from cluster.router.engine import Engine
 from cluster.router.recorder import GateRecord, GateRecorder
 
@@ -69,4 +69,9 @@ class Tracing:
 
 def records_of(payload: memoryview) -> list[GateRecord]:
     """What a router answered to `take` or `stop`. Raises ProtocolError on anything else."""
-    return [GateRecord.from_wire(values) for values in msgpack.unpackb(payload)]
+    try:
+        return [GateRecord.from_wire(values) for values in msgpack.unpackb(payload)]
+    except (msgpack.UnpackException, TypeError, ValueError) as error:
+        raise ProtocolError(
+            f"a router sent no records of a trace ({error!r}); are all versions the same?"
+        ) from error

@@ -113,6 +113,40 @@ def test_two_nodes_get_their_experts_and_the_table_becomes_active(controller, as
     assert until(lambda: members(ask())["node-0"]["stats"] == {"resident_bytes": 40})
 
 
+def test_a_role_whose_counts_fail_goes_on_syncing(controller, ask, roles, caplog):
+    node = FakeNode("node-0", controller.address)
+    roles += [node, FakeNode("node-1", controller.address)]
+    until(lambda: ask()["active"] == 1)
+    until(lambda: members(ask())["node-0"]["stats"])
+
+    node.stats = node.load = lambda: 1 // 0
+    until(lambda: members(ask())["node-0"]["stats"] == {})
+    node.stats, node.load = lambda: {"resident_bytes": 7}, lambda: None
+    until(lambda: members(ask())["node-0"]["stats"] == {"resident_bytes": 7})
+
+    assert members(ask())["node-0"]["health"] == "alive"
+    said = [record for record in caplog.records if record.exc_info]
+    assert {record.levelname for record in said} == {"ERROR"}
+
+
+def test_a_sync_that_fails_is_tried_again(controller, ask, roles, caplog, monkeypatch):
+    node = FakeNode("node-0", controller.address)
+    roles.append(node)
+    until(lambda: "node-0" in members(ask()))
+    report, failed = node._report, threading.Event()
+
+    def fails():
+        failed.set()
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(node, "_report", fails)
+    assert failed.wait(20)
+    monkeypatch.setattr(node, "_report", report)
+    node.stats = lambda: {"resident_bytes": 1}
+    until(lambda: members(ask())["node-0"]["stats"] == {"resident_bytes": 1})
+    assert "a bug" in caplog.text
+
+
 def test_nothing_is_active_while_a_node_still_loads(controller, ask, roles):
     gate = threading.Event()
     roles += [FakeNode("node-0", controller.address), FakeNode("node-1", controller.address, allowed=gate)]

@@ -318,3 +318,10 @@ def test_shutdown_cuts_what_does_not_end() -> None:
             with pytest.raises(grpc.RpcError):
                 list(stream)
         wait_until(lambda: not router.running, "the router to be told")
+
+
+def test_a_chat_without_messages_is_refused() -> None:
+    with FakeRouter() as router, gateway({"r0": router.address}) as service, generation_stub(service) as stub:
+        with pytest.raises(grpc.RpcError, match="messages is empty") as caught:
+            list(stub.Chat(pb.ChatRequest()))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -127,6 +127,27 @@ def test_log_probabilities_in_both_shapes(client: httpx.Client) -> None:
     ]
 
 
+def test_parts_of_characters_have_their_bytes_and_places(client: httpx.Client) -> None:
+    """A token a byte: "añ漢" has characters of 1, 2 and 3."""
+    ask = {"prompt": "añ漢", "max_tokens": 8}
+    columns = complete(client, logprobs=2, **ask).json()["choices"][0]["logprobs"]
+    assert columns["tokens"][:4] == ["a", r"bytes:\xc3", r"bytes:\xb1", r"bytes:\xe6"]
+    assert columns["text_offset"] == [0, 1, 1, 2, 2, 2, 3, 4]
+    assert [len(each) for each in columns["top_logprobs"]] == [2] * 8, "no two of them read alike"
+    streamed: dict[str, list[Any]] = {"tokens": [], "text_offset": []}
+    body = {**GREEDY, **ask, "logprobs": 2, "stream": True}
+    with client.stream("POST", "/v1/completions", json=body) as response:
+        for chunk in events(response):
+            for name, column in streamed.items():
+                column += chunk["choices"][0]["logprobs"][name]
+    assert streamed == {name: columns[name] for name in streamed}
+    said = chat(client, messages=[{"role": "añ漢", "content": "x"}], logprobs=True, max_tokens=7)
+    choice = said.json()["choices"][0]
+    entries = choice["logprobs"]["content"]
+    assert bytes(b for each in entries for b in each["bytes"]).decode() == choice["message"]["content"]
+    assert entries[2]["token"] == r"\xc3"
+
+
 def test_every_field_reaches_the_router(client: httpx.Client, router: FakeRouter) -> None:
     fields = {
         "max_tokens": 3,
@@ -248,3 +269,27 @@ def test_errors_have_their_status(client: httpx.Client) -> None:
     assert client.get("/v1/completions").status_code == 405
     nowhere = client.get("/nope")
     assert (nowhere.status_code, nowhere.json()["error"]["message"][:9]) == (404, "GET /nope")
+
+
+def test_a_chat_needs_messages(client: httpx.Client) -> None:
+    for stream in (False, True):
+        response = chat(client, messages=[], stream=stream)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "InvalidRequest")
+        assert response.json()["error"]["message"].startswith("messages is empty")
+
+
+@pytest.mark.parametrize("name", ["日本", "é", " a"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_id_that_no_header_can_carry_is_refused_first(
+    client: httpx.Client, router: FakeRouter, name: str, stream: bool
+) -> None:
+    before = len(router.counts.submitted)
+    response = complete(client, request_id=name, stream=stream)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "InvalidRequest")
+    assert len(router.counts.submitted) == before
+
+
+def test_an_id_comes_back_as_it_was_sent(client: httpx.Client) -> None:
+    for stream in (False, True):
+        response = complete(client, request_id="a b!~", stream=stream)
+        assert (response.status_code, response.headers["x-request-id"]) == (200, "a b!~")

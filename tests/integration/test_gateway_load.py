@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -10,7 +13,7 @@ import pytest
 
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
-from cluster.errors import Overloaded, Unavailable
+from cluster.errors import NonFinite, Overloaded, Unavailable
 from cluster.gateway.caller import ANYBODY, Caller, set_caller, set_time_left
 from cluster.gateway.meter import Meter
 from cluster.gateway.pool import RouterPool
@@ -50,9 +53,9 @@ async def until(what: object, seconds: float = 20.0) -> None:
     raise AssertionError(f"waited {seconds:g} s in vain")
 
 
-def ask(pool: RouterPool, name: str, tokens: int = 2, priority: int = 0) -> Ticket:
+def ask(pool: RouterPool, name: str, tokens: int = 2, priority: int = 0, samples: int = 1) -> Ticket:
     params = SamplingParams(max_tokens=tokens)
-    return pool.submit(EngineRequest(RequestId(name), (1, 2, 3), params, priority=priority))
+    return pool.submit(*[EngineRequest(RequestId(name), (1, 2, 3), params, priority=priority)] * samples)
 
 
 @contextmanager
@@ -134,6 +137,86 @@ def test_what_would_wait_too_long_is_refused_with_the_time_to_come_back() -> Non
     asyncio.run(main())
 
 
+def test_the_wait_is_predicted_by_sequences() -> None:
+    """Of four samples each: a request counts for the places that it needs."""
+
+    async def main() -> None:
+        clock = Clock()
+        with FakeRouter(paused=True) as router:
+            config = GatewayConfig(window=4, max_queued=100, max_wait_s=3.5)
+            async with pool_of(router, config=config, clock=clock) as pool:
+                tickets = [ask(pool, f"first{number}", tokens=1, samples=4) for number in range(4)]
+                for turn in range(3):  # four sequences a second
+                    clock.now += 1.0
+                    await until(lambda turn=turn: len(names(router)) == 4 * (turn + 1))
+                    router.step()
+                    await until(lambda turn=turn: tickets[turn].ended)
+                await until(lambda: len(names(router)) == 16)
+                tickets += [ask(pool, f"second{number}", samples=4) for number in range(3)]
+                with pytest.raises(Overloaded, match=r"would wait 4\.0 s and may 3\.5 s"):
+                    ask(pool, "fourth", samples=4)
+                for ticket in tickets:
+                    pool.release(ticket)
+
+    asyncio.run(main())
+
+
+def test_failures_are_no_sign_of_how_long_requests_take() -> None:
+    """Instant ones, and aborts, do not shorten the wait of those that will be served."""
+
+    async def main() -> None:
+        clock = Clock()
+        with FakeRouter(paused=True) as router:
+            config = GatewayConfig(window=1, max_queued=100, max_wait_s=3.5, wait_share=4.0)
+            async with pool_of(router, config=config, clock=clock) as pool:
+                await serve_one_a_second(router, pool, clock, 4)
+                for number in range(30):
+                    failed = ask(pool, f"failed{number}")
+                    await until(lambda: len(router.running) == 1)
+                    router.fail_running(NonFinite("broken"))
+                    await until(lambda failed=failed: failed.ended)
+                    pool.release(failed)
+                    aborted = ask(pool, f"aborted{number}")
+                    await until(lambda: len(router.running) == 1)
+                    assert pool.abort(aborted.request_id)
+                    pool.release(aborted)
+                    await until(lambda: not router.running)
+                tickets = [ask(pool, f"waits{number}") for number in range(3)]
+                assert not pool.meter.refused
+                for ticket in tickets:
+                    pool.release(ticket)
+
+    asyncio.run(main())
+
+
+async def serve_one_a_second(router: FakeRouter, pool: RouterPool, clock: Clock, count: int) -> None:
+    """Requests of one token, while others wait."""
+    tickets = [ask(pool, f"served{number}", tokens=1) for number in range(count)]
+    for ticket in tickets:
+        await until(lambda: len(router.running) == 1)
+        clock.now += 1.0
+        router.step()
+        await until(lambda ticket=ticket: ticket.ended)
+        pool.release(ticket)
+
+
+def test_a_refusal_says_which_bound_was_met() -> None:
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, config=GatewayConfig(window=1, max_queued=4)) as pool:
+                with as_key("greedy"):
+                    for number in range(3):
+                        ask(pool, f"g{number}")
+                    with pytest.raises(Overloaded, match="this key has 2 sequences waiting and 2 places are"):
+                        ask(pool, "g3")
+                with as_key("modest"):
+                    ask(pool, "m0")
+                with as_key("late"), pytest.raises(Overloaded, match="3 sequences wait here and 4 may"):
+                    ask(pool, "l", samples=2)
+
+    asyncio.run(main())
+
+
 def test_whoever_leaves_the_line_is_never_heard_of() -> None:
     async def main() -> None:
         with FakeRouter(paused=True) as router:
@@ -186,5 +269,68 @@ def test_samples_of_one_request_stay_together() -> None:
                 assert {len(router.running), len(second.running)} == {1, 3}
                 assert ticket.link is not None
                 assert len(set(ticket.numbers)) == 3
+
+    asyncio.run(main())
+
+
+def test_counts_can_be_read_from_another_thread() -> None:
+    """They walk over nothing that the loop changes."""
+    stop, wrong = threading.Event(), list[Exception]()
+
+    def read(pool: RouterPool) -> None:
+        while not stop.is_set():
+            try:
+                _ = pool.outstanding, pool.queued, pool.sequences, pool.connected
+            except RuntimeError as error:
+                wrong.append(error)
+                return
+
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, config=GatewayConfig(window=1, max_queued=200)) as pool:
+                reader = threading.Thread(target=read, args=(pool,))
+                reader.start()
+                try:
+                    for turn in range(40):
+                        tickets = [ask(pool, f"{turn} {number}") for number in range(20)]
+                        for ticket in tickets:
+                            pool.release(ticket)
+                finally:
+                    stop.set()
+                    reader.join()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        asyncio.run(main())
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_counts_are_those_of_a_walk_over_all_requests(seed: int) -> None:
+    """Whatever happens to requests, in whatever order."""
+    draw = random.Random(seed)
+
+    async def main() -> None:
+        tickets: list[Ticket] = []
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, config=GatewayConfig(window=3, max_queued=50)) as pool:
+                for number in range(60):
+                    match draw.choice(("ask", "ask", "step", "release", "abort")):
+                        case "ask":
+                            tickets.append(ask(pool, str(number), tokens=draw.randrange(1, 4)))
+                        case "step":
+                            router.step()
+                            await asyncio.sleep(0.002)
+                        case "release" if tickets:
+                            pool.release(tickets.pop(draw.randrange(len(tickets))))
+                        case "abort" if tickets:
+                            pool.abort(draw.choice(tickets).request_id)
+                    boxes = [mailbox for ticket in tickets for mailbox in ticket.mailboxes]
+                    assert pool.queued == sum(not mailbox.started for mailbox in boxes)
+                    assert pool.sequences == sum(not mailbox.ended for mailbox in boxes)
+                    assert pool.outstanding == len(tickets)
 
     asyncio.run(main())

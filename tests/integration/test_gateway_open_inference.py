@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from cluster.errors import NodeLost
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from support.fake_router import FakeRouter, logprob
@@ -278,6 +279,33 @@ def test_an_error_stays_inside_the_stream(stub: Stub) -> None:
     assert good == ["ab"]
 
 
+DEEP = "[" * 100_000
+VAST = "9" * 400
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        DEEP,
+        f'{{"stop": {DEEP}',
+        f'{{"json_schema": {{"a": {"[" * 3000 + "]" * 3000}}}}}',
+        f'{{"temperature": {VAST}}}',
+        f'{{"max_tokens": "{"x" * 20_000}"}}',
+        f'{{"{"x" * 20_000}": 1}}',
+        f'{{"top_p": {VAST * 20}}}',
+    ],
+)
+def test_json_beyond_all_bounds_ends_its_own_request_alone(stub: Stub, parameters: str) -> None:
+    bad = asked(id="bad", text_input="a", sampling_parameters=parameters)
+    responses = streamed(stub, bad, asked(id="good", text_input="ab", max_tokens=2))
+    errors = [(r.infer_response.id, r.error_message) for r in responses if r.error_message]
+    assert [name for name, _ in errors] == ["bad"]
+    assert errors[0][1].startswith("[INVALID_ARGUMENT]")
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.ModelInfer(bad)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_requests_of_one_stream_run_side_by_side() -> None:
     with (
         FakeRouter(paused=True) as router,
@@ -293,6 +321,20 @@ def test_requests_of_one_stream_run_side_by_side() -> None:
             answer = response.infer_response
             texts[answer.id] += outputs(answer)["text_output"]
     assert set(texts.values()) == {"abab"}
+
+
+def test_an_answer_that_failed_has_sent_no_tokens() -> None:
+    with (
+        FakeRouter(paused=True) as router,
+        gateway({"r0": router.address}) as service,
+        grpc.insecure_channel(service.address) as channel,
+    ):
+        call = Stub(channel).ModelInfer.future(asked(text_input="ab", max_tokens=4))
+        wait_until(lambda: len(router.running) == 1, "the request")
+        router.step()
+        router.fail_running(NodeLost("node n1 is gone"))
+        assert call.code() is grpc.StatusCode.UNAVAILABLE
+        assert call.details() == "node n1 is gone"
 
 
 def test_cancelling_a_stream_aborts_all_its_requests() -> None:

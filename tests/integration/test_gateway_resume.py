@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import grpc
 import pytest
 
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
+from cluster.errors import InvalidRequest, Overloaded, RateLimited
 from cluster.gateway.caller import ANYBODY, Caller, set_caller
 from cluster.gateway.pool import RouterPool
 from cluster.gateway.service import GatewayService
@@ -206,24 +208,136 @@ def test_another_key_cannot_take_a_stream_up() -> None:
 
     async def main() -> None:
         with FakeRouter(paused=True) as router:
-            pool = RouterPool(Identity("gateway", "g", 1), GatewayConfig(), lambda _: None)
-            pool.update({RouterId("r0"): router.address})
-            while not pool.connected:  # noqa: ASYNC110
-                await asyncio.sleep(0.002)
-            asked = EngineRequest(RequestId("mine"), (1, 2), SamplingParams(max_tokens=4))
-            set_caller(Caller("owner"))
-            ticket = pool.submit(asked, window_s=20.0)
-            pool.leave(ticket)
-            set_caller(Caller("other"))
-            assert pool.resume(asked, window_s=20.0) is None
-            assert not pool.abort(asked.request_id)
-            set_caller(Caller("owner"))
-            assert pool.resume(asked, window_s=20.0) is ticket
-            set_caller(ANYBODY)
-            await pool.close()
+            async with pool_of(router, GatewayConfig()) as pool:
+                asked = engine_request("mine")
+                set_caller(Caller("owner"))
+                ticket = pool.submit(asked, window_s=20.0)
+                pool.leave(ticket)
+                set_caller(Caller("other"))
+                assert pool.resume(asked, window_s=20.0) is None
+                assert not pool.abort(asked.request_id)
+                set_caller(Caller("owner"))
+                assert pool.resume(asked, window_s=20.0) is ticket
             assert pool.outstanding == 1  # a reader has it: it is not the pool's to free
             pool.release(ticket)
             assert pool.outstanding == 0
+
+    asyncio.run(main())
+
+
+@asynccontextmanager
+async def pool_of(router: FakeRouter, config: GatewayConfig) -> AsyncIterator[RouterPool]:
+    pool = RouterPool(Identity("gateway", "g", 1), config, lambda _: None)
+    pool.update({RouterId("r0"): router.address})
+    while not pool.connected:  # noqa: ASYNC110
+        await asyncio.sleep(0.002)
+    try:
+        yield pool
+    finally:
+        set_caller(ANYBODY)
+        await pool.close()
+
+
+def engine_request(name: str) -> EngineRequest:
+    return EngineRequest(RequestId(name), (1, 2), SamplingParams(max_tokens=4))
+
+
+def test_what_replaces_a_request_has_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    """Of its key's limit, in the line and at the router; and the one before is reported."""
+    caplog.set_level(logging.INFO, "cluster.gateway.pool")
+
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, GatewayConfig(window=1, max_queued=1)) as pool:
+                set_caller(Caller("owner", concurrent=2))
+                running, waiting = (pool.submit(engine_request(name)) for name in ("running", "waiting"))
+                for _ in range(2):
+                    after = pool.replace(engine_request("waiting"))
+                    assert [mailbox.reason for mailbox in waiting.mailboxes] == ["aborted"]
+                    pool.release(waiting)  # as its reader does, too late to matter
+                    waiting = after
+                pool.release(running)
+                assert waiting.link is not None
+                running = pool.replace(engine_request("waiting"))
+                assert running.link is not None
+                assert (pool.outstanding, pool.sequences) == (1, 1)
+                pool.release(running)
+                assert (pool.outstanding, pool.sequences) == (0, 0)
+
+    asyncio.run(main())
+    reported = [vars(record)["fields"]["ended"] for record in caplog.records if record.msg == "request"]
+    assert reported == ["aborted"] * 5
+
+
+def test_a_request_goes_on_where_its_replacement_is_refused() -> None:
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, GatewayConfig(window=1, max_queued=1)) as pool:
+                mine, other = pool.submit(engine_request("mine")), pool.submit(engine_request("other"))
+                with pytest.raises(Overloaded):  # the other waits for the place that would come free
+                    pool.replace(engine_request("mine"))
+                assert not mine.ended
+                pool.release(other)
+                set_caller(Caller("busy", requests_per_minute=6))
+                slow = pool.submit(engine_request("mine"))
+                with pytest.raises(RateLimited):
+                    pool.replace(engine_request("mine"))
+                assert not slow.ended
+                assert pool.outstanding == 2
+
+    asyncio.run(main())
+
+
+def test_what_its_body_was_charged_for_leaves_no_place_to_its_successor() -> None:
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, GatewayConfig()) as pool:
+                set_caller(Caller("owner", concurrent=1))
+                with pool.charge_once(2) as charged:
+                    part = pool.submit(engine_request("part"), charged=charged)
+                    with pytest.raises(RateLimited):
+                        pool.replace(engine_request("part"))
+                    pool.release(part)
+                pool.submit(engine_request("next"))
+
+    asyncio.run(main())
+
+
+def test_a_name_is_taken_once() -> None:
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, GatewayConfig()) as pool:
+                pool.submit(engine_request("mine"))
+                with pytest.raises(InvalidRequest, match="'mine' is running"):
+                    pool.submit(engine_request("mine"))
+                pool.submit(engine_request("other"))
+                assert pool.outstanding == 2
+
+    asyncio.run(main())
+
+
+def test_no_windows_at_all_are_none() -> None:
+    async def main() -> None:
+        ended: list[str] = []
+        windows: Windows[str] = Windows(0, ended.append)
+        windows.open("a", 20.0)
+        assert (ended, len(windows)) == (["a"], 0)
+
+    asyncio.run(main())
+
+
+def test_windows_have_a_limit_of_their_own() -> None:
+    """A gateway without a line has them, and one that allows none frees what its reader has left."""
+
+    async def main() -> None:
+        with FakeRouter(paused=True) as router:
+            async with pool_of(router, GatewayConfig(max_queued=0, max_resumable=1)) as pool:
+                for name in ("first", "second"):
+                    pool.leave(pool.submit(engine_request(name), window_s=20.0))
+                assert pool.outstanding == 1
+            async with pool_of(router, GatewayConfig(max_resumable=0)) as pool:
+                pool.leave(pool.submit(engine_request("third"), window_s=20.0))
+                assert pool.outstanding == 0
 
     asyncio.run(main())
 

@@ -292,3 +292,15 @@ def test_a_failure_carries_the_tokens_emitted() -> None:
             list(stream)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert caught.value.details() == "node n1 is gone (2 tokens were sent)"
+
+
+def test_a_failure_of_a_resumed_stream_carries_its_own_tokens() -> None:
+    with paused() as (router, _, stub):
+        stream = stub.Generate(request(max_tokens=50, resume_from=2))
+        wait_until(lambda: len(router.running) == 1, "the request")
+        for _ in range(3):
+            router.step()
+        router.fail_running(NodeLost("node n1 is gone"))
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stream)
+        assert caught.value.details() == "node n1 is gone (1 tokens were sent)"

@@ -93,10 +93,15 @@ def test_a_sampled_request_is_resumed_only_with_its_seed() -> None:
         admission.check_resume(3, Wishes(temperature=1.0))
 
 
-@pytest.mark.parametrize("name", ["x" * 129, "a\nb"])
-def test_a_request_id_is_short_and_printable(name: str) -> None:
+@pytest.mark.parametrize("name", ["x" * 129, "a\nb", "日本", "é", " a", "a ", " "])
+def test_a_request_id_is_short_and_printable_ascii(name: str) -> None:
     with pytest.raises(InvalidRequest, match="request_id"):
         admission.check_request_id(name, lambda: "drawn")
+
+
+def test_a_request_id_may_have_any_other_character() -> None:
+    for name in ("x" * 128, "a b", "!~{}"):
+        assert admission.check_request_id(name, lambda: "drawn") == name
 
 
 def test_a_missing_request_id_is_drawn() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.gateway.line import HEADWAY, LEAST_WAIT_S, Line, Pace, left, longest_wait
+from cluster.gateway.line import HEADWAY, LEAST_WAIT_S, Full, Line, Pace, left, longest_wait
 
 KEYS = ("a", "b", "c")
 
@@ -17,7 +17,7 @@ KEYS = ("a", "b", "c")
 def drain(line: Line[Any]) -> list[Any]:
     order = []
     while (entry := line.first()) is not None:
-        assert line.remove(entry)
+        line.let_in(entry)
         order.append(entry)
     return order
 
@@ -49,11 +49,21 @@ def test_a_newcomer_is_not_punished_for_having_been_away() -> None:
     for number in range(6):
         line.push(f"old{number}", "old", tokens=10)
     for _ in range(3):
-        line.remove(str(line.first()))
+        line.let_in(str(line.first()))
     assert line.ahead("new", 0) == 0
     for number in range(3):
         line.push(f"new{number}", "new", tokens=10)
     assert drain(line) == ["new0", "old3", "new1", "old4", "new2", "old5"], "nor is it given the time before"
+
+
+def test_whoever_leaves_without_a_turn_puts_nobody_back() -> None:
+    """Work that was never let in is no time that passed for others."""
+    line: Line[str] = Line(100)
+    for number in range(5):
+        line.push(f"a{number}", "a", tokens=10)
+    assert line.drop("a4")
+    line.push("b0", "b", tokens=10)
+    assert drain(line) == ["a0", "b0", "a1", "a2", "a3"]
 
 
 def test_priority_goes_first_but_not_for_ever() -> None:
@@ -61,13 +71,13 @@ def test_priority_goes_first_but_not_for_ever() -> None:
     line.push("patient", "b", tokens=10)
     line.push("urgent", "b", tokens=10, priority=1)
     assert line.first() == "urgent"
-    line.remove("urgent")
+    line.let_in("urgent")
     passed = number = 0
     while True:
         line.push(f"u{number}", "a", tokens=100, priority=1)
         entry = line.first()
         assert entry is not None
-        line.remove(entry)
+        line.let_in(entry)
         if entry == "patient":
             break
         passed += 100
@@ -80,7 +90,7 @@ def test_places_are_bounded_and_one_key_leaves_half(requests: list[tuple[str, in
     line: Line[int] = Line(most)
     held: Counter[str] = Counter()
     for number, (key, sequences) in enumerate(requests):
-        if line.has_room(key, sequences):
+        if line.full(key, sequences) is None:
             line.push(number, key, tokens=1, sequences=sequences)
             held[key] += sequences
         assert line.sequences == held.total() <= most
@@ -92,37 +102,45 @@ def test_places_are_bounded_and_one_key_leaves_half(requests: list[tuple[str, in
 def test_a_key_alone_leaves_room_that_another_gets() -> None:
     line: Line[int] = Line(8)
     number = 0
-    while line.has_room("greedy", 1):
+    while line.full("greedy", 1) is None:
         line.push(number, "greedy", tokens=1)
         number += 1
     assert number == 4
-    assert line.has_room("other", 1)
+    assert line.full("greedy", 1) == Full(waiting=4, free=4, own=True)
+    assert line.full("other", 1) is None
     shared: Line[int] = Line(8)
     for number in range(8):
-        assert shared.has_room("", 1), "without keys all places are everybody's"
+        assert shared.full("", 1) is None, "without keys all places are everybody's"
         shared.push(number, "", tokens=1)
-    assert not shared.has_room("", 1)
+    assert shared.full("", 1) == Full(waiting=8, free=0, own=False)
 
 
 def test_whoever_has_gone_is_not_next() -> None:
     line: Line[str] = Line(10)
     for name in ("x", "y", "z"):
         line.push(name, "k", tokens=1)
-    assert line.remove("x")
-    assert not line.remove("x")
+    assert line.drop("x")
+    assert not line.drop("x")
     assert line.first() == "y"
     assert (len(line), line.sequences) == (2, 2)
 
 
 def test_the_pace_counts_only_while_others_wait() -> None:
-    pace = left(Pace(), 10.0, waiting=True)
+    pace = left(Pace(), 10.0, 1, waiting=True)
     assert pace == Pace(0.0, 10.0), "one moment is no interval"
-    pace = left(pace, 10.5, waiting=False)
+    pace = left(pace, 10.5, 1, waiting=False)
     assert pace == Pace(0.5, None)
-    pace = left(pace, 99.0, waiting=True)
+    pace = left(pace, 99.0, 1, waiting=True)
     assert pace == Pace(0.5, 99.0), "nobody waited in between"
-    pace = left(pace, 100.0, waiting=True)
+    pace = left(pace, 100.0, 1, waiting=True)
     assert pace.interval == 0.8 * 0.5 + 0.2 * 1.0
+
+
+def test_the_pace_is_that_of_sequences() -> None:
+    """Requests of many leave the line as fast as they free places."""
+    pace = left(Pace(), 10.0, 4, waiting=True)
+    pace = left(pace, 12.0, 4, waiting=True)
+    assert pace == Pace(0.5, 12.0)
 
 
 @pytest.mark.parametrize(

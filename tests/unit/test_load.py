@@ -98,6 +98,7 @@ def test_the_wire_form_survives_msgpack(seed):
         {"sums": [1, 2]},
         {"sums": [-1, 2, 3]},
         {"shape": [2, 8]},
+        {"shape": [float("inf"), 8]},
         {"rows": b"123"},
         {"rows": np.full(24, np.nan, "<f4").tobytes()},
         {"distinct": b""},
@@ -191,3 +192,9 @@ def test_a_window_can_be_cut_out_of_decayed_sums(first, more):
     if more:
         with pytest.raises(ValueError, match="do not follow"):
             earlier.since(stats)
+
+
+def test_the_imbalance_of_a_layer_is_its_hottest_expert_over_the_mean():
+    rows = np.array([[4, 0, 0, 0], [0, 0, 0, 0], [2, 2, 2, 2]])
+    stats = fold(LoadStats.empty(3, 4, 8.0), StepLoad(rows, 4))
+    assert stats.imbalance.tolist() == [4.0, 0.0, 1.0]

@@ -121,6 +121,31 @@ def test_ids_beyond_the_tokenizer_print_nothing() -> None:
     assert BYTES.decode([*BYTES.encode("a"), 900, *BYTES.encode("b")]) == "ab"
 
 
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_bytes_of_tokens_add_up_to_the_texts(text: str) -> None:
+    assert b"".join(map(BYTES.bytes_of, BYTES.encode(text))) == text.encode()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 270), max_size=40))
+def test_the_bytes_of_any_tokens_are_what_is_decoded(ids: list[int]) -> None:
+    assert b"".join(map(BYTES.bytes_of, ids)).decode(errors="replace") == RAW.decode(ids)
+
+
+def test_the_bytes_of_a_token_do_not_depend_on_its_place() -> None:
+    """A leading space is a part of its token, also where decoding strips it at the beginning."""
+    spelled = {
+        **{word: word.replace("▁", " ").encode() for word in ("▁", "▁hello", "x")},
+        "<0x41>": b"A",
+        "<0xE4>": b"\xe4",
+        "<s>": b"",
+    }
+    raw = fallback_tokenizer()
+    assert {token: FALLBACK.bytes_of(raw.token_to_id(token)) for token in spelled} == spelled
+    ids = [raw.token_to_id("▁hello"), *(6 + byte for byte in "世".encode()), raw.token_to_id("▁world")]
+    assert b"".join(map(FALLBACK.bytes_of, ids)).decode() == " " + raw.decode(ids)
+
+
 def test_truncation_and_padding_of_the_training_run_are_off() -> None:
     raw = byte_tokenizer(1000)
     raw.enable_truncation(4)

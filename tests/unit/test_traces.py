@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
+import msgpack
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from cluster.cli import app
 from cluster.errors import ConfigError, InvalidRequest, ProtocolError
@@ -23,6 +27,7 @@ from cluster.experiments.importer import import_arrays
 from cluster.experiments.values import build, parse_pairs
 from cluster.router.recorder import GateRecord, GateRecorder
 from cluster.router.sequence import Batch, Piece, Sequence
+from cluster.router.tracing import records_of
 from cluster.types import EngineRequest, RequestId
 
 SMALL = Workload(layers=3, experts=8, top_k=2, steps=6, tokens=5)
@@ -282,6 +287,32 @@ def test_a_broken_record_is_a_protocol_error(change):
     )
     with pytest.raises(ProtocolError, match="broken trace"):
         GateRecord.from_wire(record.to_wire() | change)
+
+
+WIRE = GateRecord(
+    0, 0.0, ((RequestId("a"), 1),), np.zeros(1, int), (0,), np.zeros((1, 1, 2)), np.zeros((1, 1, 2))
+).to_wire()
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.binary(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.binary(max_size=40)
+    | st.builds(msgpack.packb, VALUES)
+    | st.builds(
+        lambda key, value: msgpack.packb([WIRE | {key: value}]), st.sampled_from(sorted(WIRE)), VALUES
+    )
+)
+@example(msgpack.packb([WIRE | {"step": float("inf")}]))
+@example(msgpack.packb([WIRE | {"shape": [2**63, 1, 1]}]))
+@example(b"\x91" * 5000)
+def test_what_a_router_answers_is_records_or_a_protocol_error(payload):
+    with contextlib.suppress(ProtocolError):
+        assert all(isinstance(record, GateRecord) for record in records_of(memoryview(payload)))
 
 
 def test_the_commands(tmp_path, capsys):

@@ -89,9 +89,9 @@ def _layers(load: LoadStats) -> list[pb.LayerLoad]:
         pb.LayerLoad(
             layer=layer,
             rows_per_step=rows.tolist(),
-            imbalance=float(rows.max() / rows.mean()),
+            imbalance=ratio,
         )
-        for layer, rows in enumerate(load.load)
+        for layer, (rows, ratio) in enumerate(zip(load.load, load.imbalance.tolist(), strict=True))
         if rows.any()
     ]
 

@@ -45,8 +45,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             while not self._view.closed:
                 # Taken before the write: a change during the write is then seen, not slept through.
                 changed = self._view.changed
-                if self._view.told:
-                    state = messages.state_of(self._view.told)
+                if told := self._view.now.told:
+                    state = messages.state_of(told)
                     if state != last:
                         await context.write(state)
                         last = state

@@ -68,11 +68,13 @@ class OpenAi:
         """Of unit length, as the dialect's are."""
         asked = read_embeddings(await read_object(request, self._most_bytes))
         admission.check_model(asked.model, self._served.name)
-        limits = self._served.limits
+        limits, pool = self._served.limits, self._front.pool
         prompts = [admission.check_prompt(await self._tokens(each), limits, room=0) for each in asked.prompts]
         tokens = sum(map(len, prompts))
         async with while_connected(request.receive):
-            rows = await _together([whole.embed(self._front.pool, each, True) for each in prompts])
+            with pool.charge_once(len(prompts)) as charged:
+                calls = [whole.embed(pool, each, normalise=True, charged=charged) for each in prompts]
+                rows = await _together(calls)
             return JSONResponse(openai_answer.embeddings(self._served.name, rows, asked.base64, tokens))
         return Response(status_code=LEFT)
 
@@ -97,7 +99,7 @@ class OpenAi:
 
     async def _admit(self, asked: TextAsked, name: str) -> list[Admitted]:
         prompts = [await self._tokens(each) for each in asked.prompts]
-        if asked.messages:
+        if not prompts:
             prompts = [await self._served.tokenise_chat(asked.messages)]
         many = len(prompts) > 1
         return [
@@ -138,9 +140,11 @@ class Runs:
 
     def open(self) -> None:
         """Submit all. Raises what refuses one of them, with none left behind."""
+        served, pool = self._front.served, self._front.pool
         with ExitStack() as entered:
+            charged = entered.enter_context(pool.charge_once(len(self._admitted)))
             for each in self._admitted:
-                run = Run(self._front.served, self._front.pool, each)
+                run = Run(served, pool, each, charged)
                 self._runs.append(entered.enter_context(run))
             self._stack = entered.pop_all()
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cluster.gateway.run import Delta, Outcome
-from cluster.model.tokenizer import Tokenizer
+from cluster.model.tokenizer import StreamDecoder, Tokenizer
 from cluster.types import Alternatives
 
 OWNER = "moemesh"
@@ -84,6 +84,8 @@ class Dialect(abc.ABC):
     whole: str
     chunk: str
     prefix: str
+    partial: str
+    """What stands before the escaped bytes of a token that is no whole characters."""
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
@@ -113,17 +115,39 @@ class Dialect(abc.ABC):
 
     def _entry(self, token: int, logprob: float) -> Answer:
         assert self._tokenizer is not None
-        text = self._tokenizer.decode([token])
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        spelled = self._tokenizer.bytes_of(token)
+        return {"token": self._text(spelled), "logprob": logprob, "bytes": list(spelled)}
+
+    def _text(self, spelled: bytes) -> str:
+        try:
+            return spelled.decode()
+        except UnicodeDecodeError:
+            return self.partial + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+
+@dataclass
+class _Place:
+    """How far the text of one choice has come. Decoded again: a delta does not tell which of its tokens made
+    which characters, and its text is held back where it may begin a stop string."""
+
+    decoder: StreamDecoder
+    characters: int = 0
+
+    def before(self, token: int) -> int:
+        """Whole characters before this one, the next of the choice."""
+        before = self.characters
+        self.characters += len(self.decoder.push(token))
+        return before
 
 
 class Completions(Dialect):
     whole = chunk = "text_completion"
     prefix = "cmpl-"
+    partial = "bytes:"
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         super().__init__(tokenizer)
-        self._offsets: dict[int, int] = {}
+        self._places: dict[int, _Place] = {}
 
     def choice(self, index: int, delta: Delta) -> Answer:
         return self.part(index, delta)
@@ -135,25 +159,20 @@ class Completions(Dialect):
         return {
             "index": index,
             "text": delta.text,
-            "logprobs": None if self._tokenizer is None else self._columns(index, delta),
+            "logprobs": None if self._tokenizer is None else self._columns(index, delta, self._tokenizer),
             "finish_reason": _reason(delta),
         }
 
-    def _columns(self, index: int, delta: Delta) -> Answer:
+    def _columns(self, index: int, delta: Delta, tokenizer: Tokenizer) -> Answer:
         entries = self._entries(delta)
-        offsets = []
-        at = self._offsets.get(index, 0)
-        for entry in entries:
-            offsets.append(at)
-            at += len(entry["token"])
-        self._offsets[index] = at
+        place = self._places.setdefault(index, _Place(StreamDecoder(tokenizer)))
         return {
             "tokens": [entry["token"] for entry in entries],
             "token_logprobs": [entry["logprob"] for entry in entries],
             "top_logprobs": [
                 {each["token"]: each["logprob"] for each in entry["top_logprobs"]} for entry in entries
             ],
-            "text_offset": offsets,
+            "text_offset": [place.before(token) for token in delta.token_ids],
         }
 
 
@@ -161,6 +180,7 @@ class Chats(Dialect):
     whole = "chat.completion"
     chunk = "chat.completion.chunk"
     prefix = "chatcmpl-"
+    partial = ""
 
     def choice(self, index: int, delta: Delta) -> Answer:
         message = {"role": "assistant", "content": delta.text, "refusal": None}

@@ -45,9 +45,10 @@ class KeyLimits:
         self._buckets: dict[str, Bucket] = {}
         self._running: Counter[str] = Counter()
 
-    def enter(self, who: Caller) -> None:
-        """Raises RateLimited, with the seconds until it may work."""
-        if who.concurrent and self._running[who.id] >= who.concurrent:
+    def enter(self, who: Caller, ending: int = 0) -> None:
+        """ending: requests of this key that end if this one may go. Raises RateLimited, with the seconds
+        until it may work."""
+        if who.concurrent and self._running[who.id] - ending >= who.concurrent:
             raise RateLimited(
                 f"this key may have {who.concurrent} requests at once; wait for one to end", BUSY_RETRY_S
             )
