@@ -76,7 +76,7 @@ class ControlledRole(abc.ABC):
 
     A subclass implements build, apply, ready, stats and close. build and apply run on the worker thread,
     one at a time; an error that they raise is reported to the controller and ends the work, not the syncs.
-    ready, stats, load and observe are called on the sync thread; an error that they raise is logged.
+    ready, stats, load and observe are called on the sync thread; what they raise is logged, no more.
 
     address: host:port where the service listens, set by build or apply, "" before.
     prepared: (epoch, version) of the table that it has loaded in advance, set by apply.
@@ -94,6 +94,7 @@ class ControlledRole(abc.ABC):
         self._client = ControlClient(controller, identity=Identity(self.role.value, name, self.incarnation))
         self._loaded = NO_TABLE
         self._error: tuple[str, str] | None = None
+        self._failing: set[str] = set()
         self._epoch = 0
         self._view = View()
         self._changed = threading.Condition()
@@ -180,14 +181,8 @@ class ControlledRole(abc.ABC):
 
     def _follow(self) -> None:
         while not self._stopping.is_set():
-            pause = SYNC_STARTING_S
-            try:
-                self._sync_once()
-                pause = SYNC_PERIOD_S if self.ready else SYNC_STARTING_S
-            except Exception:
-                # A bug. A member that stops syncing is declared dead, so the next sync is tried all the same.
-                log.exception("%s could not sync; it tries again", self.name)
-            self._stopping.wait(pause)
+            self._asked("sync", self._sync_once, None)
+            self._stopping.wait(SYNC_PERIOD_S if self._is_ready() else SYNC_STARTING_S)
         self._threads[0].join(self.closing_s)
         self._say_goodbye()
 
@@ -202,7 +197,7 @@ class ControlledRole(abc.ABC):
             return
         self._epoch = int(answer["epoch"])
         if (cluster := answer.get("cluster")) is not None:
-            _asked(lambda: self.observe(cluster), None)
+            self._asked("observe", lambda: self.observe(cluster), None)
         view = self._view.merged(answer)
         if view != self._view:
             with self._changed:
@@ -230,21 +225,27 @@ class ControlledRole(abc.ABC):
             "table": version,
             "prepared": list(self.prepared),
             "known": table.to_wire() if table is not None and unknown else None,
-            "ready": self.ready and self._error is None,
+            "ready": self._is_ready() and self._error is None,
             "error": None if self._error is None else list(self._error),
-            "stats": _asked(self.stats, {}),
-            "load": _asked(self.load, None),
+            "stats": self._asked("stats", self.stats, dict[str, Any]()),
+            "load": self._asked("load", self.load, None),
         }
 
+    def _is_ready(self) -> bool:
+        return self._asked("ready", lambda: self.ready, False)
 
-def _asked(ask: Callable[[], T], otherwise: T) -> T:
-    """`otherwise` in place of figures whose counting has a bug: the cluster can do without them, not without
-    the member."""
-    try:
-        return ask()
-    except Exception:
-        log.exception("syncing without what failed")
-        return otherwise
+    def _asked(self, what: str, ask: Callable[[], T], otherwise: T) -> T:
+        """`otherwise` where `ask` has a bug, which is logged once until it works again: the cluster can do
+        without figures, but a member that stops syncing is declared dead."""
+        try:
+            answer = ask()
+        except Exception:
+            if what not in self._failing:
+                log.exception("%s: %s failed; it goes on without and tries again", self.name, what)
+            self._failing.add(what)
+            return otherwise
+        self._failing.discard(what)
+        return answer
 
 
 def _settle() -> None:
