@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from support.leaks import SESSION_VARIABLE, Leftovers, files, tagged_processes
@@ -21,6 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("MOEMESH_CACHE_DIR", str(ROOT / ".pytest_cache" / "moemesh"))
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ[SESSION_VARIABLE] = SESSION = uuid.uuid4().hex
+
+# A slow machine is no defect.
+hypothesis.settings.register_profile("moemesh")
+hypothesis.settings.load_profile("moemesh")
 
 # Ray keeps logs of ended sessions on purpose.
 EXPECTED_FILES = ("ray",)

@@ -118,7 +118,7 @@ def test_a_request_for_an_expert_that_is_not_held_is_left_to_the_decoder() -> No
     assert take(GOOD, held=0)[0] == 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(at=st.integers(0, len(GOOD) - 1), value=st.integers(0, 255), cut=st.integers(0, 8))
 def test_no_damage_is_taken_that_the_general_way_would_refuse(at: int, value: int, cut: int) -> None:
     data = bytearray(GOOD)

@@ -11,7 +11,7 @@ from numeric import oracle_trunk as oracle
 from kernels.permute import ABSENT, arrange_int8, combine, gather_f32, gather_int8, group_pairs, plan_dispatch
 
 F = np.float32
-EXAMPLES = settings(max_examples=150, deadline=None)
+EXAMPLES = settings(max_examples=150)
 
 
 def plan(ids, owner, nodes):

@@ -22,7 +22,7 @@ from kernels.replicas import (
     observe_call,
 )
 
-EXAMPLES = settings(max_examples=60, deadline=None)
+EXAMPLES = settings(max_examples=60)
 
 
 @st.composite

@@ -64,7 +64,7 @@ def check_complete(table: PlacementTable) -> None:
     assert all(len(table.replicas[layer]) == SHAPE.experts for layer in SHAPE.sparse)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), memory=st.sampled_from([0, 800, 900, 1600]), gone=st.sampled_from(NODES))
 def test_the_node_is_emptied_and_leaves_the_table(seed: int, memory: int, gone: NodeId) -> None:
     state = with_table(None, memory, load(seed))

@@ -86,7 +86,7 @@ def nested(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[s
     return arrays | objects | st.lists(inner, min_size=1, max_size=2).map(lambda some: {"anyOf": some})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.recursive(scalars, nested, max_leaves=5), st.integers(0, 1 << 30))
 def test_every_output_is_valid_under_its_schema(schema: dict[str, Any], seed: int) -> None:
     text = walk(Grammar("json_schema", json.dumps(schema)), seed)

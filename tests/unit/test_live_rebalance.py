@@ -136,7 +136,7 @@ class Router:
         return member(self.name, Role.ROUTER, now, table=(self.used.epoch, self.used.version))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31), memory=st.sampled_from([600, 700, 800]))
 def test_whoever_syncs_when_every_copy_that_is_named_is_held(seed: int, memory: int) -> None:
     rng = np.random.default_rng(seed)

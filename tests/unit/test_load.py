@@ -152,7 +152,7 @@ def trips_of(rng, latency_s, bandwidth, count=400, noise_s=1e-4, most=40_000):
     return NodeLoad(count, 8 * count, count, 0.001 * count, *map(float, sums))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), bandwidth=st.floats(1e6, 1e8), latency_s=st.floats(0, 1e-2))
 def test_round_trips_tell_latency_and_bandwidth(seed, bandwidth, latency_s):
     node = trips_of(np.random.default_rng(seed), latency_s, bandwidth)

@@ -28,7 +28,7 @@ def same(one: LoadStats, other: LoadStats) -> None:
         assert astuple(one.nodes[node]) == pytest.approx(astuple(other.nodes[node]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 2**31), max_size=8))
 def test_it_is_fold_in_place(seeds: list[int]) -> None:
     meter, pace = LoadMeter(SHAPE, half_life=4.0), Pace(NODES)

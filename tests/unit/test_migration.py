@@ -60,7 +60,7 @@ def slot(expert):
     return expert.layer, expert.index
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**32),
     slack=st.sampled_from([0.0, 0.1, 0.5, 2.0]),
@@ -79,7 +79,7 @@ def test_both_promises_hold_at_every_instant(seed, slack, spare, even, limit):
     assert {(int(a), int(b)) for a, b in np.argwhere(changed)} <= set(refused)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32), even=st.booleans())
 def test_with_room_the_target_is_reached_by_the_fewest_bytes(seed, even):
     current, target, sizes, fleet = case(seed, slack=2.0, even=even)
@@ -91,7 +91,7 @@ def test_with_room_the_target_is_reached_by_the_fewest_bytes(seed, even):
     assert migration.bytes == (new * sizes[:, :, None]).sum()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), library=st.sampled_from([0.0, 1e6]))
 def test_a_device_that_vanished_is_replaced(seed, library):
     rng = np.random.default_rng(seed)

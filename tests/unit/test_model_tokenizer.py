@@ -59,20 +59,20 @@ def test_a_stream_is_the_text_in_whole_characters(text: str) -> None:
         )  # one byte a token: a character at a time
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.integers(0, 259), max_size=40))
 def test_any_bytes_decode_as_the_library_decodes_them(ids: list[int]) -> None:
     whole = RAW.decode(ids)
     assert "".join(pieces(BYTES, ids)) == whole == BYTES.decode(ids)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.integers(0, 261), max_size=40))
 def test_a_byte_fallback_stream_adds_up(ids: list[int]) -> None:
     assert "".join(pieces(FALLBACK, ids)) == FALLBACK.decode(ids)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from(["hello", "world", "é", "世界", "🙂", "<s>"]), max_size=8))
 def test_valid_byte_fallback_text_decodes_as_the_library_decodes_it(words: list[str]) -> None:
     raw = fallback_tokenizer()
@@ -126,7 +126,7 @@ def test_the_bytes_of_tokens_add_up_to_the_texts(text: str) -> None:
     assert b"".join(map(BYTES.bytes_of, BYTES.encode(text))) == text.encode()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.integers(0, 270), max_size=40))
 def test_the_bytes_of_any_tokens_are_what_is_decoded(ids: list[int]) -> None:
     assert b"".join(map(BYTES.bytes_of, ids)).decode(errors="replace") == RAW.decode(ids)

@@ -83,7 +83,7 @@ class Job:
         return self.held
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     jobs=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=12),
     pages=st.integers(7, 14),

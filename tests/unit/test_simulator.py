@@ -62,7 +62,7 @@ def naive_serve(sent, tokens, rows, devices, nodes, router):
     return max(last, first + total / router.bandwidth) if total else last
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32))
 def test_a_dispatch_is_what_its_docstring_says(seed):
     rng = np.random.default_rng(seed)
@@ -83,7 +83,7 @@ def test_a_dispatch_is_what_its_docstring_says(seed):
         sent += 1e-3
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(1, 8))
 def test_the_cache_is_least_recently_used(seed, slots):
     rng = np.random.default_rng(seed)
