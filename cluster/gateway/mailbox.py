@@ -36,6 +36,11 @@ class Batch:
     alternatives: list[Alternatives] = field(default_factory=list)
     end: End | None = None
 
+    def part(self, first: int, end: int) -> Batch:
+        """Tokens from `first` until before `end`, and the end of all."""
+        here = slice(first, end)
+        return Batch(self.token_ids[here], self.logprobs[here], self.alternatives[here], self.end)
+
     def extend(self, later: Batch) -> None:
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs

@@ -137,17 +137,22 @@ class Run:
         while self._open:
             if self._replaced:
                 return self._taken(self._open[0])
-            for place, sample in enumerate(self._open):
-                batch = self._poll(sample)
-                if batch is not None:
-                    self._open.append(self._open.pop(place))  # the others are looked at first next time
-                    delta = self._delta(sample, batch)
-                    if delta.token_ids or delta.outcome is not None:
-                        return delta
-                    break
-            else:
-                await self._news()
+            delta = self._news()
+            if delta is not None:
+                return delta
+            await self._bell.wait()
         raise StopAsyncIteration
+
+    def _news(self) -> Delta | None:
+        """Of the first sample that has any; the others are looked at first the next time."""
+        for place, sample in enumerate(self._open):
+            while (batch := self._poll(sample)) is not None:
+                delta = self._delta(sample, batch)
+                if delta.token_ids or delta.outcome is not None:
+                    if delta.outcome is None and len(self._open) > 1:
+                        self._open.append(self._open.pop(place))
+                    return delta
+        return None
 
     @property
     def _replaced(self) -> bool:
@@ -158,36 +163,45 @@ class Run:
         end = End("aborted", len(self.admitted.prompt_ids), sample.emitted)
         return Delta(sample.stream.flush(), outcome=self._close(sample, end), index=sample.index)
 
-    async def _news(self) -> None:
-        await self._bell.wait()
-
     def _poll(self, sample: _Sample) -> Batch | None:
         if self._ticket is None:
             return Batch(end=End("length", len(self.admitted.prompt_ids), 0))
         return self._ticket.mailboxes[sample.index].poll()
 
     def _delta(self, sample: _Sample, batch: Batch) -> Delta:
-        ids, stream = batch.token_ids, sample.stream
-        if sample.emitted == 0 and ids:
+        if sample.emitted == 0 and batch.token_ids:
             sample.first_at = self._clock()
-        # Of this batch, the first `known` tokens were sent by the stream that this one resumes.
-        known = min(max(self.admitted.resume_from - sample.emitted, 0), len(ids))
-        taken = stream.push(ids[:known])[1] if known else 0
-        text = ""
+        skipped, taken, text = self._read(sample, batch.token_ids)
+        stopped, end = sample.stream.stopped is not None, batch.end
+        if end is not None and not stopped:
+            text += sample.stream.flush()
+            stopped = sample.stream.stopped is not None
+        if stopped:
+            end = End("stop", len(self.admitted.prompt_ids), sample.emitted)
+        if skipped or taken < len(batch.token_ids):
+            batch = batch.part(skipped, taken)
+        return Delta(
+            text,
+            batch.token_ids,
+            batch.logprobs,
+            None if end is None else self._close(sample, end),
+            batch.alternatives,
+            sample.index,
+        )
+
+    def _read(self, sample: _Sample, ids: list[int]) -> tuple[int, int, str]:
+        """(tokens that the stream which this one resumes has sent, those and the new ones up to the end of a
+        stop string, text of the new ones)."""
+        stream, skipped, taken, text = sample.stream, 0, 0, ""
+        if sample.emitted < self.admitted.resume_from:
+            skipped = min(self.admitted.resume_from - sample.emitted, len(ids))
+            taken = stream.push(ids[:skipped])[1]
+            ids = ids[skipped:]
         if stream.stopped is None:
-            text, new = stream.push(ids[known:])
+            text, new = stream.push(ids)
             taken += new
         sample.emitted += taken
-        end = batch.end
-        if end is not None and stream.stopped is None:
-            text += stream.flush()
-        if stream.stopped is not None:
-            end = End("stop", len(self.admitted.prompt_ids), sample.emitted)
-        outcome = None if end is None else self._close(sample, end)
-        part = slice(known, taken)
-        return Delta(
-            text, ids[part], batch.logprobs[part], outcome, batch.alternatives[part], index=sample.index
-        )
+        return skipped, taken, text
 
     def _close(self, sample: _Sample, end: End) -> Outcome:
         """Nothing more is wanted of this sample, whether or not its router knows yet."""

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import uvloop
+
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
 from cluster.errors import ClusterError, PortInUse, StartFailed
@@ -139,7 +141,7 @@ class GatewayService:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            uvloop.run(self._serve())
         except Exception as error:
             # Before `_started` the caller of start() raises it; later nobody waits, so it is logged.
             if self._started.is_set():
