@@ -16,7 +16,7 @@ from cluster.dispatch.connection import Connection
 from cluster.dispatch.decoder import Sink
 from cluster.dispatch.flight import Part
 from cluster.dispatch.frames import Frame, Limits
-from cluster.dispatch.greeting import Greeting
+from cluster.dispatch.greeting import Greeting, must_seal
 from cluster.dispatch.handshake import Identity, error_of, split_address
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.messages import Call
@@ -97,7 +97,11 @@ class Link:
             host, port = split_address(self.address)
             sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
             self.connection = Connection(
-                sock, limits=self._limits, sink=self._sink, on_blocked=self._watch_writes
+                sock,
+                limits=self._limits,
+                sink=self._sink,
+                on_blocked=self._watch_writes,
+                greeting=True,
             )
             code = sock.connect_ex((host, port))
         except (OSError, ProtocolError) as error:
@@ -179,7 +183,7 @@ class Link:
             return False
         self.state = State.GREETING
         self._poller.modify(connection.sock, READ)
-        self._greeting = Greeting(self._identity)
+        self._greeting = Greeting(self._identity, must_seal(self._identity, connection.sock))
         connection.send(Kind.HELLO, self._greeting.hello())
         return True
 
@@ -191,7 +195,10 @@ class Link:
         proof = self._greeting.answer(frame)
         if proof is not None:
             self.connection.send(Kind.PROOF, proof)
+            if self._greeting.session is not None:
+                self.connection.admit(self._greeting.session)
             return
+        self.connection.admit()
         assert self._greeting.server is not None, "it has answered"
         self.incarnation = self._greeting.server.incarnation
         self.state = State.READY
