@@ -1,5 +1,5 @@
-"""Environments for stock clients: tritonclient needs another protobuf than the gateway does. And what they talk
-to: the cluster of `moemesh up`, or a gateway over a scripted router where a test needs one that misbehaves.
+"""Environments for stock clients: tritonclient needs another protobuf than the gateway does. And what they
+talk to: the cluster of `moemesh up`, or, for odd behaviour, a gateway over a scripted router.
 """
 
 from __future__ import annotations
