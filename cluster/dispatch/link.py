@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,8 +23,10 @@ from cluster.dispatch.kinds import Kind
 from cluster.dispatch.messages import Call
 from cluster.dispatch.poller import READ, WRITE, Poller
 from cluster.dispatch.transport import Array
-from cluster.errors import MoemeshError, ProtocolError, Unavailable
+from cluster.errors import MoemeshError, ProtocolError, Tampered, Unavailable
 from cluster.types import NodeId
+
+log = logging.getLogger(__name__)
 
 RETRY_FIRST_S = 0.02
 RETRY_MOST_S = 0.2
@@ -42,6 +45,7 @@ class Link:
     on_change: called when it has become READY and when it is lost.
     parts: what the node owes us; survives a lost connection.
     last_heard: when bytes of replies last arrived; a greeting is no sign that work gets done.
+    tampered: how often somebody changed its bytes on their way to us.
     load: int64 [2], messages waiting and service time in µs, as the node's last reply told; a row of the
         roster's.
     """
@@ -65,6 +69,7 @@ class Link:
         self.incarnation = 0
         self.parts: dict[Call, Part] = {}
         self.last_heard = 0.0
+        self.tampered = 0
         self.load: Array = np.zeros(2, np.int64)
         self.connection: Connection | None = None
         self.refusal: MoemeshError | None = None
@@ -153,6 +158,10 @@ class Link:
             yield
         except ProtocolError as error:
             self.refuse(error)
+        except Tampered as error:
+            self.tampered += 1
+            log.warning("the link to node %s at %s ends: %s", self.node, self.address, error)
+            self.lose(str(error))
         except (OSError, Unavailable) as error:
             self.lose(str(error))
 

@@ -284,6 +284,7 @@ def test_work_on_a_link_that_is_tampered_with_is_asked_again(
                 round_trip(exchange, make_call(tokens, step=step))
             assert change.done.is_set()
             round_trip(exchange, make_call(tokens, step=step + 1))
+            assert exchange.tampered == (way == TO_CLIENT)
         tampered = nodes.nodes[nodes.names[0]].stats()["links_tampered_with"]
         assert tampered == (way == TO_SERVER)
 
