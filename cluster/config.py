@@ -29,6 +29,8 @@ class EngineConfig:
     context: longest sequence in tokens; 0 takes the model's own limit.
     threads: compute threads of this process.
     prefix_cache: whether a prompt may begin with KV pages that an earlier one has filled, to the same bits.
+    share_prefixes: also with those that another key's prompt has filled: by the time to its first token, a
+        client can then tell whether somebody else has asked for the same beginning.
     choice: import path of the policy that shares rows among the copies of an expert
         (cluster/balance/choice.py).
     """
@@ -43,6 +45,7 @@ class EngineConfig:
     context: int = 0
     threads: int = 1
     prefix_cache: bool = True
+    share_prefixes: bool = False
     choice: str = "cluster.balance.choice:flow"
 
 
@@ -53,6 +56,16 @@ class NodeConfig:
     memory_bytes: int = 0
     threads: int = 1
     host: str = "127.0.0.1"
+
+
+class WireSecurity(StrEnum):
+    """Which links between the cluster's own processes are sealed (cluster/dispatch/seal.py).
+
+    auto: those whose two ends may be on different machines. always: all, also on loopback.
+    """
+
+    auto = "auto"
+    always = "always"
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,8 @@ class GatewayConfig:
     host: of gRPC; loopback, unless there are TLS and keys, or `insecure` says out loud that the ports may be
         reached from outside without them.
     http_port: None offers no HTTP.
+    max_streams: calls at once on one gRPC connection; a client's further ones wait there. max_calls: of all
+        gRPC connections together; further ones are refused.
     window: sequences that a router is given at a time, at most as many as it runs (EngineConfig.max_running);
         fewer are answered faster while there are more requests than it gets through. The rest wait, at most
         `max_queued` of them, and none that would wait for longer than max_wait_s, or than `wait_share` times
@@ -88,6 +103,8 @@ class GatewayConfig:
     http_host: str = "127.0.0.1"
     http_port: int | None = None
     insecure: bool = False
+    max_streams: int = 1024
+    max_calls: int = 4096
     window: int = 32
     max_queued: int = 256
     max_wait_s: float = 1.0
@@ -151,7 +168,8 @@ class ClusterConfig:
     """What `moemesh up` starts.
 
     model: a library folder, "" for the bundled one; variant: of its experts, "" for the default.
-    log_format: of the roles' log files. tracing: of requests, at gateways and routers.
+    log_format: of the roles' log files. tracing: of requests, at gateways and routers. wire_security: of the
+    links between its processes.
     """
 
     model: str = ""
@@ -164,3 +182,4 @@ class ClusterConfig:
     log_format: LogFormat = LogFormat.text
     tracing: TracingConfig = field(default_factory=TracingConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
+    wire_security: WireSecurity = WireSecurity.auto

@@ -15,7 +15,8 @@
     ├── TooLarge                     RESOURCE_EXHAUSTED   a request beyond the limit of bytes
     ├── SlowReader                   RESOURCE_EXHAUSTED   a client that does not read its answer
     ├── Unavailable                  UNAVAILABLE          not ready, draining, or a peer is gone
-    │   └── NodeLost                 UNAVAILABLE          an expert node died and did not come back in time
+    │   ├── NodeLost                 UNAVAILABLE          an expert node died and did not come back in time
+    │   └── Tampered                 UNAVAILABLE          bytes of a sealed link were changed or lost
     ├── DeadlineExceeded             DEADLINE_EXCEEDED    it took longer than it may
     ├── RequestAborted               CANCELLED
     ├── NonFinite                    INTERNAL             NaN or Inf in the activations of a layer
@@ -110,6 +111,10 @@ class Unavailable(MoemeshError):
 
 class NodeLost(Unavailable):
     pass
+
+
+class Tampered(Unavailable):
+    """The connection ends; what was asked on it is asked again on the next one."""
 
 
 class DeadlineExceeded(MoemeshError):

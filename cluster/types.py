@@ -158,8 +158,8 @@ class EngineRequest:
     kind "generate" continues the prompt; "score" returns the log-probability of every prompt token
     after the first and generates nothing; "embed" returns the mean of the prompt's last hidden states.
     priority: order of admission, higher first (cluster/router/sequence.py has the rule).
-    tier: quality. tenant: whose it is; two tenants share no KV page. trace: W3C traceparent of the span that
-        it belongs to, empty where it is not traced.
+    tier: quality. tenant: whose it is; two tenants share no KV page, unless EngineConfig.share_prefixes says
+        so. trace: W3C traceparent of the span that it belongs to, empty where it is not traced.
     Raises InvalidRequest for a priority out of range.
     """
 

@@ -7,10 +7,14 @@ ratio tells what frames, planning and matching cost.
 from __future__ import annotations
 
 import gc
+import os
+import secrets
 import socket
 import struct
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
@@ -19,9 +23,10 @@ import msgpack
 import numpy as np
 
 from cluster.balance.placement import PlacementTable, round_robin
+from cluster.config import WireSecurity
 from cluster.dispatch.exchange import Exchange
 from cluster.dispatch.flight import Counters
-from cluster.dispatch.handshake import Identity
+from cluster.dispatch.handshake import KEY_VARIABLE, Identity
 from cluster.dispatch.transport import Array, ExpertCall, WireShape
 from cluster.expert.node import ExpertNode
 from cluster.fleet.children import START_S, children
@@ -66,16 +71,28 @@ class Measured:
 
 
 def measure_exchange(
-    rows: int, *, nodes: int = 3, rounds: int = 2000, shape: WireShape = BUNDLED, seed: int = 0
+    rows: int,
+    *,
+    nodes: int = 3,
+    rounds: int = 2000,
+    shape: WireShape = BUNDLED,
+    seed: int = 0,
+    sealed: bool = False,
 ) -> Measured:
-    """Round trips (send and wait) of one layer with `rows` rows over echo nodes. Raises StartFailed."""
+    """Round trips (send and wait) of one layer with `rows` rows over echo nodes. Raises StartFailed.
+
+    sealed: as between machines (cluster/dispatch/seal.py).
+    """
     names = [NodeId(f"echo{n}") for n in range(nodes)]
     table = round_robin(shape.layers, shape.experts, names)
     calls = _calls(rows, shape, seed)
-    with children(_serve_echo, [(shape, name, table) for name in names]) as addresses:
-        exchange = Exchange(
-            Identity("router", "bench", 1), shape, table, dict(zip(names, addresses, strict=True))
-        )
+    security = WireSecurity.always if sealed else WireSecurity.auto
+    with (
+        _cluster_key() as (key, file),
+        children(_serve_echo, [(shape, name, table, file) for name in names]) as addresses,
+    ):
+        identity = Identity("router", "bench", 1, key=key, security=security)
+        exchange = Exchange(identity, shape, table, dict(zip(names, addresses, strict=True)))
         try:
             exchange.connect(START_S)
             _rounds(exchange, calls, WARM_UP, 0)
@@ -152,7 +169,18 @@ def _settle() -> None:
     gc.freeze()
 
 
-def _serve_echo(pipe: Pipe, shape: WireShape, name: NodeId, table: PlacementTable) -> None:
+@contextmanager
+def _cluster_key() -> Iterator[tuple[bytes, str]]:
+    """A key, and the file in which the nodes find it."""
+    with tempfile.NamedTemporaryFile() as file:
+        key = secrets.token_bytes(32)
+        file.write(key)
+        file.flush()
+        yield key, file.name
+
+
+def _serve_echo(pipe: Pipe, shape: WireShape, name: NodeId, table: PlacementTable, key_file: str) -> None:
+    os.environ[KEY_VARIABLE] = key_file
     warm.compile_all()  # as every role does: a kernel compiled at its first call is a node that is silent
     node = ExpertNode(EchoCompute(shape), shape, node_id=name)
     node.hold(table.version, table.experts_of(name))

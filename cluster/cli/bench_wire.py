@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.cli.bench_dispatch import BUNDLED, measure_exchange, measure_raw
+from cluster.cli.bench_seal import SIZES, measure_seal
 from cluster.cli.report import Result, Target, result
 
 ROWS = (1, 32)
@@ -41,18 +42,23 @@ def measure_wire(preset: WirePreset, progress: Callable[[str], None]) -> list[Re
     results = []
     for rows in ROWS:
         results += _round_trips(rows, preset, progress)
+    progress("seals")
+    results += _seals()
     progress("bytes of a message")
     return results + _bytes()
 
 
 def _round_trips(rows: int, preset: WirePreset, progress: Callable[[str], None]) -> list[Result]:
-    """Medians over runs; the exchange and plain sockets take turns, so that a slow minute hits both."""
-    p50, p99, raw = [], [], []
+    """Medians over runs; the exchange, plain and sealed, and plain sockets take turns, so that a slow minute
+    hits all."""
+    p50, p99, sealed, raw = [], [], [], []
     for run in range(preset.repeats):
         progress(f"dispatch of {rows} rows, run {run + 1} of {preset.repeats}")
         measured = measure_exchange(rows, rounds=preset.rounds)
         p50.append(measured.percentile(50))
         p99.append(measured.percentile(99))
+        progress(f"sealed dispatch of {rows} rows, run {run + 1} of {preset.repeats}")
+        sealed.append(measure_exchange(rows, rounds=preset.rounds, sealed=True).percentile(50))
         progress(f"plain sockets with {rows} rows, run {run + 1} of {preset.repeats}")
         raw.append(measure_raw(rows, rounds=preset.rounds).percentile(50))
     at = "" if rows == 1 else f".rows{rows}"
@@ -61,9 +67,22 @@ def _round_trips(rows: int, preset: WirePreset, progress: Callable[[str], None])
     return [
         result(f"cluster.dispatch.roundtrip_p50{at}", p50, "µs", bound),
         result(f"cluster.dispatch.roundtrip_p99{at}", p99, "µs"),
+        result(f"cluster.dispatch.sealed_p50{at}", sealed, "µs"),
         result(f"cluster.dispatch.raw_p50{at}", raw, "µs"),
         result(f"cluster.dispatch.ratio_to_raw{at}", ratios, "ratio", over),
     ]
+
+
+def _seals() -> list[Result]:
+    """What a frame of each size costs its sender and its receiver."""
+    results = []
+    for name, size in SIZES.items():
+        seal, open_ = measure_seal(size)
+        results += [
+            result(f"cluster.dispatch.seal.{name}", seal, "µs"),
+            result(f"cluster.dispatch.open.{name}", open_, "µs"),
+        ]
+    return results
 
 
 def _bytes() -> list[Result]:

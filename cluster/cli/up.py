@@ -17,7 +17,15 @@ import typer
 from cluster.cli import options
 from cluster.cli.output import Progress, print_json
 from cluster.cli.values import format_bytes, parse_address, parse_bytes
-from cluster.config import ClusterConfig, GatewayConfig, LogFormat, Rebalance, TlsFiles, TracingConfig
+from cluster.config import (
+    ClusterConfig,
+    GatewayConfig,
+    LogFormat,
+    Rebalance,
+    TlsFiles,
+    TracingConfig,
+    WireSecurity,
+)
 from cluster.errors import MoemeshError, OutOfMemoryBudget
 
 if TYPE_CHECKING:
@@ -58,6 +66,9 @@ def up(
         bool,
         typer.Option("--prefix-cache/--no-prefix-cache", help="Compute equal beginnings of prompts once."),
     ] = DEFAULTS.engine.prefix_cache,
+    share_prefixes: Annotated[
+        bool, typer.Option("--share-prefixes", help="Let prompts of different API keys share, too.")
+    ] = DEFAULTS.engine.share_prefixes,
     grpc: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the gateway listens; port 0 takes a free one.")
     ] = f"{DEFAULTS.gateway.host}:{DEFAULTS.gateway.port}",
@@ -82,6 +93,10 @@ def up(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow hosts that other machines reach, without TLS or keys.")
     ] = DEFAULTS.gateway.insecure,
+    wire_security: Annotated[
+        WireSecurity,
+        typer.Option(help="Seal links between the cluster's processes that leave the machine, or all."),
+    ] = DEFAULTS.wire_security,
     drain: Annotated[
         float,
         typer.Option(min=0, metavar="SECONDS", help="How long requests may go on after `moemesh down`."),
@@ -131,6 +146,7 @@ def up(
             threads=threads,
             choice=choice,
             prefix_cache=prefix_cache,
+            share_prefixes=share_prefixes,
         ),
         node=replace(DEFAULTS.node, memory_bytes=memory_bytes, threads=threads),
         gateway=replace(
@@ -143,6 +159,7 @@ def up(
         controller=replace(DEFAULTS.controller, rebalance=rebalance),
         log_format=log_format,
         tracing=TracingConfig(otlp, trace_ratio),
+        wire_security=wire_security,
     )
     begin = time.monotonic()
     folder, record = _start(config)

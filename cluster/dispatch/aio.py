@@ -6,9 +6,10 @@ import asyncio
 import socket
 from collections import deque
 from types import TracebackType
+from typing import TYPE_CHECKING, cast
 
 from cluster.dispatch.connection import Buffer
-from cluster.dispatch.decoder import FrameDecoder
+from cluster.dispatch.decoder import FrameDecoder, GreetingDecoder
 from cluster.dispatch.frames import (
     DEFAULT_LIMITS,
     FRAGMENT_BYTES,
@@ -18,10 +19,13 @@ from cluster.dispatch.frames import (
     fragment_prefix,
     pack_header,
 )
-from cluster.dispatch.greeting import Greeting
+from cluster.dispatch.greeting import Greeting, must_seal
 from cluster.dispatch.handshake import Identity, split_address
 from cluster.dispatch.kinds import FIRST_ORDERED, Kind
-from cluster.errors import MoemeshError, ProtocolError, Unavailable
+from cluster.errors import MoemeshError, ProtocolError, Tampered, Unavailable
+
+if TYPE_CHECKING:
+    from cluster.dispatch.seal import SealedDecoder, Sealer, Session
 
 CONNECT_S = 5.0
 READ_AHEAD_BYTES = 1 << 20
@@ -36,9 +40,12 @@ class FrameStream(asyncio.BufferedProtocol):
     server: the Identity that the server answered, if one was given to `open`.
     """
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS, greeting: bool = False) -> None:
+        """greeting: the peer is not known yet; `open` sees to it."""
         self.server: Identity | None = None
-        self._decoder = FrameDecoder(limits)
+        self._limits = limits
+        self._decoder: FrameDecoder | SealedDecoder = GreetingDecoder() if greeting else FrameDecoder(limits)
+        self._sealer: Sealer | None = None
         self._transport: asyncio.Transport | None = None
         self._frames: deque[Frame] = deque()
         self._ahead = 0
@@ -64,7 +71,8 @@ class FrameStream(asyncio.BufferedProtocol):
         stream: FrameStream | None = None
         try:
             async with asyncio.timeout(timeout_s):
-                _, stream = await loop.create_connection(lambda: FrameStream(limits), host, port)
+                greets = identity is not None
+                _, stream = await loop.create_connection(lambda: FrameStream(limits, greets), host, port)
                 if identity is not None:
                     await stream._introduce(identity)
                 return stream
@@ -122,30 +130,50 @@ class FrameStream(asyncio.BufferedProtocol):
         await self.close()
 
     async def _introduce(self, identity: Identity) -> None:
-        greeting = Greeting(identity)
+        assert self._transport is not None, "it has connected"
+        greeting = Greeting(identity, must_seal(identity, self._transport.get_extra_info("socket")))
         await self.send(Kind.HELLO, greeting.hello())
         while (proof := greeting.answer(await self.recv())) is not None:
+            session = greeting.session
+            if session is not None:
+                self._admit(session)
             await self.send(Kind.PROOF, proof)
+            self._sealer = None if session is None else session.sealer()
+        if greeting.session is None:
+            self._admit(None)
         self.server = greeting.server
+
+    def _admit(self, session: Session | None) -> None:
+        """The server is known: take everything from it, sealed if there is a `session`.
+
+        Raises ProtocolError if something came before it was due: it may be from somebody else.
+        """
+        if self._frames or not self._decoder.at_rest:
+            raise ProtocolError("the peer speaks on before it was answered")
+        frames = FrameDecoder(self._limits)
+        self._decoder = frames if session is None else session.decoder(frames)
 
     async def _write(self, kind: Kind, header: Header, body: memoryview) -> None:
         transport = self._transport
         if transport is None or self._error is not None:
             raise self._error or Unavailable("the connection is closed")
         if len(body) <= FRAGMENT_BYTES:
-            transport.write(pack_header(kind, header, len(body)) + bytes(body))
+            self._put(transport, pack_header(kind, header, len(body)), body)
             await self._drained()
             return
         self._streams = stream = self._streams % 0xFFFF + 1
-        transport.write(pack_header(kind, header, len(body), stream))
+        self._put(transport, pack_header(kind, header, len(body), stream))
         try:
             for at in range(0, len(body), FRAGMENT_BYTES):
                 piece = body[at : at + FRAGMENT_BYTES]
-                transport.write(fragment_prefix(kind, stream, len(piece)) + bytes(piece))
+                self._put(transport, fragment_prefix(kind, stream, len(piece)), piece)
                 await self._drained()
         except asyncio.CancelledError:
             transport.abort()  # the peer could not make sense of half a message
             raise
+
+    def _put(self, transport: asyncio.Transport, *buffers: bytes | memoryview) -> None:
+        transport.write(b"".join(buffers) if self._sealer is None else self._sealer.seal(buffers))
 
     async def _drained(self) -> None:
         await self._may_write.wait()
@@ -155,8 +183,7 @@ class FrameStream(asyncio.BufferedProtocol):
     # asyncio calls these.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -170,7 +197,7 @@ class FrameStream(asyncio.BufferedProtocol):
             for frame in self._decoder.advance(nbytes):
                 self._frames.append(frame)
                 self._ahead += FRAME_COST + len(frame.payload)
-        except ProtocolError as error:
+        except (ProtocolError, Tampered) as error:
             self._error = error
             self._transport.abort()
         self._arrived.set()

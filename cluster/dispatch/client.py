@@ -10,7 +10,7 @@ from types import TracebackType
 
 from cluster.dispatch.connection import Buffer, Connection
 from cluster.dispatch.frames import DEFAULT_LIMITS, Frame, Header, Limits
-from cluster.dispatch.greeting import Greeting
+from cluster.dispatch.greeting import Greeting, must_seal
 from cluster.dispatch.handshake import Identity, error_of, split_address
 from cluster.dispatch.kinds import Kind
 from cluster.errors import MoemeshError, Unavailable
@@ -70,12 +70,18 @@ class ControlClient:
     def _connect(self, deadline: float) -> Connection:
         wait = max(0.001, min(CONNECT_S, deadline - time.monotonic()))
         sock = socket.create_connection(split_address(self.address), timeout=wait)
-        self._connection = connection = Connection(sock, limits=self._limits)
+        self._connection = connection = Connection(
+            sock, limits=self._limits, greeting=self._identity is not None
+        )
         if self._identity is not None:
-            greeting = Greeting(self._identity)
+            greeting = Greeting(self._identity, must_seal(self._identity, sock))
             frame = self._exchange(connection, Kind.HELLO, greeting.hello(), b"", deadline)
             while (proof := greeting.answer(frame)) is not None:
-                frame = self._exchange(connection, Kind.PROOF, proof, b"", deadline)
+                connection.send(Kind.PROOF, proof)
+                if greeting.session is not None:
+                    connection.admit(greeting.session)
+                frame = self._next(connection, deadline)
+            connection.admit()
             self.server = greeting.server
         return connection
 
@@ -83,6 +89,9 @@ class ControlClient:
         self, connection: Connection, kind: Kind, header: Header, payload: Buffer, deadline: float
     ) -> Frame:
         connection.send(kind, header, payload)
+        return self._next(connection, deadline)
+
+    def _next(self, connection: Connection, deadline: float) -> Frame:
         with selectors.DefaultSelector() as selector:
             selector.register(connection.sock, selectors.EVENT_READ)
             while True:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from cluster.dispatch.decoder import FrameDecoder, Sink
+from cluster.dispatch.decoder import FrameDecoder, GreetingDecoder, Sink
 from cluster.dispatch.frames import (
     DEFAULT_LIMITS,
     FRAGMENT_BYTES,
@@ -20,6 +20,9 @@ from cluster.dispatch.frames import (
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.outbox import Message, Outbox
 from cluster.errors import Overloaded, Unavailable
+
+if TYPE_CHECKING:
+    from cluster.dispatch.seal import SealedDecoder, Sealer, Session
 
 MAX_QUEUED_BYTES = 256 << 20
 Buffer = bytes | bytearray | memoryview
@@ -34,6 +37,7 @@ class Connection:
     the message that is being sent) and `on_blocked` is called, once, so that the owner waits for the socket
     to be writable and calls `flush()`.
 
+    greeting: the peer is not known yet: it may send small frames, one a turn, until `admit`.
     peer, context, resting: the owner's, e.g. what the peer said in its HELLO.
     """
 
@@ -45,6 +49,7 @@ class Connection:
         sink: Sink | None = None,
         max_queued: int = MAX_QUEUED_BYTES,
         on_blocked: Callable[[Connection], None] | None = None,
+        greeting: bool = False,
     ) -> None:
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -55,7 +60,13 @@ class Connection:
         self.context: Any = None
         self.closed = False
         self.resting = False
-        self._decoder = FrameDecoder(limits, sink)
+        self._limits = limits
+        self._sink = sink
+        self._greeting = greeting
+        self._decoder: FrameDecoder | SealedDecoder = (
+            GreetingDecoder() if greeting else FrameDecoder(limits, sink)
+        )
+        self._sealer: Sealer | None = None
         self._lock = threading.Lock()
         self._outbox = Outbox()
         self._writing: deque[memoryview] = deque()
@@ -75,12 +86,26 @@ class Connection:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing waits to be sent and the next byte received begins a frame."""
+        """Whether nothing waits to be sent and the next byte received begins a frame. Never so if sealed."""
         return not self.closed and self._queued == 0 and self._decoder.at_rest
 
     @property
     def queued_bytes(self) -> int:
         return self._queued
+
+    def admit(self, session: Session | None = None) -> None:
+        """The peer is known: take everything from it. With a `session` the link is sealed from here on, both
+        ways. For the thread that reads, when it has handled the frame that says so."""
+        if not self._greeting and session is None:
+            return
+        self._greeting = False
+        frames = FrameDecoder(self._limits, self._sink)
+        if session is None:
+            self._decoder = frames
+            return
+        self._decoder = session.decoder(frames)
+        with self._lock:
+            self._sealer = session.sealer()
 
     def send(self, kind: Kind, header: Header, *buffers: Buffer) -> None:
         """Send one message; `buffers` (C-contiguous) together are its payload, copied if they must wait.
@@ -109,15 +134,18 @@ class Connection:
             if self.closed:
                 raise Unavailable("the connection is closed")
             if self._queued == 0 and not stream:
+                first: bytes | bytearray = head
+                if self._sealer is not None:
+                    first, body, size = self._sealer.seal((head, body)), EMPTY, 0
                 try:
-                    sent = self.sock.sendmsg((head, body))
+                    sent = self.sock.sendmsg((first, body))
                 except BlockingIOError:
                     sent = 0
                 except OSError as error:
                     raise Unavailable(f"the connection broke: {error}") from error
-                if sent == len(head) + size:
+                if sent == len(first) + size:
                     return len(head)
-                self._hold(head, body, sent)
+                self._hold(first, body, sent)
             else:
                 self._enqueue(Message(kind, head, body, stream), keep)
         if self._queued:
@@ -133,7 +161,7 @@ class Connection:
         Raises as `send`.
         """
         with self._lock:
-            direct = not self._queued and not self.closed
+            direct = not self._queued and not self.closed and self._sealer is None
             if direct:
                 left = write(self.fd, *args)
                 if left == 0:
@@ -199,7 +227,7 @@ class Connection:
         except OSError as error:
             raise Unavailable(f"the connection broke: {error}") from error
 
-    def _hold(self, head: bytes, body: memoryview, sent: int) -> None:
+    def _hold(self, head: bytes | bytearray, body: memoryview, sent: int) -> None:
         """Keep the rest of a small frame of which the socket took `sent` bytes."""
         rest = memoryview((head + bytes(body))[sent:])
         self._writing.append(rest)
@@ -233,12 +261,20 @@ class Connection:
                 if not self._outbox:
                     self._announced = False
                     return True
-                self._writing.extend(map(memoryview, self._outbox.chunk()))
+                self._writing.extend(map(memoryview, self._next_chunk()))
             sent = self._try(self._writing)
             if sent == 0:
                 return False
             self._queued -= sent
             self._drop(sent)
+
+    def _next_chunk(self) -> Sequence[bytes | bytearray | memoryview]:
+        chunk = self._outbox.chunk()
+        if self._sealer is None:
+            return chunk
+        sealed = self._sealer.seal(chunk)
+        self._queued += len(sealed) - sum(map(len, chunk))
+        return [sealed]
 
     def _drop(self, sent: int) -> None:
         writing = self._writing

@@ -28,6 +28,8 @@ from cluster.dispatch.kinds import Kind
 from cluster.errors import ProtocolError
 
 STAGING_BYTES = 64 << 10
+GREETING_BYTES = 4 << 10
+"""Of a frame of the greeting, prefix included; it carries no payload."""
 
 Sink = Callable[[Kind, Any, int], tuple[memoryview, Any] | None]
 """(kind, header, payload bytes > 0) -> where the payload goes and the frame's context, or None to read the
@@ -59,12 +61,15 @@ class FrameDecoder:
     into the buffer that `sink` chose. Not thread-safe. After a ProtocolError the stream cannot be resumed.
     """
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS, sink: Sink | None = None) -> None:
+    def __init__(
+        self, limits: Limits = DEFAULT_LIMITS, sink: Sink | None = None, staging_bytes: int = STAGING_BYTES
+    ) -> None:
         self._max_header = limits.header
         self._max_payload = limits.payload
         self._max_whole = min(limits.payload, FRAGMENT_BYTES)
         self._sink: Sink = sink or _allocate
-        self._staging = memoryview(bytearray(STAGING_BYTES))
+        self._room = staging_bytes
+        self._staging = memoryview(bytearray(staging_bytes))
         self._end = 0
         self._direct = False
         self._prefix: tuple[int, ...] | None = None
@@ -121,7 +126,7 @@ class FrameDecoder:
                 break
             self._prefix = None
             start = self._begin(prefix, start, end, frames)
-        if start == end and self._prefix is None and len(staging) == STAGING_BYTES:
+        if start == end and self._prefix is None and len(staging) == self._room:
             self._end = 0
         else:
             self._keep(start, end)
@@ -242,8 +247,8 @@ class FrameDecoder:
         """Move what is left to the front of a staging buffer that has room for the header it belongs to."""
         if start == end and self._prefix is None:
             self._end = 0
-            if len(self._staging) > STAGING_BYTES:
-                self._staging = memoryview(bytearray(STAGING_BYTES))
+            if len(self._staging) > self._room:
+                self._staging = memoryview(bytearray(self._room))
             return
         staged = self._staging[start:end]
         needed = PREFIX_BYTES if self._prefix is None else self._prefix[3]
@@ -251,6 +256,23 @@ class FrameDecoder:
             self._staging = memoryview(bytearray(needed))
         self._staging[: len(staged)] = staged
         self._end = len(staged)
+
+
+class GreetingDecoder(FrameDecoder):
+    """Of a connection whose peer is not known yet: small frames, and one a turn.
+
+    Who speaks on without having heard the answer may be somebody else, between the two.
+    """
+
+    def __init__(self) -> None:
+        limits = Limits(header=GREETING_BYTES - PREFIX_BYTES, payload=0)
+        super().__init__(limits, staging_bytes=GREETING_BYTES)
+
+    def advance(self, count: int) -> list[Frame]:
+        frames = super().advance(count)
+        if frames and (len(frames) > 1 or not self.at_rest):
+            raise ProtocolError("the peer speaks on before it was answered")
+        return frames
 
 
 _EMPTY = memoryview(b"")

@@ -110,6 +110,11 @@ class Exchange:
     def table(self) -> PlacementTable:
         return self._roster.table
 
+    @property
+    def tampered(self) -> int:
+        """How often bytes of its links were changed on their way here. Callable from any thread."""
+        return sum(link.tampered for link in self._roster.all)
+
     def connect(self, timeout_s: float) -> None:
         """Wait until every node of the table is connected. Raises NodeLost or what a node refused with."""
         deadline = self._clock() + timeout_s

@@ -2,46 +2,80 @@
 
     client                            server
     HELLO {identity, nonce}     ──►
-                                ◄──   CHALLENGE {nonce, proof}    where there is a key
-    PROOF {proof}               ──►
+                                ◄──   CHALLENGE {nonce, proof, share}    where there is a key
+    PROOF {proof, share}        ──►
                                 ◄──   WELCOME {identity}
 
 A proof is HMAC-SHA256 under the cluster's key of the side that shows it, both nonces and the client's
 identity, so that neither side's proof can be sent back to it, nor used again. Until the client's proof has
-come, a server says nothing of itself: not what it serves, nor its version. The frames behind the greeting are
-not authenticated one by one: on the way between machines somebody who can change packets could change them.
+come, a server says nothing of itself: not what it serves, nor its version.
+
+A link is sealed (cluster/dispatch/seal.py) if one of the two wants it: a client says so in its HELLO, a
+server by its share, which is there on such links alone. From the WELCOME on everything is then in records.
+Proofs cover the shares, and a side that wants a seal goes no further without one, so nobody between the two
+can talk them out of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import secrets
-from typing import Any
+import socket
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from cluster.config import WireSecurity
 from cluster.dispatch.frames import Frame, Header
 from cluster.dispatch.handshake import Identity, error_of
 from cluster.dispatch.kinds import Kind
 from cluster.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from cluster.dispatch.seal import Session, Share
 
 NONCE_BYTES = 32
 SERVER, CLIENT = b"server", b"client"
 STRANGER = "the peer does not know the cluster's key"
 
 
-class Greeting:
-    """The client's side of one connection. `server` is known once `answer` has returned None."""
+def must_seal(identity: Identity, sock: socket.socket) -> bool:
+    """Whether `identity` wants the link behind a connected socket sealed. Raises OSError if it is gone."""
+    return identity.security is WireSecurity.always or _leaves_the_host(sock)
 
-    def __init__(self, identity: Identity) -> None:
+
+def _leaves_the_host(sock: socket.socket) -> bool:
+    if sock.family == socket.AF_UNIX:
+        return False
+    here, there = sock.getsockname()[0], sock.getpeername()[0]
+    # The kernel takes no packet from outside that says it comes from one of our own addresses.
+    return here != there and not ipaddress.ip_address(there).is_loopback
+
+
+class Greeting:
+    """The client's side of one connection. `server` is known once `answer` has returned None.
+
+    session: of a sealed link, known once `answer` has returned a PROOF: what follows it is sealed.
+    """
+
+    def __init__(self, identity: Identity, sealed: bool = False) -> None:
+        """sealed: this side wants the link to be."""
         self.server: Identity | None = None
+        self.session: Session | None = None
         self._identity = identity
+        self._sealed = sealed
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._challenged = False
 
     def hello(self) -> Header:
-        return self._identity.to_header() | {"nonce": self._nonce}
+        """Raises ProtocolError where a seal is wanted and there is no key for it."""
+        hello = self._identity.to_header() | {"nonce": self._nonce}
+        if self._sealed:
+            _require_key(self._identity)
+            hello["sealed"] = True
+        return hello
 
     def answer(self, frame: Frame) -> Header | None:
         """Header of the PROOF that is due; None if the server is accepted and nothing more is.
@@ -67,20 +101,34 @@ class Greeting:
         if not key:
             raise ProtocolError("the server asks for the cluster's key; run this where `moemesh up` did")
         theirs, proof = _bytes(header, "nonce"), _bytes(header, "proof")
-        mine = self._identity.to_header()
-        if not hmac.compare_digest(proof, _proof(key, SERVER, self._nonce, theirs, mine)):
+        said = self._nonce + theirs + _packed(self._identity)
+        share = _bytes(header, "share") if "share" in header else b""
+        if not hmac.compare_digest(proof, _proof(key, SERVER, said + share)):
             raise ProtocolError(STRANGER)
-        return {"proof": _proof(key, CLIENT, self._nonce, theirs, mine)}
+        if not share:
+            if self._sealed:
+                raise ProtocolError("the server does not seal this link; upgrade it")
+            return {"proof": _proof(key, CLIENT, said)}
+        mine = _new_share()
+        said += share + mine.public
+        self.session = mine.session(share, key, said, server=False)
+        return {"proof": _proof(key, CLIENT, said), "share": mine.public}
 
 
 class Reception:
-    """The server's side of one connection. `peer` is known once `take` has returned a WELCOME."""
+    """The server's side of one connection. `peer` is known once `take` has returned a WELCOME.
 
-    def __init__(self, identity: Identity) -> None:
+    session: of a sealed link, known once its PROOF was right: what answers it, also a refusal, is sealed.
+    """
+
+    def __init__(self, identity: Identity, sealed: bool = False) -> None:
+        """sealed: this side wants the link to be."""
         self.peer: Identity | None = None
+        self.session: Session | None = None
         self._identity = identity
-        self._nonce = b""
-        self._expected = b""
+        self._sealed = sealed
+        self._share: Share | None = None
+        self._said = b""
         self._claimed: Identity | None = None
 
     def take(self, frame: Frame) -> tuple[Kind, Header]:
@@ -91,19 +139,32 @@ class Reception:
         if frame.kind is Kind.PROOF:
             return self._check(frame.header)
         claimed = Identity.from_header(frame.header)
+        sealed = self._sealed or frame.header.get("sealed") is True
+        if sealed:
+            _require_key(self._identity)
         if not self._identity.key:
             return self._welcome(claimed)
+        return Kind.CHALLENGE, self._challenge(claimed, _bytes(frame.header, "nonce"), sealed)
+
+    def _challenge(self, claimed: Identity, theirs: bytes, sealed: bool) -> Header:
         self._claimed = claimed
-        self._nonce = secrets.token_bytes(NONCE_BYTES)
-        theirs, identity = _bytes(frame.header, "nonce"), claimed.to_header()
-        self._expected = _proof(self._identity.key, CLIENT, theirs, self._nonce, identity)
-        proof = _proof(self._identity.key, SERVER, theirs, self._nonce, identity)
-        return Kind.CHALLENGE, {"nonce": self._nonce, "proof": proof}
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        self._share = _new_share() if sealed else None
+        share = b"" if self._share is None else self._share.public
+        self._said = theirs + nonce + _packed(claimed) + share
+        challenge = {"nonce": nonce, "proof": _proof(self._identity.key, SERVER, self._said)}
+        return challenge | {"share": share} if share else challenge
 
     def _check(self, header: Any) -> tuple[Kind, Header]:
         claimed, self._claimed = self._claimed, None  # a challenge is good for one attempt
-        if claimed is None or not hmac.compare_digest(_bytes(header, "proof"), self._expected):
+        key, said = self._identity.key, self._said
+        theirs = _bytes(header, "share") if self._share is not None else b""
+        if claimed is None or not hmac.compare_digest(
+            _bytes(header, "proof"), _proof(key, CLIENT, said + theirs)
+        ):
             raise ProtocolError(STRANGER)
+        if self._share is not None:
+            self.session = self._share.session(theirs, key, said + theirs, server=True)
         return self._welcome(claimed)
 
     def _welcome(self, peer: Identity) -> tuple[Kind, Header]:
@@ -112,14 +173,32 @@ class Reception:
         return Kind.WELCOME, self._identity.to_header()
 
 
-def _proof(key: bytes, side: bytes, client: bytes, server: bytes, identity: dict[str, Any]) -> bytes:
-    """client, server: nonces. Of fixed length or, for the last one, at the end: no two inputs look alike."""
-    message = side + client + server + msgpack.packb(sorted(identity.items()))
-    return hmac.new(key, message, hashlib.sha256).digest()
+def _proof(key: bytes, side: bytes, said: bytes) -> bytes:
+    """said: nonces of client and server, the client's packed identity, then no share or those of server and
+    client. All but the identity are of fixed length, and msgpack tells where that ends: no two look alike."""
+    return hmac.new(key, side + said, hashlib.sha256).digest()
+
+
+def _packed(identity: Identity) -> bytes:
+    packed: bytes = msgpack.packb(sorted(identity.to_header().items()))
+    return packed
+
+
+def _new_share() -> Share:
+    from cluster.dispatch.seal import Share  # 7 MB, for links that are sealed
+
+    return Share()
+
+
+def _require_key(identity: Identity) -> None:
+    if not identity.key:
+        raise ProtocolError(
+            "a link that leaves this machine needs the cluster's key on both sides; start both with `moemesh`"
+        )
 
 
 def _bytes(header: Any, name: str) -> bytes:
-    """32 of them: nonces and proofs are equally long."""
+    """32 of them: nonces, proofs and shares are equally long."""
     value = header.get(name) if isinstance(header, dict) else None
     if not isinstance(value, bytes) or len(value) != NONCE_BYTES:
         raise ProtocolError(f"{STRANGER}: its greeting has no {name}")

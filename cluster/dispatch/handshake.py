@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.config import WireSecurity
 from cluster.dispatch.frames import PROTOCOL, accepted
-from cluster.errors import MoemeshError, ProtocolError, error_from_wire
+from cluster.errors import ConfigError, MoemeshError, ProtocolError, error_from_wire
 from cluster.types import NUMERICS_VERSION
 
 KEY_VARIABLE = "MOEMESH_CLUSTER_KEY_FILE"
+SECURITY_VARIABLE = "MOEMESH_WIRE_SECURITY"
 
 
 @functools.cache
@@ -22,6 +24,18 @@ def cluster_key() -> bytes:
     return Path(path).read_bytes() if path else b""
 
 
+@functools.cache
+def wire_security() -> WireSecurity:
+    """Of the cluster that this process belongs to, as the environment says. Raises ConfigError."""
+    value = os.environ.get(SECURITY_VARIABLE, WireSecurity.auto)
+    try:
+        return WireSecurity(value)
+    except ValueError:
+        raise ConfigError(
+            f"{SECURITY_VARIABLE} is {value!r}; set it to {' or '.join(WireSecurity)}"
+        ) from None
+
+
 @dataclass(frozen=True)
 class Identity:
     """Who a process is.
@@ -29,6 +43,7 @@ class Identity:
     library: digest of the manifest it serves, "" for a process that serves any (controller, tools).
     incarnation: 0 ≤ incarnation < 2**32, another one after every restart of the process.
     key: the cluster's, b"" where none is asked for; never said (cluster/dispatch/greeting.py).
+    security: which of its links it wants sealed.
     """
 
     role: str
@@ -38,6 +53,7 @@ class Identity:
     numerics: int = NUMERICS_VERSION
     protocol: int = PROTOCOL
     key: bytes = field(default_factory=cluster_key, repr=False, compare=False)
+    security: WireSecurity = field(default_factory=wire_security, repr=False, compare=False)
 
     def to_header(self) -> dict[str, Any]:
         return {

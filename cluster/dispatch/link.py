@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,14 +17,16 @@ from cluster.dispatch.connection import Connection
 from cluster.dispatch.decoder import Sink
 from cluster.dispatch.flight import Part
 from cluster.dispatch.frames import Frame, Limits
-from cluster.dispatch.greeting import Greeting
+from cluster.dispatch.greeting import Greeting, must_seal
 from cluster.dispatch.handshake import Identity, error_of, split_address
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.messages import Call
 from cluster.dispatch.poller import READ, WRITE, Poller
 from cluster.dispatch.transport import Array
-from cluster.errors import MoemeshError, ProtocolError, Unavailable
+from cluster.errors import MoemeshError, ProtocolError, Tampered, Unavailable
 from cluster.types import NodeId
+
+log = logging.getLogger(__name__)
 
 RETRY_FIRST_S = 0.02
 RETRY_MOST_S = 0.2
@@ -42,6 +45,7 @@ class Link:
     on_change: called when it has become READY and when it is lost.
     parts: what the node owes us; survives a lost connection.
     last_heard: when bytes of replies last arrived; a greeting is no sign that work gets done.
+    tampered: how often somebody changed its bytes on their way to us.
     load: int64 [2], messages waiting and service time in µs, as the node's last reply told; a row of the
         roster's.
     """
@@ -65,6 +69,7 @@ class Link:
         self.incarnation = 0
         self.parts: dict[Call, Part] = {}
         self.last_heard = 0.0
+        self.tampered = 0
         self.load: Array = np.zeros(2, np.int64)
         self.connection: Connection | None = None
         self.refusal: MoemeshError | None = None
@@ -97,7 +102,11 @@ class Link:
             host, port = split_address(self.address)
             sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
             self.connection = Connection(
-                sock, limits=self._limits, sink=self._sink, on_blocked=self._watch_writes
+                sock,
+                limits=self._limits,
+                sink=self._sink,
+                on_blocked=self._watch_writes,
+                greeting=True,
             )
             code = sock.connect_ex((host, port))
         except (OSError, ProtocolError) as error:
@@ -149,6 +158,10 @@ class Link:
             yield
         except ProtocolError as error:
             self.refuse(error)
+        except Tampered as error:
+            self.tampered += 1
+            log.warning("the link to node %s at %s ends: %s", self.node, self.address, error)
+            self.lose(str(error))
         except (OSError, Unavailable) as error:
             self.lose(str(error))
 
@@ -179,7 +192,7 @@ class Link:
             return False
         self.state = State.GREETING
         self._poller.modify(connection.sock, READ)
-        self._greeting = Greeting(self._identity)
+        self._greeting = Greeting(self._identity, must_seal(self._identity, connection.sock))
         connection.send(Kind.HELLO, self._greeting.hello())
         return True
 
@@ -191,7 +204,10 @@ class Link:
         proof = self._greeting.answer(frame)
         if proof is not None:
             self.connection.send(Kind.PROOF, proof)
+            if self._greeting.session is not None:
+                self.connection.admit(self._greeting.session)
             return
+        self.connection.admit()
         assert self._greeting.server is not None, "it has answered"
         self.incarnation = self._greeting.server.incarnation
         self.state = State.READY

@@ -6,30 +6,55 @@ import errno
 import logging
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 
 from cluster.dispatch.connection import MAX_QUEUED_BYTES, Connection
 from cluster.dispatch.frames import DEFAULT_LIMITS, Frame, Limits
-from cluster.dispatch.greeting import Reception
+from cluster.dispatch.greeting import Reception, must_seal
 from cluster.dispatch.handshake import Identity, error_header
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.poller import READ, WRITE, Poller
 from cluster.dispatch.transport import Array
-from cluster.errors import MoemeshError, PortInUse, ProtocolError
+from cluster.errors import MoemeshError, PortInUse, ProtocolError, Tampered
 
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 1024
+"""Of peers that have greeted."""
+
+MAX_STRANGERS = 64
+"""Connections at once whose peer has not greeted. A further one takes the place of the oldest."""
+
+GREETING_S = 5.0
 JOIN_S = 10.0
 
 STAGING_BYTES = 256 << 10
 USED = -1
 _GREETING, _PING = (Kind.HELLO, Kind.PROOF), Kind.PING
 _LISTENER, _WAKE = object(), object()
+_DO_NOT_WAIT = np.zeros((0, 2), np.int32)
+
+
+@dataclass(slots=True)
+class Turned:
+    """Connections that a server ended. late: their peer did not greet in time; shed: nor before others came;
+    refused: it is no member, or does not keep to the protocol; tampered: somebody changed what it sent."""
+
+    late: int = 0
+    shed: int = 0
+    refused: int = 0
+    tampered: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """For statistics."""
+        strangers = self.late + self.shed + self.refused
+        return {"strangers_turned_away": strangers, "links_tampered_with": self.tampered}
 
 
 class FrameServer:
@@ -43,8 +68,11 @@ class FrameServer:
                                   may read the socket into `staging` [bytes] uint8, and returns USED, or the
                                   bytes read that it made nothing of (0: there were none)
 
-    With an `identity` a peer must greet first (cluster/dispatch/greeting.py), and is refused if it does not
-    fit; `connection.peer` is then its Identity. Lifecycle: start() → address, shutdown(); not restartable.
+    With an `identity` a peer must greet first (cluster/dispatch/greeting.py), within `greeting_s`, and is
+    refused if it does not fit; `connection.peer` is then its Identity. Until then it may send small frames
+    alone, and at most `max_strangers` may be about to.
+
+    Lifecycle: start() → address, shutdown(); not restartable.
     """
 
     def __init__(
@@ -59,8 +87,12 @@ class FrameServer:
         identity: Identity | None = None,
         limits: Limits = DEFAULT_LIMITS,
         max_queued: int = MAX_QUEUED_BYTES,
+        max_strangers: int = MAX_STRANGERS,
+        greeting_s: float = GREETING_S,
+        clock: Callable[[], float] = time.monotonic,
         name: str = "frames",
     ) -> None:
+        self.turned = Turned()
         self._where = (host, port)
         self._address = ""
         self._on_frame = on_frame
@@ -72,12 +104,17 @@ class FrameServer:
         self._identity = identity
         self._limits = limits
         self._max_queued = max_queued
+        self._max_strangers = max_strangers
+        self._greeting_s = greeting_s
+        self._clock = clock
         self._name = name
         self._poller = Poller()
         self.alone = False
         """For callbacks: nothing else has arrived together with what they are given."""
         self._connections: set[Connection] = set()
         self._receptions: dict[Connection, Reception] = {}
+        self._strangers: dict[Connection, float] = {}
+        """With the time by which they must have greeted, the oldest first."""
         self._watched: dict[Connection, Array] = {}
         self._blocked: deque[Connection] = deque()
         self._stopping = False
@@ -96,8 +133,16 @@ class FrameServer:
     def connections(self) -> int:
         return len(self._connections)
 
+    @property
+    def strangers(self) -> int:
+        """Connections whose peer has not greeted yet."""
+        return len(self._strangers)
+
     def watched(self, connection: Connection) -> Array:
-        """For callbacks: what this thread waits for, `connection` first, as express.take_request takes it."""
+        """For callbacks: what this thread waits for, `connection` first, as express.take_request takes it;
+        nothing while there are strangers, whose time is watched in the loop."""
+        if self._strangers:
+            return _DO_NOT_WAIT
         watched = self._watched.get(connection)
         if watched is None:
             assert self._listener is not None
@@ -150,7 +195,7 @@ class FrameServer:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                events = self._poller.wait()
+                events = self._poller.wait(self._patience())
                 self.alone = len(events) == 1
                 for what, mask in events:
                     if what is _LISTENER:
@@ -161,6 +206,8 @@ class FrameServer:
                         self._serve(what, mask)
                 while self._blocked:
                     self._watch(self._blocked.popleft())
+                if self._strangers:
+                    self._lose_patience()
                 if self._on_round is not None:
                     self._on_round()
         finally:
@@ -185,15 +232,37 @@ class FrameServer:
             sock, _ = self._listener.accept()
         except OSError:  # the peer has gone again, or we are out of descriptors
             return
-        if len(self._connections) >= MAX_CONNECTIONS:
+        if len(self._connections) - len(self._strangers) >= MAX_CONNECTIONS:
             sock.close()
             return
+        greets = self._identity is not None
         connection = Connection(
-            sock, limits=self._limits, max_queued=self._max_queued, on_blocked=self._note_blocked
+            sock,
+            limits=self._limits,
+            max_queued=self._max_queued,
+            on_blocked=self._note_blocked,
+            greeting=greets,
         )
+        if greets:
+            if len(self._strangers) >= self._max_strangers:
+                self.turned.shed += 1
+                self._drop(next(iter(self._strangers)))
+            self._strangers[connection] = self._clock() + self._greeting_s
         self._connections.add(connection)
         self._watched.clear()
         self._poller.register(sock, READ, connection)
+
+    def _patience(self) -> float | None:
+        """Seconds until the oldest stranger must have greeted, None without one."""
+        for due in self._strangers.values():
+            return max(0.0, due - self._clock())
+        return None
+
+    def _lose_patience(self) -> None:
+        now = self._clock()
+        for connection in [each for each, due in self._strangers.items() if due <= now]:
+            self.turned.late += 1
+            self._drop(connection)
 
     def _note_blocked(self, connection: Connection) -> None:
         """Called by whichever thread sends."""
@@ -218,6 +287,10 @@ class FrameServer:
                 connection.resting = self._takes_bytes and connection.peer is not None and connection.at_rest
         except ProtocolError as error:
             self._refuse(connection, error)
+        except Tampered as error:
+            self.turned.tampered += 1
+            log.warning("%s: the link to %s ends: %s", self._name, connection.peer.id, error)
+            self._drop(connection)
         except (OSError, MoemeshError):  # gone, or it does not read what it asked for
             self._drop(connection)
 
@@ -240,18 +313,26 @@ class FrameServer:
     def _greet(self, connection: Connection, frame: Frame) -> None:
         reception = self._receptions.get(connection)
         if reception is None:
-            reception = Reception(self._identity or Identity("server", self._name))
+            mine = self._identity or Identity("server", self._name)
+            reception = Reception(mine, must_seal(mine, connection.sock))
             self._receptions[connection] = reception
-        kind, header = reception.take(frame)
+        try:
+            kind, header = reception.take(frame)
+        finally:
+            if reception.session is not None:
+                connection.admit(reception.session)
         if reception.peer is not None:
             connection.peer = reception.peer
+            connection.admit()
             del self._receptions[connection]
+            self._strangers.pop(connection, None)
         connection.send(kind, header)
 
     def _is_stranger(self, connection: Connection) -> bool:
         return self._identity is not None and self._identity.key != b"" and connection.peer is None
 
     def _refuse(self, connection: Connection, error: ProtocolError) -> None:
+        self.turned.refused += 1
         log.warning("%s: refused a peer: %s", self._name, error)
         with suppress(MoemeshError):  # it has gone: nobody to tell
             connection.send(Kind.REFUSED, error_header(error))
@@ -262,10 +343,11 @@ class FrameServer:
             return
         self._connections.discard(connection)
         self._receptions.pop(connection, None)
+        stranger = self._strangers.pop(connection, None) is not None
         self._watched.clear()
         self._poller.unregister(connection.sock)
         connection.close()
-        if self._on_close is not None:
+        if self._on_close is not None and not stranger:
             self._on_close(connection)
 
 

@@ -173,6 +173,7 @@ class ExpertNode:
             "waiting_rows": self._waiting.rows,
             "us_per_pair": round(us_per_pair, 3),
             "connections": self._server.connections,
+            **self._server.turned.counts(),
             "table": self.table_version,
         }
 

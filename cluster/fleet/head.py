@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.dispatch.handshake import KEY_VARIABLE
+from cluster.config import WireSecurity
+from cluster.dispatch.handshake import KEY_VARIABLE, SECURITY_VARIABLE
 from cluster.errors import StartFailed
 from cluster.fleet import processes
 from cluster.fleet.folder import Folder
@@ -58,7 +59,7 @@ _VARIABLES = {
 }
 
 
-def environment(folder: Folder) -> dict[str, str]:
+def environment(folder: Folder, security: WireSecurity) -> dict[str, str]:
     """Environment of the head, and of everything below it: actors inherit it from the raylet."""
     inherited = {
         key: value
@@ -72,6 +73,7 @@ def environment(folder: Folder) -> dict[str, str]:
         **_VARIABLES,
         "RAY_AUTH_TOKEN_PATH": str(folder.token),
         KEY_VARIABLE: str(folder.key),
+        SECURITY_VARIABLE: security.value,
         "PYTHONPATH": os.pathsep.join(paths),
     }
 
@@ -88,9 +90,9 @@ class Head:
     temp: its temporary folder; removed by `remove_files`.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, security: WireSecurity) -> None:
         self.temp = Path(_short_folder())
-        self.environment = environment(folder)
+        self.environment = environment(folder, security)
         self._log = folder.logs / "ray.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._started: list[Mark] = []

@@ -144,7 +144,7 @@ class _Start:
         self._folder.write(self._record)
 
     def _start_processes(self) -> None:
-        self._head = Head(self._folder)
+        self._head = Head(self._folder, self._plan.config.wire_security)
         self._note(temp=str(self._head.temp))
         mark = self._head.start()
         self._note(processes=(mark,))

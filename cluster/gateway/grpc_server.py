@@ -54,11 +54,13 @@ def build(
         options=(
             ("grpc.so_reuseport", 0),  # or a second gateway would share the port in silence
             ("grpc.max_receive_message_length", config.max_message_bytes),
+            ("grpc.max_concurrent_streams", config.max_streams),
             # A client that vanished without a word is noticed, and its request freed.
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
             ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
         ),
+        maximum_concurrent_rpcs=config.max_calls,
     )
     generation = GenerationService(front.served, front.pool, config)
     generation_pb2_grpc.add_GenerationServicer_to_server(generation, server)

@@ -31,6 +31,14 @@ COUNTERS = (
     ("router", "steps", "router_steps", "Steps that routers have taken."),
     ("router", "rows", "router_rows", "Rows of all steps of routers."),
     ("router", "restarts", "router_restarts", "Restarts of a router's process."),
+    *(
+        (role, statistic, f"{role}_{statistic}", text)
+        for role in ("node", "router")
+        for statistic, text in (
+            ("strangers_turned_away", "Connections ended before their peer was known for a member."),
+            ("links_tampered_with", "Sealed links on whose way bytes were changed or lost."),
+        )
+    ),
 )
 GAUGES = (
     ("node", "waiting_rows", "node_waiting_rows", "Rows that wait at expert nodes."),

@@ -86,6 +86,7 @@ class Engine:
             context=self.context,
             library=library,
             share=config.prefix_cache,
+            across_tenants=config.share_prefixes,
         )
         self._work = [trunk.workspace() for _ in range(config.micro_batches)]
         self._sampler = Sampler(trunk.spec.vocab, config.max_running, trunk.workers)

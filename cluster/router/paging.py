@@ -15,14 +15,22 @@ class Paging:
     """view: what the trunk reads. slots: sequences at a time; context: the longest one in tokens.
 
     library: digest of the manifest, a part of every key. share: whether sequences may begin with pages that
-    others have computed. prompt_tokens, shared_tokens: of the sequences admitted so far that may share, and
-    how many of those tokens were there already.
+    others have computed; across_tenants: also those of other tenants. prompt_tokens, shared_tokens: of the
+    sequences admitted so far that may share, and how many of those tokens were there already.
     """
 
     def __init__(
-        self, kv: KvCache, kv_type: str, slots: int, context: int, library: str = "", share: bool = True
+        self,
+        kv: KvCache,
+        kv_type: str,
+        slots: int,
+        context: int,
+        library: str = "",
+        share: bool = True,
+        across_tenants: bool = False,
     ) -> None:
         self._kv, self._kv_type, self._library, self._share = kv, kv_type, library, share
+        self._across_tenants = across_tenants
         self._table = np.zeros((slots, kv.pages_for(context)), np.int32)
         self.view = KvView(kv.keys, kv.values, kv.page_tokens, self._table, kv.key_scales, kv.value_scales)
         self.prompt_tokens = self.shared_tokens = 0
@@ -84,6 +92,7 @@ class Paging:
 
     def _keys(self, sequence: Sequence) -> list[bytes]:
         request = sequence.request
-        root = root_key(self._library, request.tier, self._kv_type, request.tenant)
+        tenant = "" if self._across_tenants else request.tenant
+        root = root_key(self._library, request.tier, self._kv_type, tenant)
         extend_keys(sequence.keys, root, sequence.tokens, self._kv.page_tokens)
         return sequence.keys

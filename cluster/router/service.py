@@ -15,7 +15,7 @@ from cluster.dispatch.frames import Frame
 from cluster.dispatch.handshake import Identity, error_header
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.requests import Entry, pack_event, pack_failure, parse_request
-from cluster.dispatch.server import FrameServer
+from cluster.dispatch.server import FrameServer, Turned
 from cluster.errors import MoemeshError, ProtocolError, Unavailable
 from cluster.model.grammar import GrammarState
 from cluster.router.engine import Engine, EngineStats
@@ -99,6 +99,11 @@ class RouterService:
     @property
     def ready(self) -> bool:
         return self._open and not self._stopping and self._thread.is_alive()
+
+    @property
+    def turned(self) -> Turned:
+        """What its front door ended."""
+        return self._server.turned
 
     @property
     def stats(self) -> EngineStats:

@@ -35,6 +35,7 @@ def main(address):
         )
         return {
             "services": sorted(database.get_services()),
+            "ids": [token for part in generated for token in part.get("token_ids", [])],
             "text": "".join(part.get("text", "") for part in generated),
             "reason": generated[-1]["finish"]["reason"],
             "health": call(channel, pool, "grpc.health.v1.Health.Check", {})[0]["status"],

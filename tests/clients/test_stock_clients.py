@@ -1,87 +1,20 @@
-"""Clients that we did not write, in a process and an environment of their own, against a real gateway."""
+"""Clients that we did not write, where a test needs a router that misbehaves or a chat template: against a
+gateway over a scripted router. All else is in test_clients_of_a_cluster.py."""
 
 from __future__ import annotations
 
-import json
-import subprocess
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cluster.gateway.service import SERVICES, GatewayService
+from cluster.gateway.service import GatewayService
 from protos import open_inference_pb2
-from support.fake_router import WIDTH, FakeRouter, logprob
+from support.fake_router import FakeRouter, logprob
 from support.gateways import MODEL, gateway, wait_until
+from support.scripts import run
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
-HERE = Path(__file__).parent
-
-
-def run(python: Path, script: str, *arguments: str) -> Any:
-    command = [str(python), str(HERE / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, f"{script} {arguments} failed:\n{done.stderr[-3000:]}"
-    return json.loads(done.stdout)
-
-
-def test_tritonclient(client_python: Path, address: str) -> None:
-    seen = run(client_python, "run_triton.py", "sync", address, MODEL)
-    assert seen["live"]
-    assert seen["ready"]
-    assert seen["model_ready"]
-    assert (seen["server"], seen["id"]) == ("moemesh", "r1")
-    assert "text_input" in seen["inputs"]
-    assert seen["answer"]["text_output"] == "añañ"
-    assert seen["answer"]["finish_reason"] == "length"
-    assert (seen["answer"]["num_input_tokens"], seen["answer"]["num_output_tokens"]) == (3, 6)
-    assert seen["answer"]["cumulative_logprob"] < 0
-    assert seen["sampled"]["text_output"] == "cdab"
-    assert seen["one_output"] == {"text_output": "aba"}
-    assert seen["with_deadline"]["text_output"] == "aba"
-
-
-def test_tritonclient_aio(client_python: Path, address: str) -> None:
-    seen = run(client_python, "run_triton.py", "aio", address, MODEL)
-    assert seen["ready"]
-    assert seen["texts"] == [f"{n}ñ" * 3 + str(n) for n in range(8)]
-
-
-def test_tritonclient_stream(client_python: Path, address: str) -> None:
-    seen = run(client_python, "run_triton.py", "stream", address, MODEL)
-    assert seen["texts"] == {"one": "añ漢" * 2, "two": "xyz" * 4}
-    assert seen["empty_finals"] == 2
-    assert "max_tokens" in seen["error"]
-    assert seen["after_error"] == "aba"
-    assert seen["good_error"] is None
-
-
-def test_tritonclient_aio_stream(client_python: Path, address: str) -> None:
-    seen = run(client_python, "run_triton.py", "aio_stream", address, MODEL)
-    assert seen["texts"] == {str(n): f"{n}漢" * 2 for n in range(4)}
-
-
-def test_tritonclient_sees_our_status_codes(client_python: Path, address: str) -> None:
-    assert run(client_python, "run_triton.py", "errors", address, MODEL) == {
-        "unknown_model": "StatusCode.NOT_FOUND",
-        "wrong_shape": "StatusCode.INVALID_ARGUMENT",
-        "empty_prompt": "StatusCode.INVALID_ARGUMENT",
-        "negative": "StatusCode.INVALID_ARGUMENT",
-        "temperature": "StatusCode.INVALID_ARGUMENT",
-        "not_offered": "StatusCode.UNIMPLEMENTED",
-    }
-
-
-def test_what_the_server_tells_of_its_model(client_python: Path, address: str) -> None:
-    seen = run(client_python, "run_triton.py", "about", address, MODEL)
-    assert (seen["count"], seen["inferences"]) == (3, 3)
-    assert seen["ns"] > 0
-    assert seen["decoupled"]
-    assert seen["required"] == ["text_input"]
-    assert seen["output_types"]["text_output"] == open_inference_pb2.TYPE_STRING
-    assert seen["index"] == [[MODEL, "1", "READY"]]
-    assert "RepositoryModelLoad is not offered" in seen["sentence"]
 
 
 def test_what_tritonclient_gives_up_is_ended(client_python: Path) -> None:
@@ -97,42 +30,14 @@ def test_what_tritonclient_gives_up_is_ended(client_python: Path) -> None:
         wait_until(lambda: service.stats()["outstanding"] == 0, "the gateway to forget them")
 
 
-@pytest.fixture(scope="module")
-def openai_saw(openai_python: Path, service: GatewayService) -> Any:
-    return run(openai_python, "run_openai.py", "all", service.http_address, MODEL)
-
-
-def test_openai(openai_saw: Any) -> None:
-    seen = openai_saw["sync"]
-    assert (seen["models"], seen["model"]) == ([MODEL], MODEL)
+def test_openai_chats(openai_python: Path, service: GatewayService) -> None:
+    seen = run(openai_python, "run_openai.py", "chat", service.http_address, MODEL)
     assert (seen["chat"], seen["role"], seen["finish"]) == ("<user>", "assistant", "length")
     assert seen["chat_usage"] == {"prompt_tokens": 11, "completion_tokens": 6, "total_tokens": 17}
     assert seen["chat_logprobs"] == [logprob(i) for i in range(6)]
     assert seen["chat_tokens"] == "<user>"
-    assert (seen["streamed"], seen["stream_finish"]) == ("añ漢añ漢", ["length"])
-    assert seen["stream_usage"] == 6 + 12
-    assert seen["several"] == [[0, "abc"], [1, "abc"], [2, "xyx"], [3, "xyx"]]
-    assert seen["several_usage"] == 5 + 12
-    assert seen["stopped"] == ["abc", "stop"]
-    assert seen["token_logprobs"] == [logprob(0), logprob(1)]
-    assert (seen["extra"], seen["seeded"]) == ("ab", "cdab")
     assert seen["request_id"].startswith("chatcmpl-")
-    assert seen["embedding"] == WIDTH
-
-
-def test_openai_async_streams(openai_saw: Any) -> None:
-    assert openai_saw["aio"]["texts"] == [f"<user>{n}ñ<a><u" for n in range(8)]
-
-
-def test_openai_sees_our_statuses(openai_saw: Any) -> None:
-    assert openai_saw["errors"] == {
-        "unknown_model": ["NotFoundError", 404, "not_found_error"],
-        "empty_prompt": ["BadRequestError", 400, "invalid_request_error"],
-        "negative": ["BadRequestError", 400, "invalid_request_error"],
-        "temperature": ["BadRequestError", 400, "invalid_request_error"],
-        "not_offered": ["BadRequestError", 400, "invalid_request_error"],
-        "unknown_key": ["BadRequestError", 400, "invalid_request_error"],
-    }
+    assert seen["texts"] == [f"<user>{n}ñ<a><u" for n in range(8)]
 
 
 def test_what_openai_gives_up_is_ended(openai_python: Path) -> None:
@@ -166,12 +71,3 @@ def test_our_messages_have_the_clients_field_numbers(client_python: Path, addres
     for name, fields in ours.items():
         missing = {f: spec for f, spec in fields.items() if theirs[name].get(f) != spec}
         assert not missing, f"{name} differs from the public protocol in {missing}"
-
-
-def test_a_client_that_knows_only_the_address(client_python: Path, address: str) -> None:
-    seen = run(client_python, "run_reflection.py", address)
-    assert {*SERVICES, "grpc.health.v1.Health"} <= set(seen["services"])
-    assert seen["text"] == "añañ"
-    assert seen["reason"] == "FINISH_REASON_LENGTH"
-    assert seen["health"] == "SERVING"
-    assert seen["ready"] is True

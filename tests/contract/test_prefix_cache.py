@@ -14,7 +14,7 @@ from cluster.config import EngineConfig
 from cluster.library.reader import Library
 from cluster.router.engine import Engine
 from cluster.router.kv import page_bytes
-from cluster.types import EngineRequest
+from cluster.types import EngineRequest, RequestId
 from support.checkpoints import case
 from support.engines import engine_over, request, run_all, tiny_library
 
@@ -80,6 +80,19 @@ def test_tenants_and_tiers_share_nothing(library: Library) -> None:
         assert engine.stats.prefix_hits == 0
         outputs(engine, [replace(mine, tenant="another")])
         assert engine.stats.prefix_hits == 48
+
+
+def test_tenants_share_where_they_are_allowed_to(library: Library) -> None:
+    mine = request("a", prompt((0, 60)), 4)
+    wanted = [mine, replace(mine, request_id=RequestId("b"), tenant="another")]
+    with engine_over(library, replace(CONFIG, share_prefixes=True)) as engine:
+        found = {}
+        for each in wanted:
+            found |= outputs(engine, [each])
+        assert engine.stats.prefix_hits == 48
+        outputs(engine, [replace(mine, tier="another")])
+        assert engine.stats.prefix_hits == 48, "tiers share nothing even so"
+    assert found == alone(library, wanted)
 
 
 def test_scoring_shares_nothing_but_leaves_its_pages(library: Library) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.cli.bench_seal import SIZES
 from cluster.cli.bench_wire import WirePreset, measure_wire
 
 
@@ -11,15 +12,18 @@ def test_bytes_keep_their_bounds_and_every_figure_has_its_id() -> None:
     assert list(results) == [
         "cluster.dispatch.roundtrip_p50",
         "cluster.dispatch.roundtrip_p99",
+        "cluster.dispatch.sealed_p50",
         "cluster.dispatch.raw_p50",
         "cluster.dispatch.ratio_to_raw",
         "cluster.dispatch.roundtrip_p50.rows32",
         "cluster.dispatch.roundtrip_p99.rows32",
+        "cluster.dispatch.sealed_p50.rows32",
         "cluster.dispatch.raw_p50.rows32",
         "cluster.dispatch.ratio_to_raw.rows32",
+        *(f"cluster.dispatch.{what}.{size}" for size in SIZES for what in ("seal", "open")),
         "cluster.dispatch.header_bytes.rows8",
         "cluster.dispatch.payload_out_bytes.rows8",
         "cluster.dispatch.payload_back_ratio",
     ]
-    assert len(said) == 5, "progress is said before every measurement"
+    assert len(said) == 8, "progress is said before every measurement"
     assert all(results[name].met for name in list(results)[-3:])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+from typing import Any
 
 import pytest
 
 from cluster.dispatch.aio import FrameStream
 from cluster.dispatch.connection import Connection
+from cluster.dispatch.decoder import FrameDecoder
 from cluster.dispatch.frames import Frame
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
@@ -79,3 +82,30 @@ def test_aio_does_not_read_ahead_of_its_owner_without_bound() -> None:
 
     with serving(flood) as server:
         asyncio.run(slow(server.address))
+
+
+class ForeignTransport:
+    """Of another event loop: it does all that asyncio's do, and is none of them. As uvloop's, which Ray takes
+    wherever it is installed."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock, self.written = sock, b""
+
+    def get_extra_info(self, name: str) -> Any:
+        return self.sock if name == "socket" else None
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+
+def test_transports_of_other_event_loops_are_taken() -> None:
+    async def talk(transport: ForeignTransport) -> None:
+        stream = FrameStream()
+        stream.connection_made(transport)  # type: ignore[arg-type]
+        await stream.send(Kind.STATUS, [1], b"x")
+
+    with socket.socket() as sock:
+        transport = ForeignTransport(sock)
+        asyncio.run(talk(transport))
+    (frame,) = FrameDecoder().feed(transport.written)
+    assert (frame.header, bytes(frame.payload)) == ([1], b"x")

@@ -34,9 +34,12 @@ CALL_S = 20.0
 INTERNAL = "internal error in the gateway"
 
 HELLO = pack_header(Kind.HELLO, Identity("gateway", "stranger", 1).to_header(), 0)
+GREETING = Identity("gateway", "stranger", 1).to_header() | {"nonce": bytes(32), "sealed": True}
 SUBMIT = {"n": 1, "id": "r", "kind": "generate", "prompt": 2, "sampling": {"max_tokens": 2}}
 FRAMES = (
     HELLO,
+    pack_header(Kind.HELLO, GREETING, 0),
+    pack_header(Kind.PROOF, {"proof": bytes(32), "share": bytes(32)}, 0),
     HELLO + pack_header(Kind.SUBMIT, SUBMIT, 8) + b"\1\0\0\0\2\0\0\0",
     HELLO + pack_header(Kind.ABORT, {"n": 1}, 0),
     HELLO + pack_header(Kind.SUBMIT, {**SUBMIT, "prompt": 1 << 30}, 0xFFFFFFFF),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -32,6 +30,7 @@ from cluster.tracing import start_tracing
 from support.engines import tiny_library
 from support.fake_router import FakeRouter
 from support.gateways import generation_stub, request, served_model, wait_until
+from support.otlp import receiving
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = f"00-{TRACE}-{SPAN}-01"
@@ -126,34 +125,6 @@ def test_off_is_without_import_and_without_header_bytes() -> None:
 def test_an_endpoint_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="--otlp"):
         start_tracing(TracingConfig("localhost:4317"), "gateway", "gateway")
-
-
-class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps what OTLP exporters send: (role, span)."""
-
-    def __init__(self) -> None:
-        self.spans: list[tuple[str, Any]] = []
-
-    def Export(self, message: Any, context: Any) -> Any:
-        for resource in message.resource_spans:
-            told = {each.key: each.value.string_value for each in resource.resource.attributes}
-            for scope in resource.scope_spans:
-                self.spans += [(told["moemesh.role"], span) for span in scope.spans]
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
-@contextmanager
-def receiving() -> Iterator[tuple[Receiver, str]]:
-    receiver = Receiver()
-    with ThreadPoolExecutor(2) as pool:
-        server = grpc.server(pool)
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        try:
-            yield receiver, f"http://127.0.0.1:{port}"
-        finally:
-            server.stop(0).wait()
 
 
 def test_a_whole_cluster_sends_one_trace_by_otlp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,8 @@ LIMITS = {
     "a resume window": f"{CONFIG.max_resume_s:g} s",
     "requests in their resume windows, without a reader": f"{CONFIG.max_resumable}",
     "running requests, after the gateway was told to stop": f"{CONFIG.drain_s:g} s",
+    "calls at once on one gRPC connection": f"{CONFIG.max_streams:,}",
+    "calls at once on all gRPC connections": f"{CONFIG.max_calls:,}",
     "what a key may have": "`--requests-per-minute`, `--concurrent`",
 }
 

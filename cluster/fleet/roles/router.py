@@ -94,8 +94,11 @@ class RouterRole(ControlledRole):
         return self._service is not None and self._service.ready
 
     def stats(self) -> dict[str, Any]:
-        engine = {} if self._service is None else dataclasses.asdict(self._service.stats)
-        return engine | {"restarts": self._restarts}
+        if self._service is None or self._exchange is None:
+            return {"restarts": self._restarts}
+        counts = dataclasses.asdict(self._service.stats) | self._service.turned.counts()
+        counts["links_tampered_with"] += self._exchange.tampered
+        return counts | {"restarts": self._restarts}
 
     def load(self) -> dict[str, Any] | None:
         return None if self._exchange is None else self._exchange.load.stats().to_wire()
