@@ -195,7 +195,9 @@ def fleet_of(spec: FleetSpec, run: Run, work: Work) -> Fleet:
     resident = None
     if spec.resident < 1:
         resident = np.minimum(memory, (whole / count * spec.resident)).astype(np.int64)
-    return Fleet(spec.devices, memory, spec.routers, spec.router, resident, spec.faults, spec.library)
+    return Fleet(
+        spec.devices, memory, spec.routers, spec.router, resident, spec.faults, spec.library, spec.hosts
+    )
 
 
 def _whole(slots: np.ndarray, most: int) -> np.ndarray:

@@ -76,10 +76,11 @@ def test_a_dispatch_is_what_its_docstring_says(seed):
         hosts[~hosts.any(axis=1), 0] = True
         rows = np.where(hosts, rng.integers(0, 40, (5, 4)), 0)
         copies = Copies.of(hosts)
-        served = dispatcher.serve(sent, 7, layer, copies, rows[hosts])
-        assert served.done == pytest.approx(naive_serve(sent, 7, rows, devices, free, router))
+        planned = dispatcher.plan(layer, copies, rows[hosts])
+        done, _ = dispatcher.carry(sent, 7, planned)
+        assert done == pytest.approx(naive_serve(sent, 7, rows, devices, free, router))
         np.testing.assert_allclose(nodes.free, free)
-        np.testing.assert_array_equal(served.rows, rows.sum(axis=0))
+        np.testing.assert_array_equal(planned.rows, rows.sum(axis=0))
         sent += 1e-3
 
 
@@ -93,13 +94,13 @@ def test_the_cache_is_least_recently_used(seed, slots):
     copies, kept = Copies.of(np.ones((4, 1), bool)), OrderedDict()
     for _ in range(30):
         layer, expert = int(rng.integers(2)), int(rng.integers(4))
-        served = dispatcher.serve(0.0, 1, layer, copies, np.eye(4, dtype=np.int64)[expert])
+        planned = dispatcher.plan(layer, copies, np.eye(4, dtype=np.int64)[expert])
         hit = (layer, expert) in kept
         kept[layer, expert] = None
         kept.move_to_end((layer, expert))
         if len(kept) > slots:
             kept.popitem(last=False)
-        assert (served.hits, served.misses) == (int(hit), int(not hit))
+        assert (planned.hits, planned.misses) == (int(hit), int(not hit))
         assert nodes.used[0] <= slots * size
 
 

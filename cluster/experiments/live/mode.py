@@ -115,6 +115,7 @@ def _check(fleet: Fleet, control: Control) -> None:
         "faults": bool(fleet.faults),
         "caches": fleet.resident is not None,
         "several routers": fleet.routers > 1,
+        "hosts": bool(fleet.hosts),
         "placements every so many steps": control.every > 0,
     }
     for what, asked in wrong.items():
