@@ -1,4 +1,4 @@
-"""Processes that share a machine's cores: hand-computed cases, conservation, and the old model as the limit."""
+"""Processes that share a machine's cores: by hand, against conservation, and a machine for each as the limit."""
 
 from __future__ import annotations
 
@@ -128,7 +128,9 @@ def apart(count=3):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32), st.sampled_from([1e7, 1.25e9]), st.sampled_from([choice.flow, choice.even_split]))
+@given(
+    st.integers(0, 2**32), st.sampled_from([1e7, 1.25e9]), st.sampled_from([choice.flow, choice.even_split])
+)
 def test_cores_for_everybody_give_what_a_machine_for_each_gives(seed, bandwidth, policy):
     plan, router = work(seed=seed), Router(bandwidth=bandwidth)
     devices = tuple(replace(DEVICE, ops=DEVICE.ops * f, bandwidth=DEVICE.bandwidth * f) for f in (1, 2, 0.5))

@@ -71,7 +71,8 @@ class SharedCores:
 
     def backlog(self) -> Floats:
         """[devices] core-seconds that each has before it."""
-        return np.array([self._processes.left(device) for device in range(self._first_router)])
+        left = [self._processes.left(device) for device in range(self._first_router)]
+        return np.array(left, np.float64)
 
     def dispatch(
         self,
