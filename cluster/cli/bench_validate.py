@@ -31,8 +31,8 @@ CASES = {
 
 
 def validation_results(steps: int, seeds: int) -> Iterator[Result]:
-    """Error of the predicted step time, on nodes paced as other devices, and on nodes as they are, which share
-    this machine's cores with each other and the router. Nothing for no seeds."""
+    """Error of the predicted step time, on nodes paced as other devices, and on nodes as they are, which
+    share this machine's cores with each other and the router. Nothing for no seeds."""
     if not seeds:
         return
     library = open_model()

@@ -18,8 +18,9 @@ from cluster.experiments.generators import Workload, step_rows
 from cluster.experiments.sim.control import Control
 from cluster.experiments.sim.inputs import Fleet, Work
 from cluster.experiments.sim.model import Model
+from cluster.experiments.sim.outcome import Outcome
 from cluster.experiments.sim.profiles import profile
-from cluster.experiments.sim.run import Outcome, simulate
+from cluster.experiments.sim.run import simulate
 
 LEVEL = 0.95
 SMOOTH = 10

@@ -27,7 +27,8 @@ from cluster.experiments import generators, traces
 from cluster.experiments.live.mode import run_live
 from cluster.experiments.routing import Trace
 from cluster.experiments.sim.inputs import Fleet, Work
-from cluster.experiments.sim.run import Outcome, simulate
+from cluster.experiments.sim.outcome import Outcome
+from cluster.experiments.sim.run import simulate
 from cluster.experiments.spec import FleetSpec, Run, Spec, TraceSpec
 
 RUN_KEY = "moemesh.run"

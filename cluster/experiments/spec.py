@@ -194,7 +194,7 @@ def _fleet(values: dict[str, Any], where: str) -> FleetSpec:
     devices, seats = _devices(values.get("devices", []), where)
     faults = [build(Fault, each, f"a fault of {where}") for each in values.get("faults", [])]
     costs = dict(mapping(values.get("router", {}), f"router of {where}"))
-    hosts = _hosts(values.get("hosts", {}), seats, costs.pop("host", None), where)
+    hosts = _hosts(values.get("hosts", {}), seats, _seat(costs, f"router of {where}"), where)
     router = build(Router, costs, f"router of {where}")
     built = {"devices": devices, "faults": faults, "router": router, "hosts": hosts}
     return build(FleetSpec, {**values, **built}, where)
@@ -216,16 +216,25 @@ def _hosts(values: Any, seats: list[str | None], router: str | None, where: str)
     return hosts
 
 
+def _seat(given: dict[str, Any], where: str) -> str | None:
+    """Take out the host that a process names; None for a machine of its own."""
+    if "host" not in given:
+        return None
+    name = _text(given, "host", where)
+    del given["host"]
+    return name
+
+
 def _devices(values: list[Any], where: str) -> tuple[list[Device], list[str | None]]:
     """Each device and the host that it names."""
     devices: list[Device] = []
     seats: list[str | None] = []
     for each in values:
         given = dict(mapping(each, f"a device of {where}"))
-        host = given.pop("host", None)
+        seat = _seat(given, f"a device of {where}")
         same = _alike(given, where)
         devices += same
-        seats += [host] * len(same)
+        seats += [seat] * len(same)
     return devices, seats
 
 

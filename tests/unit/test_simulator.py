@@ -20,8 +20,9 @@ from cluster.experiments.sim.dispatch import Dispatcher, Nodes, chooser
 from cluster.experiments.sim.fit import Measurement, fit, nonnegative
 from cluster.experiments.sim.inputs import Fault, Fleet, Work
 from cluster.experiments.sim.model import Device, Model, Router
+from cluster.experiments.sim.outcome import balancedness
 from cluster.experiments.sim.profiles import PROFILES, profile
-from cluster.experiments.sim.run import DETECT_S, balancedness, simulate
+from cluster.experiments.sim.run import DETECT_S, simulate
 from support.policies import by_load, dealt, twice
 
 MODEL = Model(hidden=64, width=32, bits=8)
