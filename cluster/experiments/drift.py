@@ -74,7 +74,7 @@ def drift_trial(
     memory = np.full(DEVICES, slots * MODEL.expert_bytes)
     fleet = Fleet((profile("n100"),) * DEVICES, memory, library=False)
     ours = simulate(work, MODEL, fleet, placement, choice, ADAPTIVE)
-    periodic = replace(PERIODIC, every=min(PERIODIC.every, workload.steps - 1))
+    periodic = replace(PERIODIC, every=min(PERIODIC.every, workload.steps * 3 // 4))  # and time to move
     theirs = simulate(work, MODEL, fleet, reference, reference_choice, periodic)
     return DriftTrial(
         recovery(ours.balance, switch),
