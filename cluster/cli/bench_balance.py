@@ -44,7 +44,8 @@ from kernels.flow import flow_rows
 class BalancePreset:
     """draws: independent repetitions of a drawn workload; batches: of each; loads: random loads to place;
     timed: repetitions of a timing. live: clusters to start; tokens: of every request to them.
-    fits: of the simulator to live clusters; steps: of a run of theirs."""
+    fits: of the simulator to live clusters; steps: of a run of theirs. drift: steps of a trace whose domain
+    switches."""
 
     draws: int
     batches: int
@@ -54,6 +55,7 @@ class BalancePreset:
     tokens: int = 70
     fits: int = 1
     steps: int = 30
+    drift: int = 6400
 
 
 BALANCE_PRESETS = {
@@ -305,7 +307,7 @@ PARTS: dict[str, Part] = {
     "placing DeepSeek-V3": full_placement,
     "choosing replicas": choice_speed,
     "distinct experts": decode,
-    "a domain switches": lambda preset: drift_results(min(preset.draws, MOST_DRIFTS)),
+    "a domain switches": lambda preset: drift_results(min(preset.draws, MOST_DRIFTS), preset.drift),
     "the simulator": lambda preset: simulator_results(preset.draws),
     "a live cluster of paced nodes": lambda preset: live_results(preset.live, preset.tokens),
     "the simulator beside live clusters": lambda preset: validation_results(preset.steps, preset.fits),

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cluster.balance import baselines, choice, heuristic
 from cluster.cli.report import Result, Target, result
-from cluster.experiments.drift import drift_trial
+from cluster.experiments.drift import WORKLOAD, drift_trial
 from cluster.experiments.speed import steps_per_second
 
 EPLB = "EPLB every 3,000 steps"
 STEPS = 60
 
 
-def drift_results(seeds: int) -> Iterator[Result]:
-    """A domain switches mid-trace: steps until balancedness is back above 0.95, and bytes moved, over
-    seeds.
-    """
+def drift_results(seeds: int, steps: int) -> Iterator[Result]:
+    """A domain switches in the middle of so many steps: steps until balancedness is back above 0.95, and
+    bytes moved, over seeds."""
+    workload = replace(WORKLOAD, steps=steps, switches=(steps // 2,))
     trials = [
-        drift_trial(seed, heuristic.place, choice.flow, baselines.eplb, choice.even_split)
+        drift_trial(seed, heuristic.place, choice.flow, baselines.eplb, choice.even_split, workload)
         for seed in range(seeds)
     ]
     name = "balance.drift"

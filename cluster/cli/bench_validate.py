@@ -31,8 +31,8 @@ CASES = {
 
 
 def validation_results(steps: int, seeds: int) -> Iterator[Result]:
-    """Error of the predicted step time, on nodes paced as other devices, and on nodes as they are: those
-    share this machine's cores, of which the simulator knows nothing. Nothing for no seeds."""
+    """Error of the predicted step time, on nodes paced as other devices, and on nodes as they are, which
+    share this machine's cores with each other and the router. Nothing for no seeds."""
     if not seeds:
         return
     library = open_model()
@@ -51,6 +51,8 @@ def validation_results(steps: int, seeds: int) -> Iterator[Result]:
             for what in ("measured", "predicted"):
                 medians = [1e3 * float(np.median(getattr(each, what))) for each in found]
                 yield result(f"{id}.{what}_ms", medians, "ms")
+        cores = [run[name].fitted.cores for run in runs]
+        yield result(f"balance.simulator.fitted_{kind}.cores", cores, "cores")
 
 
 def paced_nodes(model: Model) -> list[LiveNode]:

@@ -18,8 +18,9 @@ from cluster.experiments.generators import Workload, step_rows
 from cluster.experiments.sim.control import Control
 from cluster.experiments.sim.inputs import Fleet, Work
 from cluster.experiments.sim.model import Model
+from cluster.experiments.sim.outcome import Outcome
 from cluster.experiments.sim.profiles import profile
-from cluster.experiments.sim.run import Outcome, simulate
+from cluster.experiments.sim.run import simulate
 
 LEVEL = 0.95
 SMOOTH = 10
@@ -73,7 +74,7 @@ def drift_trial(
     memory = np.full(DEVICES, slots * MODEL.expert_bytes)
     fleet = Fleet((profile("n100"),) * DEVICES, memory, library=False)
     ours = simulate(work, MODEL, fleet, placement, choice, ADAPTIVE)
-    periodic = replace(PERIODIC, every=min(PERIODIC.every, workload.steps - 1))
+    periodic = replace(PERIODIC, every=min(PERIODIC.every, workload.steps * 3 // 4))  # and time to move
     theirs = simulate(work, MODEL, fleet, reference, reference_choice, periodic)
     return DriftTrial(
         recovery(ours.balance, switch),

@@ -27,7 +27,8 @@ from cluster.experiments import generators, traces
 from cluster.experiments.live.mode import run_live
 from cluster.experiments.routing import Trace
 from cluster.experiments.sim.inputs import Fleet, Work
-from cluster.experiments.sim.run import Outcome, simulate
+from cluster.experiments.sim.outcome import Outcome
+from cluster.experiments.sim.run import simulate
 from cluster.experiments.spec import FleetSpec, Run, Spec, TraceSpec
 
 RUN_KEY = "moemesh.run"
@@ -195,7 +196,9 @@ def fleet_of(spec: FleetSpec, run: Run, work: Work) -> Fleet:
     resident = None
     if spec.resident < 1:
         resident = np.minimum(memory, (whole / count * spec.resident)).astype(np.int64)
-    return Fleet(spec.devices, memory, spec.routers, spec.router, resident, spec.faults, spec.library)
+    return Fleet(
+        spec.devices, memory, spec.routers, spec.router, resident, spec.faults, spec.library, spec.hosts
+    )
 
 
 def _whole(slots: np.ndarray, most: int) -> np.ndarray:

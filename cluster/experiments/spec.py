@@ -12,7 +12,7 @@ from cluster.balance.policies import resolve
 from cluster.errors import ConfigError
 from cluster.experiments.generators import Workload
 from cluster.experiments.sim.control import Control
-from cluster.experiments.sim.inputs import Fault
+from cluster.experiments.sim.inputs import Fault, Host
 from cluster.experiments.sim.model import Device, Model, Router
 from cluster.experiments.sim.profiles import profile
 from cluster.experiments.values import build, check_keys, load_yaml, mapping
@@ -37,7 +37,7 @@ class FleetSpec:
     """memory: how the bytes for experts are shared out: "equal", in proportion to "speed", or what each
     "profile" has. spare: bytes for replicas as a part of the model's experts (not for "profile"). resident:
     part of its placed bytes that a device's expert cache holds; 1: all, no cache. library: whether every
-    device has all experts on its disk."""
+    device has all experts on its disk. hosts: machines that several processes share."""
 
     name: str
     devices: tuple[Device, ...]
@@ -48,6 +48,7 @@ class FleetSpec:
     router: Router = Router()  # noqa: RUF009  frozen
     faults: tuple[Fault, ...] = ()
     library: bool = True
+    hosts: tuple[Host, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.devices:
@@ -190,18 +191,57 @@ def _fleet(values: dict[str, Any], where: str) -> FleetSpec:
     for key in ("devices", "faults"):
         if not isinstance(values.get(key, []), list):
             raise ConfigError(f"{key} of {where} must be a list")
-    devices = [device for each in values.get("devices", []) for device in _devices(each, where)]
+    devices, seats = _devices(values.get("devices", []), where)
     faults = [build(Fault, each, f"a fault of {where}") for each in values.get("faults", [])]
-    router = build(Router, values.get("router", {}), f"router of {where}")
-    built = {"devices": devices, "faults": faults, "router": router}
+    costs = dict(mapping(values.get("router", {}), f"router of {where}"))
+    hosts = _hosts(values.get("hosts", {}), seats, _seat(costs, f"router of {where}"), where)
+    router = build(Router, costs, f"router of {where}")
+    built = {"devices": devices, "faults": faults, "router": router, "hosts": hosts}
     return build(FleetSpec, {**values, **built}, where)
 
 
-def _devices(values: Any, where: str) -> tuple[Device, ...]:
+def _hosts(values: Any, seats: list[str | None], router: str | None, where: str) -> list[Host]:
+    """seats: the host that each device names, None for a machine of its own; router: likewise."""
+    given = mapping(values, f"hosts of {where}")
+    for name in {*seats, router} - {None}:
+        if name not in given:
+            raise ConfigError(f"{where} has no host {name!r}; its hosts are {', '.join(given) or 'none'}")
+    hosts = []
+    for name, each in given.items():
+        check_keys(mapping(each, f"host {name!r} of {where}"), {"cores"}, f"host {name!r} of {where}")
+        devices = [number for number, seat in enumerate(seats) if seat == name]
+        hosts.append(
+            build(Host, {**each, "devices": devices, "routers": router == name}, f"host {name!r} of {where}")
+        )
+    return hosts
+
+
+def _seat(given: dict[str, Any], where: str) -> str | None:
+    """Take out the host that a process names; None for a machine of its own."""
+    if "host" not in given:
+        return None
+    name = _text(given, "host", where)
+    del given["host"]
+    return name
+
+
+def _devices(values: list[Any], where: str) -> tuple[list[Device], list[str | None]]:
+    """Each device and the host that it names."""
+    devices: list[Device] = []
+    seats: list[str | None] = []
+    for each in values:
+        given = dict(mapping(each, f"a device of {where}"))
+        seat = _seat(given, f"a device of {where}")
+        same = _alike(given, where)
+        devices += same
+        seats += [seat] * len(same)
+    return devices, seats
+
+
+def _alike(given: dict[str, Any], where: str) -> tuple[Device, ...]:
     """`count` devices of a profile, any of its fields given anew; `speed`: a factor on what it computes and
     reads.
     """
-    given = mapping(values, f"a device of {where}")
     names = {field.name for field in fields(Device)}
     check_keys(given, names | {"profile", "count", "speed"}, f"a device of {where}")
     base = profile(_text(given, "profile", f"a device of {where}"))

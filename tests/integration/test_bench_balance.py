@@ -16,7 +16,7 @@ TIMES = {
 
 def test_every_row_is_judged_and_what_is_no_time_is_met() -> None:
     said: list[str] = []
-    preset = BalancePreset(1, 5, 1, 3, live=1, tokens=8, fits=0, steps=0)
+    preset = BalancePreset(1, 5, 1, 3, live=1, tokens=4, fits=0, steps=0, drift=800)
     results = {r.id: r for r in measure_balance(preset, said.append)}
     assert said == list(PARTS)
     judged = {id for id, r in results.items() if r.met is not None}

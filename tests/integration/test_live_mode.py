@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cluster.cli.bench_validate import FITTED_ON, paced_nodes
+from cluster.cli.bench_validate import FITTED_ON
 from cluster.errors import ConfigError
-from cluster.experiments.live.cluster import expert_model
+from cluster.experiments.live.cluster import LiveNode
 from cluster.experiments.live.validate import Case, validate, workload_for
 from cluster.experiments.runs import carry_out, gather, run_id, sweep
-from cluster.experiments.sim.inputs import Fault
+from cluster.experiments.sim.inputs import Fault, Host
 from cluster.experiments.sim.profiles import profile
 from cluster.experiments.spec import Spec, read_spec
 from cluster.library.bundled import open_model
@@ -61,15 +62,18 @@ def test_a_simulated_run_of_the_same_cell_is_another_run(spec: Spec) -> None:
 
 
 def test_a_fitted_simulator_predicts_what_was_run_live() -> None:
-    """Times are the machine's; that every step of every case is there twice is not."""
+    """Times are the machine's; that every step is there twice, made of costs that were measured, is not."""
     library = open_model()
     fitted_on = workload_for(library, replace(FITTED_ON, steps=12, tokens=8))
-    cases = {"more": Case(replace(fitted_on, steps=3, tokens=24), (0, 1, 2))}
-    found = validate(library, paced_nodes(expert_model(library)), profile("n100"), fitted_on, cases)
-    measured, predicted = found["more"].measured, found["more"].predicted
+    cases = {"more": Case(replace(fitted_on, steps=3, tokens=24), (0, 1))}
+    found = validate(library, [LiveNode()] * 2, profile("n100"), fitted_on, cases)["more"]
+    measured, predicted, fitted = found.measured, found.predicted, found.fitted
     assert measured.shape == predicted.shape == (3,)
-    assert (predicted > 6 * 1e-3).all()
-    assert found["more"].error == pytest.approx(abs(np.median(predicted) / np.median(measured) - 1))
+    assert found.error == pytest.approx(abs(np.median(predicted) / np.median(measured) - 1))
+    assert 1 <= fitted.cores <= (os.cpu_count() or 1)
+    assert min(fitted.costs.send_s, fitted.costs.take_s, fitted.costs.layer_s) > 0
+    least = sum(device.message_s for device in fitted.devices) / fitted.cores
+    assert (predicted > len(library.spec.sparse_layers) * least).all()
 
 
 def test_what_only_the_simulator_has_is_refused(spec: Spec, tmp_path: Path) -> None:
@@ -80,6 +84,7 @@ def test_what_only_the_simulator_has_is_refused(spec: Spec, tmp_path: Path) -> N
         (replace(run, fleet=replace(fleet, faults=(Fault(1.0, 0),))), "faults exist in the simulator alone"),
         (replace(run, fleet=replace(fleet, resident=0.5)), "caches exist"),
         (replace(run, fleet=replace(fleet, routers=2)), "several routers exist"),
+        (replace(run, fleet=replace(fleet, hosts=(Host(2, (0, 1)),))), "hosts exist"),
         (replace(run, policy=replace(policy, control=replace(policy.control, every=3))), "placements every"),
         (replace(run, trace=replace(trace, generate=replace(trace.generate, layers=5))), "the trace has"),
     ):

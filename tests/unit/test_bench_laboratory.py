@@ -16,7 +16,7 @@ def small(monkeypatch):
 
 
 def test_drift_is_held_against_the_issue(small):
-    found = {result.id: result for result in bench_laboratory.drift_results(3)}
+    found = {result.id: result for result in bench_laboratory.drift_results(3, 400)}
     assert found["balance.drift.steps"].met
     assert found["balance.drift.steps"].runs == 3
     assert found["balance.drift.bytes_over_eplb"].value == pytest.approx(0.1)

@@ -16,6 +16,7 @@ from cluster.experiments import gates, plots
 from cluster.experiments.generators import Workload, whole
 from cluster.experiments.report import write_report
 from cluster.experiments.runs import carry_out, fleet_of, sweep, work_of
+from cluster.experiments.sim.inputs import Host
 from cluster.experiments.spec import read_spec
 from cluster.experiments.statistics import bootstrap, pareto
 from cluster.experiments.traces import TraceWriter
@@ -119,6 +120,7 @@ def test_a_run_that_fails_says_so_and_the_others_go_on(tmp_path, capsys):
 
 
 POLICY = values()["policies"][0]
+FLEET = {"name": "f", "devices": [{"profile": "n100"}]}
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,11 @@ POLICY = values()["policies"][0]
         ({"fleets": [{"name": "f", "devices": [{"profile": "n100"}], "memory": "much"}]}, "memory"),
         ({"fleets": [{"name": "f", "devices": [{"profile": "n100"}], "faults": [{"at": 1}]}]}, "device"),
         ({"fleets": [{"name": "f", "devices": 3}]}, "must be a list"),
+        ({"fleets": [{"name": "f", "devices": [{"profile": "n100", "host": "box"}]}]}, "no host 'box'"),
+        ({"fleets": [FLEET | {"hosts": {"box": {"cores": 0}}}]}, "cores"),
+        ({"fleets": [FLEET | {"hosts": {"box": {"core": 1}}}]}, "no key 'core'"),
+        ({"fleets": [FLEET | {"hosts": {"box": {}}}]}, "needs a cores"),
+        ({"fleets": [FLEET | {"router": {"host": "box"}}]}, "no host 'box'"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, "twice"),
         ({"warmup": -1}, "warmup"),
@@ -188,6 +195,24 @@ def test_a_warm_up_longer_than_the_trace_is_refused(tmp_path):
     run = read_spec(spec_of(tmp_path, warmup=12)).runs()[0]
     with pytest.raises(ConfigError, match="leaves nothing"):
         carry_out(run, tmp_path, PROVENANCE)
+
+
+def test_devices_and_routers_name_the_host_that_they_share(tmp_path):
+    devices = [{"profile": "n100", "count": 2, "host": "box"}, {"profile": "n100"}]
+    fleets = [
+        {
+            "name": "f",
+            "devices": [*devices, {"profile": "n100", "host": "other"}],
+            "hosts": {"box": {"cores": 2}, "other": {"cores": 4}},
+            "router": {"host": "box", "send_s": 1e-5},
+        }
+    ]
+    run = read_spec(spec_of(tmp_path, fleets=fleets)).runs()[0]
+    assert run.fleet.hosts == (Host(2, (0, 1), routers=True), Host(4, (3,)))
+    assert run.fleet.router.send_s == 1e-5
+    carry_out(run, tmp_path, PROVENANCE)
+    (path,) = tmp_path.glob("*.parquet")
+    assert (pl.read_parquet(path)["step_s"] > 0).all()
 
 
 @pytest.mark.parametrize("memory", ["equal", "speed"])

@@ -20,8 +20,9 @@ from cluster.experiments.sim.dispatch import Dispatcher, Nodes, chooser
 from cluster.experiments.sim.fit import Measurement, fit, nonnegative
 from cluster.experiments.sim.inputs import Fault, Fleet, Work
 from cluster.experiments.sim.model import Device, Model, Router
+from cluster.experiments.sim.outcome import balancedness
 from cluster.experiments.sim.profiles import PROFILES, profile
-from cluster.experiments.sim.run import DETECT_S, balancedness, simulate
+from cluster.experiments.sim.run import DETECT_S, simulate
 from support.policies import by_load, dealt, twice
 
 MODEL = Model(hidden=64, width=32, bits=8)
@@ -76,10 +77,11 @@ def test_a_dispatch_is_what_its_docstring_says(seed):
         hosts[~hosts.any(axis=1), 0] = True
         rows = np.where(hosts, rng.integers(0, 40, (5, 4)), 0)
         copies = Copies.of(hosts)
-        served = dispatcher.serve(sent, 7, layer, copies, rows[hosts])
-        assert served.done == pytest.approx(naive_serve(sent, 7, rows, devices, free, router))
+        planned = dispatcher.plan(layer, copies, rows[hosts])
+        done, _ = dispatcher.carry(sent, 7, planned)
+        assert done == pytest.approx(naive_serve(sent, 7, rows, devices, free, router))
         np.testing.assert_allclose(nodes.free, free)
-        np.testing.assert_array_equal(served.rows, rows.sum(axis=0))
+        np.testing.assert_array_equal(planned.rows, rows.sum(axis=0))
         sent += 1e-3
 
 
@@ -93,13 +95,13 @@ def test_the_cache_is_least_recently_used(seed, slots):
     copies, kept = Copies.of(np.ones((4, 1), bool)), OrderedDict()
     for _ in range(30):
         layer, expert = int(rng.integers(2)), int(rng.integers(4))
-        served = dispatcher.serve(0.0, 1, layer, copies, np.eye(4, dtype=np.int64)[expert])
+        planned = dispatcher.plan(layer, copies, np.eye(4, dtype=np.int64)[expert])
         hit = (layer, expert) in kept
         kept[layer, expert] = None
         kept.move_to_end((layer, expert))
         if len(kept) > slots:
             kept.popitem(last=False)
-        assert (served.hits, served.misses) == (int(hit), int(not hit))
+        assert (planned.hits, planned.misses) == (int(hit), int(not hit))
         assert nodes.used[0] <= slots * size
 
 

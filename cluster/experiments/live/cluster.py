@@ -15,6 +15,7 @@ from cluster.balance.placement import PlacementTable
 from cluster.config import ControllerConfig, EngineConfig, NodeConfig
 from cluster.controller.state import Role, Shape
 from cluster.errors import StartFailed, Unavailable
+from cluster.experiments.live.metered import MeteredNode
 from cluster.experiments.live.pace import PacedNode
 from cluster.experiments.sim.model import Device, Model
 from cluster.expert.mapping import PAGE
@@ -22,7 +23,6 @@ from cluster.fleet.ask import Controller
 from cluster.fleet.children import START_S, children
 from cluster.fleet.ports import free_port
 from cluster.fleet.roles.controller import ControllerPlace, ControllerRole
-from cluster.fleet.roles.node import NodeRole
 from cluster.fleet.roles.process import Place
 from cluster.fleet.roles.router import RouterRole
 from cluster.library.reader import Library
@@ -37,7 +37,8 @@ MOVED_WITHIN_S = 120.0
 
 @dataclass(frozen=True)
 class LiveNode:
-    """device: as slow as which; None: as fast as this machine. memory_bytes: as in NodeConfig."""
+    """device: as slow as which; None: as fast as this machine, whose cores all such nodes share; those tell
+    core-seconds for service times. memory_bytes: as in NodeConfig."""
 
     device: Device | None = None
     memory_bytes: int = 0
@@ -151,7 +152,7 @@ def _serve(pipe: Pipe, role: str, place: Place, *more: Any) -> None:
     node, model = more
     config = NodeConfig(memory_bytes=node.memory_bytes)
     if node.device is None:
-        _until_told(pipe, NodeRole(place, config))
+        _until_told(pipe, MeteredNode(place, config))
     else:
         _until_told(pipe, PacedNode(place, config, node.device, model))
 

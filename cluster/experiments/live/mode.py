@@ -19,7 +19,7 @@ from cluster.experiments.routing import Header, Trace
 from cluster.experiments.sim.control import Control
 from cluster.experiments.sim.inputs import Fleet, Work
 from cluster.experiments.sim.model import Model
-from cluster.experiments.sim.run import Outcome
+from cluster.experiments.sim.outcome import Outcome
 from cluster.library.bundled import open_model
 from cluster.library.reader import Library
 from cluster.types import NodeId
@@ -115,6 +115,7 @@ def _check(fleet: Fleet, control: Control) -> None:
         "faults": bool(fleet.faults),
         "caches": fleet.resident is not None,
         "several routers": fleet.routers > 1,
+        "hosts": bool(fleet.hosts),
         "placements every so many steps": control.every > 0,
     }
     for what, asked in wrong.items():

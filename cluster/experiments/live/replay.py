@@ -36,12 +36,15 @@ CONNECT_S = 30.0
 
 @dataclass(frozen=True, eq=False)
 class Replayed:
-    """step_s: [steps] seconds of each. layer_s: seconds a layer took beside its dispatch, mean. messages: by
-    node, what each of its messages cost; none where experts have several copies, since what each computed
-    cannot be told."""
+    """step_s: [steps] seconds of each. layer_s: seconds a layer took beside its dispatch, mean. send_s,
+    take_s: core-seconds that a message cost the router, and that its reply did, mean. messages: by node, what
+    each of its messages cost; none where experts have several copies, since what each computed cannot be
+    told."""
 
     step_s: Floats
     layer_s: float
+    send_s: float
+    take_s: float
     messages: Mapping[NodeId, list[Measurement]]
 
 
@@ -51,9 +54,14 @@ class ReplayRouter(ControlledRole):
     role = Role.ROUTER
 
     def __init__(
-        self, place: Place, choice: ChoicePolicy = flow, clock: Callable[[], float] = time.perf_counter
+        self,
+        place: Place,
+        choice: ChoicePolicy = flow,
+        clock: Callable[[], float] = time.perf_counter,
+        core_clock: Callable[[], float] = time.thread_time,
     ) -> None:
-        self._place, self._choice, self._clock = place, choice, clock
+        """core_clock: core-seconds of the calling thread."""
+        self._place, self._choice, self._clock, self._core_clock = place, choice, clock, core_clock
         self._exchange: Exchange | None = None
         self._opened = threading.Event()
         self._steps = 0
@@ -111,7 +119,7 @@ class ReplayRouter(ControlledRole):
         exchange = self.connect()
         rng, clock, hidden = np.random.default_rng(seed), self._clock, self._shape.hidden
         times: list[float] = []
-        called = 0.0
+        costs, messages_before = np.zeros(3), exchange.counters.messages_out
         messages: dict[NodeId, list[Measurement]] = {node: [] for node in exchange.table.nodes}
         for part in trace.step_slices():
             self._steps += 1
@@ -121,18 +129,26 @@ class ReplayRouter(ControlledRole):
             ids = np.ascontiguousarray(trace.ids[part].transpose(1, 0, 2), np.int32)
             begin, seen = clock(), []
             for column, layer in enumerate(header.layers):
-                sent = clock()
-                exchange.send(ExpertCall(self._steps, layer, 0, ids[column], rows, scales))
-                exchange.wait(self._steps, layer, 0)
-                seen.append((column, layer, clock() - sent, exchange.loads()))
+                cost = self._dispatch(exchange, ExpertCall(self._steps, layer, 0, ids[column], rows, scales))
+                seen.append((column, layer, cost, exchange.loads()))
             times.append(clock() - begin)
-            for column, layer, seconds, loads in seen:
-                called += seconds
+            for column, layer, cost, loads in seen:
+                costs += cost
                 owners = _owners(exchange.table, layer)
                 if owners is not None:
-                    self._count(messages, ids[column], owners, seconds, loads)
-        layers = len(times) * len(header.layers)
-        return Replayed(np.array(times), (sum(times) - called) / layers, messages)
+                    self._count(messages, ids[column], owners, cost[0], loads)
+        called, sending, taking = costs.tolist()
+        sent = exchange.counters.messages_out - messages_before
+        layer_s = (sum(times) - called) / (len(times) * len(header.layers))
+        return Replayed(np.array(times), layer_s, sending / sent, taking / sent, messages)
+
+    def _dispatch(self, exchange: Exchange, call: ExpertCall) -> tuple[float, float, float]:
+        """(seconds, core-seconds of sending, core-seconds of taking in) of one call."""
+        began, core = self._clock(), self._core_clock()
+        exchange.send(call)
+        sent = self._core_clock()
+        exchange.wait(call.step, call.layer, call.micro_batch)
+        return self._clock() - began, sent - core, self._core_clock() - sent
 
     def _count(
         self,

@@ -8,21 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cluster.balance.baselines import round_robin
-from cluster.balance.choice import flow
 from cluster.balance.fleet import Floats
+from cluster.errors import ConfigError
 from cluster.experiments.generators import Workload, whole
-from cluster.experiments.live.cluster import LiveNode, expert_model, live_cluster
+from cluster.experiments.live.calibrate import Calibration, calibrate_apart, calibrate_shared
+from cluster.experiments.live.cluster import LiveCluster, LiveNode, expert_model, live_cluster
 from cluster.experiments.live.replay import ReplayRouter
-from cluster.experiments.routing import Trace
-from cluster.experiments.sim.control import Control
-from cluster.experiments.sim.fit import fit
-from cluster.experiments.sim.inputs import Fleet, Work
-from cluster.experiments.sim.model import Device, Model, Router
-from cluster.experiments.sim.run import simulate
+from cluster.experiments.sim.model import Device
 from cluster.library.reader import Library
-
-AMPLE = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -35,10 +28,11 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Validated:
-    """measured, predicted: [steps] seconds."""
+    """measured, predicted: [steps] seconds; fitted: what the prediction was made from."""
 
     measured: Floats
     predicted: Floats
+    fitted: Calibration
 
     @property
     def error(self) -> float:
@@ -58,45 +52,38 @@ def validate(
     """Fit each node on one run of `fitted_on`, then run every case live and in the simulator.
 
     start: a profile whose memory and storage the fitted devices keep. Cases of the same nodes share a
-    cluster. Raises StartFailed, and ConfigError for workloads that do not fit the library.
+    cluster. Raises StartFailed, and ConfigError for workloads that do not fit the library and for nodes of
+    which only some are paced.
     """
+    paced = {node.device is not None for node in nodes}
+    if len(paced) != 1:
+        raise ConfigError("either all nodes are paced or none: those that are not share this machine's cores")
     model = expert_model(library)
     found: dict[str, Validated] = {}
     everybody = tuple(range(len(nodes)))
-    devices: list[Device] = []
-    costs = Router()
+    fitted: Calibration | None = None
     for group in dict.fromkeys([everybody, *(case.nodes for case in cases.values())]):
-        with _replaying(library, [nodes[number] for number in group]) as router:
-            if group == everybody:
-                measured = router.run(whole(fitted_on, seed))
-                devices = [fit(each, model, start).device for each in measured.messages.values()]
-                costs = Router(measured.layer_s, 0.0, 0.0, float("inf"))
+        with _replaying(library, [nodes[number] for number in group]) as (live, router):
+            if fitted is None:
+                calibrate = calibrate_apart if paced == {True} else calibrate_shared
+                fitted = calibrate(live, router, whole(fitted_on, seed), model, start)
             for number, (name, case) in enumerate(cases.items(), 1):
                 if case.nodes == group:
                     trace = whole(case.workload, seed + number)
-                    there = tuple(devices[each] for each in group)
-                    found[name] = Validated(router.run(trace).step_s, predict(trace, model, there, costs))
+                    measured = router.run(trace).step_s
+                    found[name] = Validated(measured, fitted.predict(trace, model, group), fitted)
     return found
 
 
-def predict(trace: Trace, model: Model, devices: tuple[Device, ...], costs: Router) -> Floats:
-    """[steps] seconds that the simulator says, experts dealt out in turn as in a new cluster's table."""
-    slices = trace.step_slices()
-    rows = np.stack([trace.counts(part) for part in slices])
-    work = Work(rows, np.array([part.stop - part.start for part in slices]))
-    fleet = Fleet(devices, np.full(len(devices), AMPLE), router=costs)
-    return simulate(work, model, fleet, round_robin, flow, Control(history=0)).step_s
-
-
 @contextmanager
-def _replaying(library: Library, nodes: Sequence[LiveNode]) -> Iterator[ReplayRouter]:
-    """A router over such nodes that has run a few steps."""
+def _replaying(library: Library, nodes: Sequence[LiveNode]) -> Iterator[tuple[LiveCluster, ReplayRouter]]:
+    """A cluster of such nodes and a router over them that is connected."""
     with live_cluster(library, nodes) as live:
         router = ReplayRouter(live.place("router-0"))
         try:
             live.wait_ready(len(nodes) + 1)
             router.connect()
-            yield router
+            yield live, router
         finally:
             router.shutdown()
 

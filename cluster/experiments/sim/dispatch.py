@@ -84,25 +84,17 @@ class Nodes:
         self.used[device] = 0
 
 
-def _serve_rows(  # type: ignore[no-untyped-def]
-    sent, tokens, layer, starts, device, chosen, sizes, clock,
-    ops, read, message_s, latency_s, bandwidth, storage, free, slow, links, due_s, work_s,
-    stamp, used, budget, ops_per_row, request_bytes, reply_bytes, router_bandwidth, reply_at, rows_of,
+def _plan_rows(  # type: ignore[no-untyped-def]
+    layer, starts, device, chosen, sizes, clock,
+    ops, read, storage, slow, due_s, stamp, used, budget, ops_per_row, seconds, rows_of,
 ):  # fmt: skip
-    """Returns (when the last reply is in, cache hits, misses); changes the nodes' state.
+    """What each device has to compute, and what its cache does meanwhile; returns (cache hits, misses).
 
-    A message leaves when the ones before it have left the router, in order of devices; a node computes
-    messages in order of arrival. A message carries each token once however many of its experts are there: of
-    T tokens n rows touch about T (1 − (1 − 1/T)^n) different ones. All replies share the router's link: the
-    last is in no earlier than the first could start plus all bytes at that link's rate, which is exact if it
-    never falls idle.
-    reply_at, rows_of: [devices], filled; reply_at is 0 for a device that gets nothing.
+    seconds, rows_of: [devices], filled.
     """
-    devices = ops.size
     experts = starts.size - 1
-    seconds = np.zeros(devices)
+    seconds[:] = 0
     rows_of[:] = 0
-    reply_at[:] = 0
     hits, misses = 0, 0
     for e in range(experts):
         key = layer * experts + e
@@ -136,12 +128,26 @@ def _serve_rows(  # type: ignore[no-untyped-def]
                     stamp[d, key] = clock
             if stamp[d, key] > 0:
                 stamp[d, key] = clock
+    return hits, misses
+
+
+def _carry_rows(  # type: ignore[no-untyped-def]
+    sent, tokens, seconds, rows_of, message_s, latency_s, bandwidth, free, links, work_s,
+    request_bytes, reply_bytes, router_bandwidth, reply_at,
+):  # fmt: skip
+    """Returns when the last reply is in; changes the nodes' state.
+
+    A message leaves when the ones before it have left the router, in order of devices; a node computes
+    messages in order of arrival. All replies share the router's link: the last is in no earlier than the
+    first could start plus all bytes at that link's rate, which is exact if it never falls idle.
+    reply_at: [devices], filled; 0 for a device that gets nothing.
+    """
+    reply_at[:] = 0
     leaves, replies, first, last = sent, 0.0, np.inf, sent
-    for d in range(devices):
+    for d in range(rows_of.size):
         if rows_of[d] == 0:
             continue
-        distinct = tokens * (1 - (1 - 1 / tokens) ** rows_of[d]) if tokens > 1 else 1.0
-        request = distinct * request_bytes
+        request = distinct(tokens, rows_of[d]) * request_bytes
         leaves += request / router_bandwidth
         rate = bandwidth[d] * links[d]
         begin = max(leaves + latency_s[d] + request / rate, free[d])
@@ -154,19 +160,26 @@ def _serve_rows(  # type: ignore[no-untyped-def]
         last = max(last, reply_at[d])
     if replies > 0:
         last = max(last, first + replies / router_bandwidth)
-    return last, hits, misses
+    return last
 
 
-_serve: Any = compiled(_serve_rows)
+def _distinct_rows(tokens, rows):  # type: ignore[no-untyped-def]
+    """A message carries each token once however many of its experts are there: of T tokens n rows touch about
+    T (1 − (1 − 1/T)^n) different ones."""
+    return tokens * (1 - (1 - 1 / tokens) ** rows) if tokens > 1 else 1.0
+
+
+distinct: Any = compiled(_distinct_rows)
+_plan: Any = compiled(_plan_rows)
+_carry: Any = compiled(_carry_rows)
 
 
 @dataclass(frozen=True, eq=False)
-class Served:
-    """done: when the router has all replies. reply_at: [devices] seconds, 0 where nothing was sent; rows:
-    [devices] int64; both are overwritten by the next dispatch."""
+class Planned:
+    """What a dispatch asks of each device: seconds of computing and rows, [devices]; overwritten by the next
+    dispatch. hits, misses: of the expert caches."""
 
-    done: float
-    reply_at: Floats
+    seconds: Floats
     rows: Integers
     hits: int
     misses: int
@@ -178,24 +191,32 @@ class Dispatcher:
     def __init__(self, nodes: Nodes, model: Model, router: Router, layer_bytes: Integers) -> None:
         self.nodes, self._model, self._router, self._sizes = nodes, model, router, layer_bytes
         self._reply_at = np.zeros(len(nodes.free))
+        self._seconds = np.zeros(len(nodes.free))
         self._rows = np.zeros(len(nodes.free), np.int64)
         self._clock = 0
 
-    def serve(
-        self, sent: float, tokens: int, layer: int, copies: Copies, chosen: npt.NDArray[np.int64]
-    ) -> Served:
+    def plan(self, layer: int, copies: Copies, chosen: npt.NDArray[np.int64]) -> Planned:
         """chosen: [copies] rows."""
         self._clock += 1
         nodes = self.nodes
-        done, hits, misses = _serve(
-            sent, tokens, layer, copies.starts, copies.device, chosen, self._sizes, self._clock,
-            nodes.ops, nodes.read, nodes.message_s, nodes.latency_s, nodes.bandwidth, nodes.storage,
-            nodes.free, nodes.slow, nodes.links, nodes.due_s, nodes.work_s,
-            nodes.stamp, nodes.used, nodes.budget,
-            float(self._model.ops_per_row), float(self._model.request_bytes),
-            float(self._model.reply_bytes), self._router.bandwidth, self._reply_at, self._rows,
+        hits, misses = _plan(
+            layer, copies.starts, copies.device, chosen, self._sizes, self._clock,
+            nodes.ops, nodes.read, nodes.storage, nodes.slow, nodes.due_s,
+            nodes.stamp, nodes.used, nodes.budget, float(self._model.ops_per_row), self._seconds, self._rows,
         )  # fmt: skip
-        return Served(done, self._reply_at, self._rows, hits, misses)
+        return Planned(self._seconds, self._rows, hits, misses)
+
+    def carry(self, sent: float, tokens: int, planned: Planned) -> tuple[float, Floats]:
+        """When the router has all replies, and each device's, [devices] seconds, 0 where nothing was sent;
+        the array is overwritten by the next dispatch. Every device has a machine to itself."""
+        nodes = self.nodes
+        done = _carry(
+            sent, tokens, planned.seconds, planned.rows,
+            nodes.message_s, nodes.latency_s, nodes.bandwidth, nodes.free, nodes.links, nodes.work_s,
+            float(self._model.request_bytes), float(self._model.reply_bytes), self._router.bandwidth,
+            self._reply_at,
+        )  # fmt: skip
+        return float(done), self._reply_at
 
 
 Chooser = Callable[[Integers, Copies, Floats, Floats, int], Integers]

@@ -5,7 +5,7 @@ Fitted on the messages of one live run, the model is then held against others (d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,9 @@ from cluster.errors import ConfigError
 from cluster.experiments.sim.model import Device, Model
 
 SWEEPS = 60
+CORE_STEPS = 11
+"""Numbers of cores that are tried between one and all."""
+
 LEAST_S = 1e-15
 """A cost per byte or operation of nothing would be an infinite rate."""
 
@@ -52,12 +55,10 @@ def fit(measurements: Sequence[Measurement], model: Model, start: Device) -> Fit
 
     Raises ConfigError for fewer than 3 measurements or times that are not above 0.
     """
-    if len(measurements) < 3:
-        raise ConfigError(f"{len(measurements)} measurements; a node model needs at least 3")
+    device = fit_service(measurements, model, start)
     times = np.array([(each.service_s, each.link_s) for each in measurements])
     if not (times > 0).all():
         raise ConfigError("a measurement of 0 seconds or less; times must be above 0")
-    device = _fit_service(measurements, times[:, 0], model, start)
     device = _fit_link(measurements, times[:, 1], device)
     predicted = np.array([device.service_s(list(each.rows), model) for each in measurements])
     links = np.array([2 * device.latency_s + each.bytes / device.bandwidth for each in measurements])
@@ -69,7 +70,13 @@ def relative_error(predicted: Floats, measured: Floats) -> float:
     return float(np.median(np.abs(predicted - measured) / measured))
 
 
-def _fit_service(measurements: Sequence[Measurement], times: Floats, model: Model, start: Device) -> Device:
+def fit_service(measurements: Sequence[Measurement], model: Model, start: Device) -> Device:
+    """`start` with the rates that explain the services best; its link is kept. Raises as `fit`."""
+    if len(measurements) < 3:
+        raise ConfigError(f"{len(measurements)} measurements; a node model needs at least 3")
+    times = np.array([each.service_s for each in measurements])
+    if not (times > 0).all():
+        raise ConfigError("a measurement of 0 seconds or less; times must be above 0")
     best, least = start, np.inf
     for device in (start, *(replace(start, ops=start.ops * scale) for scale in (0.1, 0.3, 3.0, 10.0))):
         for _ in range(SWEEPS):
@@ -102,6 +109,33 @@ def _solve_service(
         read=model.expert_bytes / max(per_expert, LEAST_S) if seen[1] else device.read,
         ops=model.ops_per_row / max(per_row, LEAST_S) if seen[2] else device.ops,
     )
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """cores: that the processes of a machine get in effect. latency_s: one way, while nobody works for a
+    message. error: median of |predicted − measured| / measured of the steps."""
+
+    cores: float
+    latency_s: float
+    error: float
+
+
+def fit_sharing(measured: Floats, most: float, predicted: Callable[[float], Floats], trips: int) -> Sharing:
+    """How many cores, up to `most`, explain the steps' times best.
+
+    measured: [steps] seconds. predicted: [steps] seconds with so many cores and links that take no time.
+    trips: links that a step waits for one after another; what steps take longer than predicted, in the
+    median, is spread over them.
+    """
+
+    def with_cores(cores: float) -> Sharing:
+        times = predicted(cores)
+        latency_s = max(0.0, float(np.median(measured - times))) / trips
+        return Sharing(cores, latency_s, relative_error(times + trips * latency_s, measured))
+
+    tried = [with_cores(float(cores)) for cores in np.linspace(1, max(most, 1), CORE_STEPS)]
+    return min(tried, key=lambda each: each.error)
 
 
 def _fit_link(measurements: Sequence[Measurement], times: Floats, device: Device) -> Device:

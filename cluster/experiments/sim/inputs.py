@@ -36,6 +36,20 @@ class Fault:
             )
 
 
+@dataclass(frozen=True)
+class Host:
+    """A machine that runs several of a fleet's processes. cores: shared by all of them, each of which has one
+    thread; devices: numbers of those that run there; routers: whether all routers do. Raises ConfigError."""
+
+    cores: float
+    devices: tuple[int, ...] = ()
+    routers: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.cores > 0:
+            raise ConfigError(f"a host with {self.cores} cores; it needs more than 0")
+
+
 ROUTER = Router()
 
 
@@ -43,7 +57,7 @@ ROUTER = Router()
 class Fleet:
     """devices: each one's class. names, site: as in cluster.balance.fleet. memory: [devices] bytes for
     experts, spares included. resident: [devices] bytes of the expert cache, -1 where all that is placed is
-    resident."""
+    resident. hosts: machines that several processes share; who is on none has one to itself."""
 
     devices: tuple[Device, ...]
     memory: Integers
@@ -52,12 +66,23 @@ class Fleet:
     resident: Integers | None = None
     faults: tuple[Fault, ...] = ()
     library: bool = True
+    hosts: tuple[Host, ...] = ()
 
     def __post_init__(self) -> None:
         if self.routers < 1:
             raise ConfigError(f"a fleet with {self.routers} routers; it needs at least 1")
+        placed = [device for host in self.hosts for device in host.devices]
+        if len(set(placed)) < len(placed) or sum(host.routers for host in self.hosts) > 1:
+            raise ConfigError("a device, or the routers, run on two hosts; each process runs on one")
+        if any(not 0 <= device < len(self.devices) for device in placed):
+            raise ConfigError(f"a host names a device beyond the fleet's {len(self.devices)}")
         if any(fault.device >= len(self.devices) for fault in self.faults):
             raise ConfigError(f"a fault names a device beyond the fleet's {len(self.devices)}")
+
+    @property
+    def shares_cores(self) -> bool:
+        """Whether messages cost cores that somebody else may want: they are simulated one by one then."""
+        return bool(self.hosts) or self.router.send_s > 0 or self.router.take_s > 0
 
     def for_balance(self, model: Model, rows: float) -> Devices:
         """As policies see it. speed: rows per second, computed (by the roofline, experts having `rows` at a

@@ -87,13 +87,17 @@ class Model:
 @dataclass(frozen=True)
 class Router:
     """layer_s + row_s · rows: attention, norms and gate of one layer, seconds. step_s: head, sampling and
-    scheduling of a step. bandwidth: bytes per second of the router's own link, in each direction."""
+    scheduling of a step. bandwidth: bytes per second of the router's own link, in each direction.
+    send_s, take_s: seconds of its own that it needs to send a message, and to take in its reply."""
 
     layer_s: float = 200e-6
     row_s: float = 5e-6
     step_s: float = 1e-3
     bandwidth: float = 1.25e9
+    send_s: float = 0.0
+    take_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.layer_s, self.row_s, self.step_s) < 0 or not self.bandwidth > 0:
+        times = (self.layer_s, self.row_s, self.step_s, self.send_s, self.take_s)
+        if min(times) < 0 or not self.bandwidth > 0:
             raise ConfigError("a router's times must be 0 or more and its bandwidth above 0")

@@ -14,6 +14,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,12 @@ from cluster.balance.fleet import Floats, Integers
 from cluster.balance.problem import PlacementPolicy
 from cluster.errors import ConfigError, Unavailable
 from cluster.experiments.sim.control import Control, Controller
-from cluster.experiments.sim.dispatch import Dispatcher, Nodes, chooser
+from cluster.experiments.sim.dispatch import Dispatcher, Nodes, Planned, chooser
 from cluster.experiments.sim.inputs import Fault, Fleet, Work
 from cluster.experiments.sim.model import Model
 from cluster.experiments.sim.moves import Moves
+from cluster.experiments.sim.outcome import Outcome, balancedness
+from cluster.experiments.sim.shared import SharedCores
 from cluster.experiments.sim.table import Table
 
 DETECT_S = 1.0
@@ -35,26 +38,6 @@ DETECT_S = 1.0
 
 SPEED_HALF_LIFE = 50.0
 """Steps of the window in which devices' speeds are measured."""
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a run gave.
-
-    step_s: [steps] seconds a step took, mean over routers. balance: [steps] balancedness of its rows. moved:
-    [steps] bytes that arrived while it ran. seconds: of the whole run. rows: computed in all. hits, misses:
-    of the expert caches. alarms: steps at which drift was found. retries: dispatches sent again.
-    """
-
-    step_s: Floats
-    balance: Floats
-    moved: npt.NDArray[np.int64]
-    seconds: float
-    rows: int
-    hits: int
-    misses: int
-    alarms: tuple[int, ...]
-    retries: int
 
 
 def simulate(
@@ -72,27 +55,14 @@ def simulate(
     return _Simulation(work, model, fleet, placement, choice, control or Control()).run()
 
 
-def balancedness(rows: Floats, speed: Floats) -> float:
-    """Mean over layers with rows of the fluid bound Σ rows / Σ speed over the makespan max(rows / speed): 1
-    if all devices end together. For equal speeds it is mean over maximum, as EPLB counts it.
-
-    rows: [layers, devices]; speed: [devices], 0 for a device that is not there.
-    """
-    there = speed > 0
-    busy = rows[rows.sum(axis=1) > 0][:, there]
-    if not len(busy):
-        return 1.0
-    fluid = busy.sum(axis=1) / speed[there].sum()
-    return float(np.mean(fluid / (busy / speed[there]).max(axis=1)))
-
-
 @dataclass(eq=False)
 class _RouterState:
     """Where a router is. attempt: makes events of a dispatch that was given up void. awaited: [devices] when
-    each reply is in, 0 where none is due. sent: [devices] rows of the dispatch. lost: a reply will never
-    come, so that the layer is sent again when that is noticed. stalled: an expert that it needs is nowhere
-    yet."""
+    each reply is in, infinity while nobody can tell, 0 where none is due. sent: [devices] rows of the
+    dispatch. lost: a reply will never come, so that the layer is sent again when that is noticed. stalled: an
+    expert that it needs is nowhere yet."""
 
+    number: int
     rows: npt.NDArray[np.int64]
     awaited: Floats
     sent: Integers
@@ -131,10 +101,11 @@ class _Simulation:
         resident = np.full(count, -1, np.int64) if fleet.resident is None else fleet.resident
         self.nodes = Nodes.of(list(fleet.devices), self.layers * experts, resident)
         self.dispatcher = Dispatcher(self.nodes, model, fleet.router, sizes[0])
+        self.shared = SharedCores(fleet, model, self.nodes, self) if fleet.shares_cores else None
         self.moves = Moves(self.table, self.nodes, self.devices, control.share, library, self)
         self.routers = [
-            _RouterState(work.rows[0], np.zeros(count), np.zeros(count, np.int64))
-            for _ in range(fleet.routers)
+            _RouterState(number, work.rows[0], np.zeros(count), np.zeros(count, np.int64))
+            for number in range(fleet.routers)
         ]
         self.open: dict[int, tuple[Floats, int]] = {}
         self.step_s, self.balance, self.moved = np.zeros(steps), np.zeros(steps), np.zeros(steps, np.int64)
@@ -178,7 +149,7 @@ class _Simulation:
             self.running -= 1
             return
         rows, count = self.work.rows[step], len(self.routers)
-        turn = (self.routers.index(router) + step) % count
+        turn = (router.number + step) % count
         router.rows = rows if count == 1 else (rows + turn) // count
         router.tokens = max(1, int(self.work.tokens[step]) // count)
         router.step, router.layer, router.began = step, 0, self.now
@@ -186,8 +157,18 @@ class _Simulation:
 
     def _trunk(self, router: _RouterState) -> None:
         costs = self.fleet.router
-        wait = costs.layer_s + costs.row_s * router.tokens
-        self.at(self.now + wait, self._dispatch, router, router.attempt)
+        self._compute(
+            router, costs.layer_s + costs.row_s * router.tokens, self._dispatch, router, router.attempt
+        )
+
+    def _compute(
+        self, router: _RouterState, seconds: float, do: Callable[..., None], *arguments: Any
+    ) -> None:
+        """Call `do` when a router has computed for so long."""
+        if self.shared is None:
+            self.at(self.now + seconds, do, *arguments)
+        else:
+            self.shared.compute(router.number, seconds, do, *arguments)
 
     def _dispatch(self, router: _RouterState, attempt: int) -> None:
         if attempt != router.attempt:
@@ -197,16 +178,37 @@ class _Simulation:
             router.stalled = True
             return
         copies = self.table.copies(layer)
-        backlog = np.maximum(self.nodes.free - self.now, 0)
         self.dispatches += 1
-        chosen = self.choose(rows, copies, self._speed(), backlog, self.dispatches)
-        served = self.dispatcher.serve(self.now, router.tokens, layer, copies, chosen)
-        router.awaited[:], router.sent[:] = served.reply_at, served.rows
-        self.hits += served.hits
-        self.misses += served.misses
-        router.lost = any(served.rows[device] for device in self.down)
-        if not router.lost:
-            self.at(served.done, self._replied, router, router.attempt)
+        chosen = self.choose(rows, copies, self._speed(), self._backlog(), self.dispatches)
+        planned = self.dispatcher.plan(layer, copies, chosen)
+        self.hits += planned.hits
+        self.misses += planned.misses
+        router.sent[:] = planned.rows
+        router.lost = any(planned.rows[device] for device in self.down)
+        if self.shared is None:
+            done, router.awaited[:] = self.dispatcher.carry(self.now, router.tokens, planned)
+            if not router.lost:
+                self.at(done, self._replied, router, attempt)
+        else:
+            self._dispatch_shared(self.shared, router, planned)
+
+    def _dispatch_shared(self, shared: SharedCores, router: _RouterState, planned: Planned) -> None:
+        attempt = router.attempt
+
+        def replied(device: int) -> None:
+            if attempt == router.attempt:
+                router.awaited[device] = 0
+
+        router.awaited[:] = np.where(planned.rows > 0, np.inf, 0)
+        done = partial(self._replied, router, attempt)
+        shared.dispatch(router.number, router.tokens, planned, replied, done)
+
+    def _backlog(self) -> Floats:
+        """[devices] seconds of computing that each has before it."""
+        if self.shared is not None:
+            return self.shared.backlog()
+        backlog: Floats = np.maximum(self.nodes.free - self.now, 0)
+        return backlog
 
     def _speed(self) -> Floats:
         """[devices] rows per second as measured: computing by how much longer than the roofline says it has
@@ -225,7 +227,7 @@ class _Simulation:
         if router.layer < self.layers:
             self._trunk(router)
         else:
-            self.at(self.now + self.fleet.router.step_s, self._ended, router)
+            self._compute(router, self.fleet.router.step_s, self._ended, router)
 
     def _loads(self, step: int) -> Floats:
         """[layers, devices] rows of a step that have been computed so far."""
@@ -276,6 +278,8 @@ class _Simulation:
         elif fault.kind == "fail" and device not in self.down:
             self.down.add(device)
             self.nodes.forget(device)
+            if self.shared is not None:
+                self.shared.fail(device)
             for router in self.routers:
                 if router.awaited[device] > self.now:
                     router.attempt += 1
@@ -284,6 +288,8 @@ class _Simulation:
         elif fault.kind == "return" and device in self.down:
             self.down.discard(device)
             self.nodes.free[device] = self.now
+            if self.shared is not None:
+                self.shared.come_back(device)
             self.table.set_alive(device, True)
             self._place()
             self._resend()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from cluster.balance.placement import PlacementTable
@@ -86,9 +87,12 @@ class NodeRole(ControlledRole):
 
     role = Role.NODE
 
-    def __init__(self, place: Place, config: NodeConfig) -> None:
+    def __init__(
+        self, place: Place, config: NodeConfig, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """clock: by which it tells routers how long its calls took."""
         log_to_file(place.logs, place.name, place.log_format)
-        self._place, self._config = place, config
+        self._place, self._config, self._clock = place, config, clock
         self._restarts = count_restarts(place.logs, place.name)
         self._workers: Workers | None = None
         self._shard = Shard()
@@ -107,6 +111,7 @@ class NodeRole(ControlledRole):
             library=self._library.digest,
             incarnation=self.incarnation,
             host=self._config.host,
+            clock=self._clock,
         )
         self.address = node.start()
         self._node = node
