@@ -76,10 +76,10 @@ class FrameStream(asyncio.BufferedProtocol):
                 if identity is not None:
                     await stream._introduce(identity)
                 return stream
-        except (OSError, MoemeshError) as error:  # TimeoutError is an OSError
+        except BaseException as error:
             if stream is not None:
                 await stream.close()
-            if isinstance(error, MoemeshError):
+            if not isinstance(error, OSError):  # TimeoutError is one
                 raise
             raise Unavailable(f"cannot connect to {address}: {str(error) or 'no answer in time'}") from error
 

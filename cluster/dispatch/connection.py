@@ -128,7 +128,8 @@ class Connection:
         stream = 0
         size = len(body)
         if size > FRAGMENT_BYTES:
-            stream = self._streams = self._streams % 0xFFFF + 1
+            with self._lock:  # two threads must not take the same number
+                stream = self._streams = self._streams % 0xFFFF + 1
         head = pack_header(kind, header, size, stream)
         with self._lock:
             if self.closed:

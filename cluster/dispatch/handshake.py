@@ -36,6 +36,12 @@ def wire_security() -> WireSecurity:
         ) from None
 
 
+_WORDS, _NUMBERS = ("role", "id", "library"), ("incarnation", "numerics", "protocol")
+
+MOST_NAME = 256
+"""Characters of a word in an introduction."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """Who a process is.
@@ -69,16 +75,13 @@ class Identity:
     def from_header(header: Any) -> Identity:
         """Raises ProtocolError on anything that is not the header of a HELLO or WELCOME."""
         try:
-            return Identity(
-                role=str(header["role"]),
-                id=str(header["id"]),
-                incarnation=int(header["incarnation"]),
-                library=str(header["library"]),
-                numerics=int(header["numerics"]),
-                protocol=int(header["protocol"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            given = {name: header[name] for name in (*_WORDS, *_NUMBERS)}
+        except (KeyError, TypeError) as error:
             raise ProtocolError(f"a peer introduced itself with a broken header: {error!r}") from error
+        words = all(type(given[name]) is str and len(given[name]) <= MOST_NAME for name in _WORDS)
+        if not words or not all(type(given[name]) is int and 0 <= given[name] < 2**32 for name in _NUMBERS):
+            raise ProtocolError("a peer introduced itself with a broken header")
+        return Identity(**given)
 
     def check(self, peer: Identity) -> None:
         """Raises ProtocolError, naming what differs, if the two must not work together."""

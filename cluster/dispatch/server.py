@@ -293,6 +293,10 @@ class FrameServer:
             self._drop(connection)
         except (OSError, MoemeshError):  # gone, or it does not read what it asked for
             self._drop(connection)
+        except Exception:
+            # A bug. One connection's bytes must not end the thread that serves all.
+            log.exception("%s: a connection failed and is closed", self._name)
+            self._drop(connection)
 
     def _deliver(self, connection: Connection, frame: Frame) -> None:
         kind = frame.kind

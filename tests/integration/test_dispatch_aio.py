@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import Any
+from collections.abc import Callable
 
 import pytest
+import uvloop
 
 from cluster.dispatch.aio import FrameStream
 from cluster.dispatch.connection import Connection
-from cluster.dispatch.decoder import FrameDecoder
 from cluster.dispatch.frames import Frame
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
@@ -21,7 +21,8 @@ from support.frames import echo, serving
 BIG = 16 << 20
 
 
-def test_aio_streams_send_and_receive_large_and_small() -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_aio_streams_send_and_receive_large_and_small(run: Callable[..., None]) -> None:
     async def talk(address: str) -> None:
         data = os.urandom(BIG)
         async with await FrameStream.open(address, identity=Identity("gateway", "g")) as stream:
@@ -41,7 +42,7 @@ def test_aio_streams_send_and_receive_large_and_small() -> None:
             await sender
 
     with serving(echo, identity=Identity("node", "n")) as server:
-        asyncio.run(talk(server.address))
+        run(talk(server.address))
 
 
 def test_aio_errors() -> None:
@@ -84,28 +85,18 @@ def test_aio_does_not_read_ahead_of_its_owner_without_bound() -> None:
         asyncio.run(slow(server.address))
 
 
-class ForeignTransport:
-    """Of another event loop: it does all that asyncio's do, and is none of them. As uvloop's, which Ray takes
-    wherever it is installed."""
+def test_who_gives_up_in_the_middle_of_a_greeting_leaves_no_connection() -> None:
+    async def give_up(address: str) -> None:
+        opening = asyncio.create_task(FrameStream.open(address, identity=Identity("gateway", "g", 1)))
+        connection, _ = await asyncio.get_running_loop().sock_accept(silent)
+        with connection:
+            assert await asyncio.get_running_loop().sock_recv(connection, 1), "it has begun to greet"
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            while await asyncio.get_running_loop().sock_recv(connection, 65536):
+                pass
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock, self.written = sock, b""
-
-    def get_extra_info(self, name: str) -> Any:
-        return self.sock if name == "socket" else None
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-
-def test_transports_of_other_event_loops_are_taken() -> None:
-    async def talk(transport: ForeignTransport) -> None:
-        stream = FrameStream()
-        stream.connection_made(transport)  # type: ignore[arg-type]
-        await stream.send(Kind.STATUS, [1], b"x")
-
-    with socket.socket() as sock:
-        transport = ForeignTransport(sock)
-        asyncio.run(talk(transport))
-    (frame,) = FrameDecoder().feed(transport.written)
-    assert (frame.header, bytes(frame.payload)) == ([1], b"x")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        asyncio.run(give_up(f"127.0.0.1:{silent.getsockname()[1]}"))

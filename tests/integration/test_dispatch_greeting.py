@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +62,32 @@ def test_before_the_greeting_nothing_is_answered(kind: Kind) -> None:
     (refused,) = FrameDecoder().feed(answer)
     assert refused.kind is Kind.REFUSED
     assert "aaaa" not in str(refused.header)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"incarnation": math.inf},
+        {"incarnation": math.nan},
+        {"incarnation": 2**32},
+        {"incarnation": -1},
+        {"numerics": 1e300},
+        {"protocol": "1"},
+        {"role": 5},
+        {"id": "x" * 300},
+        {"library": None},
+    ],
+)
+def test_a_broken_introduction_ends_one_connection_and_nothing_else(change: dict[str, Any]) -> None:
+    header = Identity("tool", "t", key=KEY).to_header() | change
+    with serving(echo, identity=NODE) as server:
+        host, _, port = server.address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as sock:
+            sock.sendall(pack_header(Kind.HELLO, header, 0))
+            while sock.recv(65536):
+                pass
+        with ControlClient(server.address, identity=Identity("tool", "t", key=KEY)) as client:
+            assert client.call(Kind.STATUS, [5]).header == [5]
 
 
 def test_a_server_without_the_key_is_not_trusted() -> None:
