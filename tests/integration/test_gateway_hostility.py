@@ -22,11 +22,13 @@ from hypothesis import strategies as st
 from cluster.dispatch.frames import pack_header
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
+from cluster.dispatch.server import FrameServer
 from cluster.gateway.service import GatewayService
 from protos import generation_pb2 as pb
 from protos import generation_pb2_grpc
 from support import hostile
 from support.fake_router import FakeRouter
+from support.frames import echo, serving
 from support.gateways import gateway, request, wait_until
 
 REQUESTS = int(os.environ.get("MOEMESH_HOSTILE", "300"))
@@ -60,6 +62,7 @@ def share(of_hundred: int) -> settings:
 class Server:
     service: GatewayService
     router: FakeRouter
+    keyed: FrameServer
     channel: grpc.Channel
     web: httpx.Client
 
@@ -80,10 +83,11 @@ def server() -> Iterator[Server]:
     with (
         FakeRouter() as router,
         gateway({"r0": router.address}, http_port=0, request_s=0.5, reader_s=5.0) as service,
+        serving(echo, identity=Identity("node", "n", key=b"k" * 32)) as keyed,
         grpc.insecure_channel(service.address) as channel,
         httpx.Client(base_url=f"http://{service.http_address}", timeout=CALL_S) as web,
     ):
-        yield Server(service, router, channel, web)
+        yield Server(service, router, keyed, channel, web)
 
 
 @pytest.fixture(autouse=True)
@@ -170,9 +174,12 @@ def test_bytes_on_the_port_of_http(server: Server, data: bytes, half_close: bool
 
 
 @share(6)
-@given(hostile.raw_bytes(FRAMES), st.booleans())
-def test_bytes_on_the_port_of_a_router(server: Server, data: bytes, half_close: bool) -> None:
-    _throw(server.router.address, data, half_close)
+@given(hostile.raw_bytes(FRAMES), st.booleans(), st.booleans())
+def test_bytes_on_the_ports_of_routers_and_nodes(
+    server: Server, data: bytes, half_close: bool, keyed: bool
+) -> None:
+    """With a cluster's key to ask for, and without."""
+    _throw(server.keyed.address if keyed else server.router.address, data, half_close)
 
 
 def _throw(address: str, data: bytes, half_close: bool) -> None:
