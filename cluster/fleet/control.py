@@ -21,11 +21,14 @@ from cluster.dispatch.client import ControlClient
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.errors import MoemeshError
+from cluster.types import NodeId
 
 log = logging.getLogger(__name__)
 
 SYNC_STARTING_S = 0.1
-SYNC_PERIOD_S = 1.0
+SYNC_PERIOD_S = 0.5
+"""An expert that nobody holds any more is loaded after a node's next sync: half of what a stream may wait."""
+
 SYNC_TIMEOUT_S = 2.0
 JOIN_S = 10.0
 INCARNATION_EPOCH = 1_767_225_600.0
@@ -42,7 +45,8 @@ class View:
     """What the controller last said. nodes and routers: as in `cluster.controller.state.view`.
 
     active: version of the table that all nodes have loaded, 0 while one is missing. settled: no router uses
-    an older one. next: a table to load beside this one, for nodes.
+    an older one. next: a table to load beside this one, for nodes. mending: experts that no node holds any
+    more are being loaded. hurry: something waits for its members' reports.
     """
 
     table: PlacementTable | None = None
@@ -51,6 +55,8 @@ class View:
     routers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     settled: bool = False
     next: PlacementTable | None = None
+    mending: bool = False
+    hurry: bool = False
 
     def merged(self, answer: Mapping[str, Any]) -> View:
         """With a STATE header folded in; a table that is left out or not newer changes nothing."""
@@ -66,6 +72,8 @@ class View:
             dict(answer["routers"]),
             bool(answer["settled"]),
             None if following is None else PlacementTable.from_wire(following),
+            bool(answer.get("mending", False)),
+            bool(answer.get("hurry", False)),
         )
 
 
@@ -96,6 +104,7 @@ class ControlledRole(abc.ABC):
         self._changed = threading.Condition()
         self._fresh = False
         self._stopping = threading.Event()
+        self._news = threading.Event()
         self._threads = (
             threading.Thread(target=self._work, name=f"{name} work", daemon=True),
             threading.Thread(target=self._follow, name=f"{name} sync", daemon=True),
@@ -128,6 +137,14 @@ class ControlledRole(abc.ABC):
         """What it has seen of the experts' load, as LoadStats.to_wire; None for a role that sees none."""
         return None
 
+    def lost(self) -> Mapping[NodeId, int]:
+        """Nodes that it cannot reach, with their incarnations; none for a role that reaches none."""
+        return {}
+
+    def hurry(self) -> None:
+        """Sync now: there is something to tell. Callable from any thread."""
+        self._news.set()
+
     def observe(self, cluster: Mapping[str, Any]) -> None:  # noqa: B027 - most roles look away
         """What the controller knows of everybody's counts; with every sync, to gateways only."""
 
@@ -149,6 +166,7 @@ class ControlledRole(abc.ABC):
     def _stop(self) -> None:
         with self._changed:
             self._stopping.set()
+            self._news.set()
             self._changed.notify_all()
 
     def _work(self) -> None:
@@ -156,6 +174,7 @@ class ControlledRole(abc.ABC):
             self.build()
             while self._wait_for_news():
                 self._loaded = self.apply(self._view)
+                self.hurry()
                 _settle()
         except Exception as error:
             # Reported with the next syncs; whoever waits for this role reads it there.
@@ -178,7 +197,9 @@ class ControlledRole(abc.ABC):
     def _follow(self) -> None:
         while not self._stopping.is_set():
             self._sync_once()
-            self._stopping.wait(SYNC_PERIOD_S if self.ready else SYNC_STARTING_S)
+            calm = self.ready and not self._view.hurry
+            self._news.wait(SYNC_PERIOD_S if calm else SYNC_STARTING_S)
+            self._news.clear()
         self._threads[0].join(self.closing_s)
         self._say_goodbye()
 
@@ -225,6 +246,7 @@ class ControlledRole(abc.ABC):
             "error": None if self._error is None else list(self._error),
             "stats": self.stats(),
             "load": self.load(),
+            "lost": dict(self.lost()),
         }
 
 
