@@ -41,6 +41,9 @@ MOST_RETURN_S = 300.0
 """A node that was lost is given experts again when it has been back for so long; doubled with every loss."""
 
 
+MOST_INCARNATION = 2**32
+
+
 class Reason(StrEnum):
     orphans = "experts that no node holds any more"
     copies = "experts of too few copies"
@@ -50,11 +53,15 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Memory:
-    """What the controller remembers of losses. lost: nodes that are, since when. losses: how often each was.
-    back: those that were lost and are there again, since when."""
+    """What the controller remembers of losses. lost: nodes that are, since when. losses: how often each was,
+    and its incarnation the last time. back: those that were lost and have started again, since when.
+
+    A process that was only silent, or cut off from a router, may be so still: nobody tries it before an
+    operator asks for it (`moemesh rebalance`).
+    """
 
     lost: Mapping[NodeId, float] = field(default_factory=dict)
-    losses: Mapping[NodeId, int] = field(default_factory=dict)
+    losses: Mapping[NodeId, tuple[int, int]] = field(default_factory=dict)
     back: Mapping[NodeId, float] = field(default_factory=dict)
 
 
@@ -63,9 +70,14 @@ def remember(memory: Memory, state: ControllerState, now: float) -> Memory:
     lost = {node: memory.lost.get(node, now) for node in state.lost}
     losses = dict(memory.losses)
     for node in lost.keys() - memory.lost.keys():
-        losses[node] = losses.get(node, 0) + 1
-    there = {NodeId(member.id) for member in state.of(Role.NODE) if member.ready} - lost.keys()
-    back = {node: memory.back.get(node, now) for node in there & losses.keys()}
+        member = state.members.get(node)
+        losses[node] = (losses.get(node, (0, 0))[0] + 1, member.incarnation if member else 0)
+    there = {NodeId(member.id): member for member in state.of(Role.NODE) if member.ready}
+    back = {
+        node: memory.back.get(node, now)
+        for node, (_, incarnation) in losses.items()
+        if node in there and node not in lost and there[node].incarnation > incarnation
+    }
     return Memory(lost, losses, back)
 
 
@@ -82,15 +94,17 @@ def due(memory: Memory, state: ControllerState, config: ControllerConfig, now: f
     if not patient and _short(state, config):
         return Reason.copies
     for node, since in memory.back.items():
-        hold = min(RETURN_AFTER_S * 2 ** (memory.losses[node] - 1), MOST_RETURN_S)
+        hold = min(RETURN_AFTER_S * 2 ** (memory.losses[node][0] - 1), MOST_RETURN_S)
         if node not in table.nodes and node not in state.orders.drained and now - since >= hold:
             return Reason.back
     return None
 
 
 def given_back(memory: Memory) -> Memory:
-    """Those that were back have had their turn, whether they got anything or not."""
-    return replace(memory, back={}, losses={n: c for n, c in memory.losses.items() if n not in memory.back})
+    """Those that were back have had their turn, whether they got anything or not; losses still count."""
+    never_again = {node: (count, MOST_INCARNATION) for node, (count, _) in memory.losses.items()}
+    kept = {node: memory.losses[node] for node in memory.losses.keys() - memory.back.keys()}
+    return replace(memory, back={}, losses=never_again | kept)
 
 
 def propose(state: ControllerState, config: ControllerConfig = DEFAULTS) -> Proposal:

@@ -117,7 +117,7 @@ class Rescue:
     @staticmethod
     def _better(holders: Sequence[int], ranks: tuple[int, ...], rank: int) -> Sequence[int]:
         chosen = best(holders, ranks)
-        return chosen if ranks[chosen[0]] < rank else ()
+        return chosen if ranks[chosen[0]] < min(rank, AWAY) else ()
 
     def _ask(self, roster: Roster, part: Part, wanted: Array, shares: list[tuple[Link, Array]]) -> None:
         request, now = part.request(), self._clock()

@@ -134,7 +134,7 @@ def test_copies_are_made_when_their_node_stays_away() -> None:
     state = repaired(serving(), TWO)
     state = without(state, "node-0")
     memory = repair.remember(Memory(), state, 100.0)
-    assert memory.losses == {"node-0": 1}
+    assert memory.losses == {"node-0": (1, 1)}
     assert repair.due(memory, state, TWO, 100.0) is None
     assert repair.due(memory, state, TWO, 100.0 + TWO.replicate_after_s) is Reason.copies
     state = repaired(state, TWO)
@@ -173,18 +173,30 @@ def test_a_node_that_is_back_gets_experts_again_later_with_every_loss() -> None:
     for loss in range(1, 9):
         now = 1000.0 * loss
         state = controller.sync(state, node("node-1", 0.0, incarnation=loss + 1))
-        memory = dataclasses.replace(memory, losses={NodeId("node-1"): loss}, back={})
+        memory = dataclasses.replace(memory, losses={NodeId("node-1"): (loss, loss)}, back={})
         memory = repair.remember(memory, state, now)
         waits.append(next(s for s in range(1000) if repair.due(memory, state, ONE, now + s)))
         assert repair.due(memory, state, ONE, now + waits[-1]) is Reason.back
     assert waits == [5, 10, 20, 40, 80, 160, 300, 300]
-    assert not repair.given_back(memory).back
+    after = repair.given_back(memory)
+    assert not after.back
+    assert not repair.remember(after, state, 9000.0).back  # it has had its turn
+    assert after.losses[NodeId("node-1")][0] == 8  # and no forgiveness
+
+
+def test_a_process_that_was_only_cut_off_is_not_tried_by_itself() -> None:
+    state = without(serving(), "node-1")
+    memory = repair.remember(Memory(), state, 0.0)
+    state = controller.sync(repaired(state), node("node-1"))
+    assert not repair.remember(memory, state, 1000.0).back
+    state = controller.sync(state, node("node-1", incarnation=2))
+    assert repair.remember(memory, state, 1000.0).back == {"node-1": 1000.0}
 
 
 def test_a_drained_node_that_is_back_stays_empty() -> None:
     state = repaired(without(serving(), "node-1"))
     state = controller.sync(state, node("node-1", incarnation=2))
-    memory = Memory(losses={NodeId("node-1"): 1}, back={NodeId("node-1"): 0.0})
+    memory = Memory(losses={NodeId("node-1"): (1, 1)}, back={NodeId("node-1"): 0.0})
     state = dataclasses.replace(state, orders=Orders(drained=frozenset({NodeId("node-1")})))
     assert repair.due(memory, state, ONE, 900.0) is None
 
