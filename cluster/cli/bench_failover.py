@@ -1,4 +1,4 @@
-"""What clients see when an expert node dies, freezes, is cut off or slows down, for `moemesh bench failover`."""
+"""What clients see of a node that dies, freezes, is cut off or slows down: `moemesh bench failover`."""
 
 from __future__ import annotations
 
