@@ -269,7 +269,7 @@ def test_a_flapping_node_is_asked_ever_less() -> None:
         flapping, port = nodes.names[1], int(nodes.addresses[nodes.names[1]].split(":")[1])
         ask(exchange, 0)
         step, holds = 1, []
-        for _ in range(3):
+        for _ in range(2):
             nodes.nodes[flapping].shutdown()
             strikes = exchange.counters.strikes
             while exchange.counters.strikes == strikes:
@@ -279,19 +279,21 @@ def test_a_flapping_node_is_asked_ever_less() -> None:
             holds.append(health.until - health.since)
             nodes.start(flapping, port)
             step = until_served(exchange, flapping, step)
-        assert holds == pytest.approx([0.5, 1.0, 2.0])
-        assert exchange.counters.strikes == 3
+        assert holds == pytest.approx([0.5, 1.0])
+        assert exchange.counters.strikes == 2
 
 
 def test_rows_that_nobody_else_holds_wait_for_the_newer_table() -> None:
-    """One copy of each: the node dies, and a table of others that hold its experts comes meanwhile."""
+    """One copy of each: the node dies, and a table of others that hold its experts comes later than a call
+    would wait for a node that is merely silent."""
     with running(3) as nodes:
-        exchange = Exchange(router(), SHAPE, nodes.table, nodes.addresses, deadline_s=30)
+        exchange = Exchange(router(), SHAPE, nodes.table, nodes.addresses, deadline_s=0.2)
         try:
             exchange.connect(10)
             ask(exchange, 0)
             lost, rest = nodes.names[2], nodes.names[:2]
             nodes.nodes[lost].shutdown()
+            exchange.update(nodes.table, nodes.addresses, mending=True)
 
             def reload() -> None:
                 table = round_robin(SHAPE.layers, SHAPE.experts, rest, version=2)
@@ -299,7 +301,7 @@ def test_rows_that_nobody_else_holds_wait_for_the_newer_table() -> None:
                     nodes.nodes[name].hold(2, [ExpertId(a, b) for a in range(3) for b in range(32)])
                 exchange.update(table, nodes.addresses)
 
-            timer = threading.Timer(0.3, reload)
+            timer = threading.Timer(0.6, reload)
             timer.start()
             ask(exchange, 1)
             timer.join()
@@ -310,7 +312,19 @@ def test_rows_that_nobody_else_holds_wait_for_the_newer_table() -> None:
             exchange.close()
 
 
-@pytest.mark.parametrize("seed", range(4))
+def test_a_router_starts_beside_a_dead_node_whose_experts_others_hold() -> None:
+    with over_pairs() as (nodes, _, _):
+        nodes.nodes[nodes.names[1]].shutdown()
+        second = Exchange(router(2), SHAPE, nodes.table, nodes.addresses)
+        try:
+            second.connect(10)
+            ask(second, 0)
+            assert not second.ready()
+        finally:
+            second.close()
+
+
+@pytest.mark.parametrize("seed", range(2))
 def test_faults_at_random_change_no_bit(seed: int) -> None:
     rng = np.random.default_rng(seed)
     with over_pairs(relays=True) as (nodes, exchange, relays):
