@@ -142,6 +142,9 @@ class ControllerConfig:
     min_gain: part of the experts' time in a step that moves must save. horizon: steps within which they must
         pay for themselves. cool_down_s: pause after a decision, and after its last move.
     move_share: part of each link that moves may use. move_bytes: most bytes of one rebalancing; 0: no limit.
+    min_replicas: copies that every expert shall have, as far as nodes and their memory allow.
+    replicate_after_s: how long a node may be away before what it held is copied to others; experts that
+        nobody else holds are loaded at once.
     """
 
     rebalance: Rebalance = Rebalance.manual
@@ -151,6 +154,8 @@ class ControllerConfig:
     cool_down_s: float = 30.0
     move_share: float = 0.25
     move_bytes: int = 0
+    min_replicas: int = 1
+    replicate_after_s: float = 15.0
 
 
 @dataclass(frozen=True)

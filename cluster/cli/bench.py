@@ -34,6 +34,16 @@ DEFAULTS = EngineConfig()
 MOEMESH = (sys.executable, "-m", "cluster.cli.app")
 
 
+class Case(StrEnum):
+    """Of a failover. kill, freeze, cut, slow: two copies of every expert. sole: one, and its node is killed."""
+
+    kill = "kill"
+    freeze = "freeze"
+    cut = "cut"
+    slow = "slow"
+    sole = "sole"
+
+
 class Preset(StrEnum):
     minimal = "minimal"
     full = "full"
@@ -49,6 +59,7 @@ def register(app: typer.Typer) -> None:
     verbs.command("cluster")(bench_cluster)
     verbs.command("balance")(bench_balance)
     verbs.command("gateway")(bench_gateway)
+    verbs.command("failover")(bench_failover)
     app.add_typer(verbs, name="bench")
 
 
@@ -180,6 +191,28 @@ def bench_gateway(
     report.results += found
     if plot is not None and outcomes:
         draw(outcomes, plot)
+    report.show(as_json)
+
+
+def bench_failover(
+    cases: Annotated[
+        list[Case] | None, typer.Option("--case", help="Only this; again for more. All if absent.")
+    ] = None,
+    preset: PresetOption = Preset.minimal,
+    as_json: AsJson = False,
+) -> None:
+    """What streams see of a lost expert node: failed requests, bits, the longest gap, the way back.
+
+    Clusters of paced nodes on this machine; one node is killed, frozen, cut off or slowed down while 16
+    streams run over two copies of every expert, or killed where there is one copy.
+    """
+    from cluster.cli.bench_failover import FAILOVER_PRESETS, measure_failover
+    from cluster.cli.report import Report
+
+    report = Report(preset.value)
+    with Progress() as progress:
+        chosen = tuple(cases or Case)
+        report.results += measure_failover(chosen, FAILOVER_PRESETS[preset.value], progress.phase)
     report.show(as_json)
 
 

@@ -129,6 +129,10 @@ def up(
         Rebalance,
         typer.Option(help="Experts move by themselves when load or speeds have changed, or when asked to."),
     ] = DEFAULTS.controller.rebalance,
+    min_replicas: Annotated[
+        int,
+        typer.Option(min=1, help="Copies that every expert shall have, as far as nodes and memory allow."),
+    ] = DEFAULTS.controller.min_replicas,
     sample: Annotated[bool, typer.Option("--sample/--no-sample", help="Stream a sample completion.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; no sample.")] = False,
 ) -> None:
@@ -156,7 +160,7 @@ def up(
             insecure=insecure,
             drain_s=drain,
         ),
-        controller=replace(DEFAULTS.controller, rebalance=rebalance),
+        controller=replace(DEFAULTS.controller, rebalance=rebalance, min_replicas=min_replicas),
         log_format=log_format,
         tracing=TracingConfig(otlp, trace_ratio),
         wire_security=wire_security,

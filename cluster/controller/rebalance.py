@@ -7,13 +7,14 @@ ever without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from cluster.balance.bounds import layer_bounds
+from cluster.balance.copies import complete
 from cluster.balance.fleet import Devices, Floats, Integers
 from cluster.balance.heuristic import place
 from cluster.balance.load import LoadStats
@@ -22,7 +23,7 @@ from cluster.balance.placement import PlacementTable
 from cluster.balance.problem import Placement, PlacementPolicy, Problem
 from cluster.balance.rebalance import Decision, decide, step_seconds
 from cluster.config import ControllerConfig
-from cluster.controller.state import ControllerState, Role, load_of
+from cluster.controller.state import ControllerState, Role, Shape, load_of
 from cluster.errors import OutOfMemoryBudget, Unavailable
 from cluster.types import ExpertId, NodeId
 
@@ -55,24 +56,36 @@ def propose(
 ) -> Proposal:
     """Place the experts anew for `load`, or what the routers see, and weigh the way there.
 
-    Nodes that are drained get none, and give up what they have; nodes that are not in the table yet get some.
+    Nodes that are drained or lost get none, and give up what they have; nodes that are not in the table yet
+    get some.
 
-    Raises Unavailable while there is no table, a node is missing, nothing has been computed or moves are
+    Raises Unavailable while there is no table, nothing has been computed or moves are
     under way, and OutOfMemoryBudget where the nodes cannot hold every expert at once.
     """
     table, load = state.table, load or load_of(state)
-    if table is None or any(node not in state.members for node in table.nodes):
+    if table is None:
         raise Unavailable("not all nodes are there; try again when the cluster is ready")
     if state.pending:
         raise Unavailable(f"experts are being moved, {len(state.pending)} tables to go; try again later")
     if load is None:
         raise Unavailable("no router has computed anything yet, so there is no load to place experts for")
-    table = _widened(state, table)
-    policy = _sparing(policy, state.orders.drained)
+    table = widened(state, table)
+    gone = state.lost & frozenset(table.nodes)
+    policy = _sparing(policy, state.orders.drained | gone)
     problem = _problem(state, table, load)
-    budget = Budget(config.move_share, config.move_bytes or None, _library_speed(state, table))
-    decision = decide(problem, policy(problem), config.horizon, budget)
-    return Proposal(problem, decision, _tables(problem, decision, table))
+    budget = Budget(config.move_share, config.move_bytes or None, library_speed(state, table))
+    target = _with_copies(policy(problem), problem, state.orders.drained | gone, config.min_replicas)
+    decision = decide(problem, target, config.horizon, budget, gone)
+    return Proposal(problem, decision, tables_of(problem, decision, table, gone))
+
+
+def _with_copies(
+    placement: Placement, problem: Problem, leaving: Collection[NodeId], copies: int
+) -> Placement:
+    """With copies added where experts have fewer than they shall, so that no move undoes a repair."""
+    devices = problem.devices
+    able = np.array([node not in leaving for node in devices.names])
+    return Placement(complete(placement.hosts, problem.expert_bytes, devices.memory, able, copies))
 
 
 def begin(state: ControllerState, proposal: Proposal) -> ControllerState:
@@ -128,8 +141,7 @@ def _quality(problem: Problem, placement: Placement) -> dict[str, float]:
 
 def _problem(state: ControllerState, table: PlacementTable, load: LoadStats) -> Problem:
     shape = state.shape
-    sizes: Integers = np.zeros((shape.layers, shape.experts), np.int64)
-    sizes[list(shape.sparse)] = shape.expert_bytes
+    sizes = expert_sizes(shape)
     current = Placement.from_table(table, table.nodes, shape.experts)
     count = len(table.nodes)
     devices = Devices(
@@ -140,6 +152,13 @@ def _problem(state: ControllerState, table: PlacementTable, load: LoadStats) -> 
         np.zeros(count, np.int64),
     )
     return Problem(load.load, sizes, devices, current)
+
+
+def expert_sizes(shape: Shape) -> Integers:
+    """[layers, experts] bytes, 0 in dense layers."""
+    sizes: Integers = np.zeros((shape.layers, shape.experts), np.int64)
+    sizes[list(shape.sparse)] = shape.expert_bytes
+    return sizes
 
 
 def _bandwidths(table: PlacementTable, load: LoadStats) -> Floats:
@@ -160,31 +179,45 @@ def _speeds(table: PlacementTable, load: LoadStats) -> Floats:
 
 def _memory(state: ControllerState, table: PlacementTable, sizes: Integers, current: Placement) -> Integers:
     """[nodes] bytes for experts: a node's limit, or some more than an equal share of all experts."""
-    share = int(SPARE * sizes.sum() / max(1, len(set(table.nodes) - state.orders.drained)))
-    limits = [int(state.members[node].stats.get("memory_bytes", 0)) for node in table.nodes]
+    staying = set(table.nodes) - state.orders.drained - state.lost
+    share = int(SPARE * sizes.sum() / max(1, len(staying)))
+    limits = [int(stats.get("memory_bytes", 0)) for stats in _stats(state, table)]
     held = current.device_bytes(sizes)
     return np.array(
         [limit or max(share, mine) for limit, mine in zip(limits, held.tolist(), strict=True)], np.int64
     )
 
 
-def _library_speed(state: ControllerState, table: PlacementTable) -> float:
+def _stats(state: ControllerState, table: PlacementTable) -> list[Mapping[str, Any]]:
+    """Of every node of the table; nothing of one that has left."""
+    return [state.members[node].stats if node in state.members else {} for node in table.nodes]
+
+
+def library_speed(state: ControllerState, table: PlacementTable) -> float:
     """Bytes per second of the slowest node that has told."""
-    told = [float(state.members[node].stats.get("load_bytes_per_s", 0.0)) for node in table.nodes]
+    told = [float(stats.get("load_bytes_per_s", 0.0)) for stats in _stats(state, table)]
     return min((speed for speed in told if speed > 0), default=LIBRARY)
 
 
-def _tables(problem: Problem, decision: Decision, table: PlacementTable) -> tuple[PlacementTable, ...]:
-    """The table after each stage; the last one without nodes that hold nothing."""
+def tables_of(
+    problem: Problem, decision: Decision, table: PlacementTable, gone: Collection[NodeId] = ()
+) -> tuple[PlacementTable, ...]:
+    """The table after each stage; the last one without nodes that hold nothing. gone: nodes that are named
+    only for experts that nobody else can get."""
     assert problem.current is not None, "propose() knows it"
     hosts, place_of = problem.current.hosts.copy(), {node: i for i, node in enumerate(table.nodes)}
+    lost = np.array([node in gone for node in table.nodes])
+    before = hosts & lost
+    hosts &= ~lost
     tables = []
     for number, stage in enumerate(decision.migration.stages, start=1):
         for load in stage.loads:
             hosts[load.expert.layer, load.expert.index, place_of[load.to]] = True
         for drop in stage.drops:
             hosts[drop.expert.layer, drop.expert.index, place_of[drop.device]] = False
-        tables.append(Placement(hosts.copy()).to_table(table.nodes, table.epoch, table.version + number))
+        nowhere = ~hosts.any(axis=2, keepdims=True)
+        placed = Placement(hosts | (before & nowhere))
+        tables.append(placed.to_table(table.nodes, table.epoch, table.version + number))
     return (*tables[:-1], *map(without_idle, tables[-1:]))
 
 
@@ -208,10 +241,10 @@ def missing_bytes(expert_bytes: Integers, memory: Integers) -> int:
     return max(0, int(np.count_nonzero(expert_bytes)) - places) * size
 
 
-def _widened(state: ControllerState, table: PlacementTable) -> PlacementTable:
+def widened(state: ControllerState, table: PlacementTable) -> PlacementTable:
     """The same placement, over the nodes too that could take part in it from now on."""
     fine = [node.id for node in state.of(Role.NODE) if node.ready and node.error is None]
-    more = sorted(set(map(NodeId, fine)) - set(table.nodes) - state.orders.drained)
+    more = sorted(set(map(NodeId, fine)) - set(table.nodes) - state.orders.drained - state.lost)
     return replace(table, nodes=(*table.nodes, *more))
 
 

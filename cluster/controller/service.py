@@ -13,10 +13,11 @@ from typing import Any
 from cluster.balance.load import LoadStats
 from cluster.balance.placement import PlacementTable
 from cluster.config import ControllerConfig
-from cluster.controller import drain, rebalance
+from cluster.controller import drain, rebalance, repair
 from cluster.controller import state as decisions
 from cluster.controller.orders import Orders
 from cluster.controller.rebalance import DEFAULTS
+from cluster.controller.repair import Memory, Reason
 from cluster.controller.state import ControllerState, Member, Shape
 from cluster.controller.watch import Watch, failed, judge, look
 from cluster.dispatch.connection import Connection
@@ -33,6 +34,9 @@ Placing = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 LOOK_PERIOD_S = 1.0
 """Between two looks for drift: members sync about as often."""
+
+URGENT_PERIOD_S, HELPLESS_PERIOD_S = 0.1, 5.0
+"""Between two looks for losses: while an expert is nowhere, and after a repair that could not be made."""
 
 
 class ControllerService:
@@ -66,7 +70,9 @@ class ControllerService:
         self._clock = clock
         self._lock = threading.Lock()
         self._placing = threading.Lock()
-        self._next_look = 0.0
+        self._next_look = self._next_repair = 0.0
+        self._memory = Memory()
+        self._seen_lost: frozenset[NodeId] = frozenset()
         self._stopped = threading.Event()
         self._server = FrameServer(
             host,
@@ -95,9 +101,13 @@ class ControllerService:
             return
         with self._lock:
             kind, header = self._answer(frame)  # the server answers with the error that this raises
-            due = self._look() if frame.kind is Kind.SYNC else None
+            sync = frame.kind is Kind.SYNC
+            reason = self._look_for_losses() if sync else None
+            due = self._look() if sync and reason is None else None
         connection.send(kind, header)
-        if due is not None:
+        if reason is not None:
+            self._aside(self._repair, reason)
+        elif due is not None:
             self._aside(self._place_for, due)
 
     def _aside(self, do: Callable[..., None], *arguments: Any) -> None:
@@ -111,6 +121,48 @@ class ControllerService:
         self._next_look = now + LOOK_PERIOD_S
         self._watch, due = look(self._watch, self._state, self._config, now)
         return due
+
+    def _look_for_losses(self) -> Reason | None:
+        """What there is to repair, if no placement is being made: at once when a node was lost, else every
+        now and then."""
+        now = self._clock()
+        changed = self._state.lost != self._seen_lost
+        if self._placing.locked() or not (changed or now >= self._next_repair):
+            return None
+        self._seen_lost = self._state.lost
+        self._next_repair = now + (URGENT_PERIOD_S if self._state.orphaned else LOOK_PERIOD_S)
+        self._memory = repair.remember(self._memory, self._state, now)
+        try:
+            return repair.due(self._memory, self._state, self._config, now)
+        except MoemeshError as error:
+            log.debug("nothing can be repaired: %s", error)
+            return None
+
+    def _repair(self, reason: Reason) -> None:
+        """Have experts loaded where they are missing, and say so in one line."""
+        with self._placing:
+            try:
+                if reason is Reason.back:
+                    load = decisions.load_of(self._state) or drain.even_load(self._state.shape)
+                    proposal = rebalance.propose(self._state, self._config, load, drain.PLACE)
+                else:
+                    proposal = repair.propose(self._state, self._config)
+                with self._lock:
+                    if proposal.tables:
+                        self._state = rebalance.begin(self._state, proposal)
+                    else:
+                        self._next_repair = self._clock() + HELPLESS_PERIOD_S
+                    if reason is Reason.back:
+                        self._memory = repair.given_back(self._memory)
+                moved = proposal.decision.migration
+                log.warning("repair: %s: %d bytes to load", reason.value, moved.bytes)
+                for refused in moved.refused:
+                    log.error("repair: expert %s stays where it was: %s", refused.expert, refused.reason)
+            except Exception as error:
+                level = logging.WARNING if isinstance(error, MoemeshError) else logging.ERROR
+                log.log(level, "repair: %s cannot be helped now", reason.value, exc_info=error)
+                with self._lock:
+                    self._next_repair = self._clock() + HELPLESS_PERIOD_S
 
     def _place_for(self, load: LoadStats) -> None:
         """Of its own accord: place the experts for `load`, move them if that pays, and say so in one line."""

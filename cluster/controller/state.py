@@ -55,6 +55,7 @@ class Member:
     load: what a router has seen of the experts' load.
     prepared: (epoch, version) of the table that a node has loaded in advance.
     known: the table that it has from an earlier controller.
+    lost: the nodes that a router cannot reach, with the incarnation of each that it knew.
     """
 
     role: Role
@@ -70,6 +71,7 @@ class Member:
     load: LoadStats | None = None
     prepared: tuple[int, int] = NO_TABLE
     known: PlacementTable | None = None
+    lost: Mapping[str, int] = field(default_factory=dict)
 
     @staticmethod
     def from_wire(header: Mapping[str, Any], now: float) -> Member:
@@ -92,6 +94,7 @@ class Member:
                 load=None if load is None else LoadStats.from_wire(load),
                 prepared=(int(epoch), int(version)),
                 known=None if known is None else PlacementTable.from_wire(known),
+                lost={str(node): int(number) for node, number in dict(header.get("lost", {})).items()},
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ProtocolError(
@@ -116,7 +119,8 @@ class Shape:
 @dataclass(frozen=True)
 class ControllerState:
     """Immutable. members: by id, in order of registration. pending: the tables after this one. orders: what
-    operators have asked for."""
+    operators have asked for. lost: nodes of the table that have left, are dead, or that a router cannot
+    reach: nothing waits for them. orphaned: whether they alone hold some expert."""
 
     epoch: int
     shape: Shape
@@ -125,6 +129,8 @@ class ControllerState:
     pending: tuple[PlacementTable, ...] = ()
     stopping: bool = False
     orders: Orders = field(default_factory=Orders)
+    lost: frozenset[NodeId] = frozenset()
+    orphaned: bool = False
 
     def of(self, role: Role) -> list[Member]:
         return [member for member in self.members.values() if member.role is role]
@@ -149,7 +155,8 @@ def sync(state: ControllerState, member: Member) -> ControllerState:
         members.pop(member.id, None)
     else:
         members[member.id] = member
-    return _advance(_with_first_table(dataclasses.replace(state, members=members)))
+    state = _with_first_table(dataclasses.replace(state, members=members))
+    return _advance(_with_losses(state, member.last_seen))
 
 
 def offer(state: ControllerState, table: PlacementTable) -> ControllerState:
@@ -171,12 +178,14 @@ def load_of(state: ControllerState) -> LoadStats | None:
 
 
 def active_version(state: ControllerState) -> int:
-    """Version of the table once every node in it reports having loaded it, else 0."""
+    """Version of the table once every node in it reports having loaded it, else 0. Nodes that are lost do not
+    count, unless there is an expert that nobody else holds."""
     if state.table is None:
         return 0
     wanted = (state.table.epoch, state.table.version)
-    nodes = (state.members.get(node) for node in state.table.nodes)
-    return state.table.version if all(node is not None and node.table == wanted for node in nodes) else 0
+    nodes = (state.members.get(node) for node in state.table.nodes if node not in state.lost)
+    loaded = all(node is not None and node.table == wanted for node in nodes)
+    return state.table.version if loaded and not state.orphaned else 0
 
 
 def settled(state: ControllerState, now: float) -> bool:
@@ -191,15 +200,43 @@ def settled(state: ControllerState, now: float) -> bool:
 
 
 def _advance(state: ControllerState) -> ControllerState:
-    """Publish the next table once every node has loaded it beside the present one."""
+    """Publish the next table once every node has loaded it beside the present one. Moves that count on a node
+    which is lost are given up: others are found (cluster/controller/repair.py)."""
     if not state.pending:
         return state
+    if any(node in state.lost for table in state.pending for node in table.nodes):
+        return dataclasses.replace(state, pending=())
     following = state.pending[0]
     wanted = (following.epoch, following.version)
     nodes = (state.members.get(node) for node in following.nodes)
     if not all(node is not None and node.prepared == wanted for node in nodes):
         return state
     return dataclasses.replace(state, table=following, pending=state.pending[1:])
+
+
+def _with_losses(state: ControllerState, now: float) -> ControllerState:
+    """With what is known of nodes of the table by now."""
+    if state.table is None:
+        return state
+    lost = frozenset(node for node in state.table.nodes if _is_lost(state, node, now))
+    if lost == state.lost and not lost:
+        return state
+    places = {place for place, node in enumerate(state.table.nodes) if node in lost}
+    orphaned = bool(places) and any(
+        places.issuperset(holders) for layer in state.table.replicas for holders in layer
+    )
+    return dataclasses.replace(state, lost=lost, orphaned=orphaned)
+
+
+def _is_lost(state: ControllerState, node: NodeId, now: float) -> bool:
+    """A router's word counts for the incarnation that it knew: a node that has started again is there."""
+    member = state.members.get(node)
+    if member is None or health(member, now) is Health.DEAD:
+        return True
+    return any(
+        router.lost.get(node) == member.incarnation and health(router, now) is Health.ALIVE
+        for router in state.of(Role.ROUTER)
+    )
 
 
 def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
@@ -235,6 +272,8 @@ def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
             for router in state.of(Role.ROUTER)
         },
         "stop": state.stopping,
+        "mending": state.orphaned,
+        "hurry": state.orphaned or bool(state.pending),
         "cluster": _observed(state, now) if is_gateway else None,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from cluster.balance.placement import PlacementTable
 from cluster.dispatch.pace import Pace
 from cluster.dispatch.transport import Array
 from kernels import replicas
+
+Holders = Sequence[Sequence[int]]
 
 
 class Replicas(NamedTuple):
@@ -24,10 +27,14 @@ class Replicas(NamedTuple):
     @classmethod
     def of(cls, table: PlacementTable, layer: int) -> Replicas | None:
         """None where no expert has more than one copy: there is nothing to choose."""
-        holders = table.replicas[layer]
+        return cls.among(table.replicas[layer], len(table.nodes))
+
+    @classmethod
+    def among(cls, holders: Holders, nodes: int) -> Replicas | None:
+        """`of`, over these holders of each expert, places of `nodes` nodes."""
         if all(len(places) == 1 for places in holders):
             return None
-        hosts = np.zeros((len(holders), len(table.nodes)), np.bool_)
+        hosts = np.zeros((len(holders), nodes), np.bool_)
         for expert, places in enumerate(holders):
             hosts[expert, list(places)] = True
         return cls(hosts, Copies.of(hosts), np.nonzero(hosts)[0].astype(np.int32))

@@ -2,9 +2,11 @@
 
 The calling thread does everything; no other thread, no asyncio. A call that is alone in flight goes the short
 way (express.py) until something unusual happens to it; then, and for all other calls, every node that still
-owes rows is a `Part`, and frames are handled one by one (replies.py). A node whose connection breaks keeps
-its debts: the same bytes are sent again when it is back, and since an expert's
-output is a pure function of the payload, nobody can tell.
+owes rows is a `Part`, and frames are handled one by one (replies.py).
+
+A node whose connection breaks, that is silent or late, is suspended (upkeep.py): the bytes that it was sent
+go to others that hold the experts (rescue.py), and where there are none, to itself again when it is back.
+Since an expert's output is a pure function of the payload, nobody can tell.
 """
 
 from __future__ import annotations
@@ -14,32 +16,30 @@ from collections.abc import Callable, Mapping
 
 from cluster.balance.choice import ChoicePolicy, flow
 from cluster.balance.placement import PlacementTable
+from cluster.dispatch.budget import HedgeBudget
 from cluster.dispatch.choice import Choice
 from cluster.dispatch.express import ALL_IN, QUIET, Express
-from cluster.dispatch.flight import Counters, Flight, Part
+from cluster.dispatch.flight import Counters, Flight
 from cluster.dispatch.frames import Limits
 from cluster.dispatch.handshake import Identity
-from cluster.dispatch.kinds import Kind
 from cluster.dispatch.link import Link
 from cluster.dispatch.messages import Call
 from cluster.dispatch.meter import LoadMeter
 from cluster.dispatch.plan import Slot, Slots
 from cluster.dispatch.poller import Poller
+from cluster.dispatch.posting import IDLE_S, Posting
 from cluster.dispatch.replies import Replies
 from cluster.dispatch.roster import Roster
 from cluster.dispatch.transport import ExpertCall, ExpertRows, WireShape
-from cluster.errors import MoemeshError, NodeLost, Overloaded, Unavailable
+from cluster.dispatch.upkeep import Upkeep
+from cluster.errors import NodeLost
 from cluster.types import NodeId
 
 DEADLINE_S = 10.0
-RETRY_S = 0.05
-"""Pause before a node that has not loaded its experts yet, or whose queue is full, is asked again."""
-
 TICK_S = 0.02
-IDLE_S = 0.25
-"""Longest sleeps in `wait`: while a node is missing, and otherwise (an update or a deadline may be due)."""
+"""Longest sleep in `wait` while a node is not as it should be."""
 
-EXPRESS_MS = int(IDLE_S * 1000)
+GRACE_S = 1.0
 
 TIMED_EVERY = 64
 """Of so many small calls one goes the general way, where every reply's arrival is seen, so that links are
@@ -47,8 +47,6 @@ timed without a clock on the short way. Large calls always go there."""
 
 MAX_REPLY_BYTES = 1 << 30
 """No bound of ours: a reply's buffer exists before it arrives, and its length must match it."""
-
-_DISPATCH = Kind.DISPATCH
 
 
 class Exchange:
@@ -78,31 +76,51 @@ class Exchange:
         self._identity = identity
         self._incarnation = identity.incarnation
         self._shape = shape
-        self._deadline_s = deadline_s
         self._clock = clock
         self._flights: dict[Call, Flight] = {}
         self._slots = Slots(shape)
         self._choice = Choice(shape.experts, choice)
         self._step = -1
         self._first_attempt = 0
-        self._calls = 0
-        self._unwell = False
+        self._calls = self._pairs = 0
+        self._patience_ms = 0
         self._express = Express(shape, identity.incarnation)
-        self._replies = Replies(identity.incarnation, self.counters, self._try_later)
+        self._budget = HedgeBudget()
+        self._posting = Posting(identity.incarnation, shape, self.counters, clock)
+        self._upkeep = Upkeep(
+            shape, self.counters, self._posting, self._budget, deadline_s, clock, self._unsettle
+        )
+        self._replies = Replies(identity.incarnation, self.counters, self._upkeep)
         self._roster = Roster(table, addresses, self._new_link)
+        self._upkeep.follow(self._roster)
         self._look_after()
 
-    def update(self, table: PlacementTable, addresses: Mapping[NodeId, str]) -> None:
-        """Use these addresses from now on and this table from the next step on, or from `switch`; calls in
-        flight keep their nodes but follow them to new addresses. An older table changes only addresses.
-        Callable from any thread."""
+    def update(self, table: PlacementTable, addresses: Mapping[NodeId, str], mending: bool = False) -> None:
+        """Use these addresses from now on and this table from the next step on, or from `switch`, or sooner
+        if a node is lost; calls in flight keep their nodes but follow them to new addresses. An older table
+        changes only addresses. Callable from any thread.
+
+        mending: experts that no node holds are being loaded: wait for them longer than for a silent node.
+        """
+        self._upkeep.mending = mending
         self._roster.post(table, addresses)
+
+    @property
+    def lost(self) -> dict[NodeId, int]:
+        """Nodes of the table that cannot be reached or are silent, with the incarnation that was known. From
+        any thread."""
+        return self._upkeep.lost
+
+    def when_lost(self, tell: Callable[[], None]) -> None:
+        """Have the exchange's thread call `tell` whenever `lost` has changed."""
+        self._upkeep.on_loss = tell
 
     def switch(self) -> None:
         """Between two steps: use the newest table."""
         if self._roster.posted:
             self._update()
             self._roster.switch()
+            self._upkeep.rank()
         if not self._flights:
             self.acknowledged = (self.table.epoch, self.table.version)
 
@@ -116,10 +134,14 @@ class Exchange:
         return sum(link.tampered for link in self._roster.all)
 
     def connect(self, timeout_s: float) -> None:
-        """Wait until every node of the table is connected. Raises NodeLost or what a node refused with."""
-        deadline = self._clock() + timeout_s
+        """Wait until every node of the table is connected, for GRACE_S at most if others hold the experts of
+        those that are not. Raises NodeLost or what a node refused with."""
+        begin = self._clock()
+        deadline = begin + timeout_s
         self._look_after()
         while missing := self._roster.missing():
+            if self._clock() - begin > GRACE_S and self._roster.complete():
+                return
             if missing.refusal is not None:
                 raise missing.refusal
             if self._clock() > deadline:
@@ -144,6 +166,8 @@ class Exchange:
         """Send every node its rows; nothing is awaited. Raises ValueError if the same call is in flight."""
         if call.step != self._step:
             self._begin_step(call.step)
+        elif self._upkeep.unwell and self._roster.posted:  # do not stay with nodes that are gone
+            self.switch()
         roster = self._roster
         key = (call.step, call.layer, call.micro_batch)
         if key in self._flights:
@@ -161,7 +185,12 @@ class Exchange:
         else:
             self._go_by_parts()
             for node in slot.nodes():
-                self._post(flight.part(node, roster.links[node]))
+                self._posting.post(flight.part(node, roster.links[node]))
+        self._pairs = pairs = call.ids.size
+        self.counters.pairs += pairs
+        self._budget.earn(pairs)
+        if self._upkeep.unwell:
+            self._upkeep.sent(flight)
 
     def wait(self, step: int, layer: int, micro_batch: int) -> ExpertRows:
         """The rows of one call, in one buffer. Raises as ExpertTransport says; KeyError for no such call."""
@@ -177,18 +206,24 @@ class Exchange:
             raise flight.error
         slot = flight.slot
         slot.busy = False
-        flight.pace.observe(slot.experts, slot.plan[1], self.load.rows[layer])
+        flight.pace.observe(*flight.computed(), self.load.rows[layer])
+        if flight.torn:
+            self._slots.discard(slot)
         return ExpertRows(slot.results, slot.index)
 
     def close(self) -> None:
+        self._upkeep.closed = True
         self._roster.close()
         self._flights.clear()
 
     def _begin_step(self, step: int) -> None:
-        """All of a step uses one table."""
+        """All of a step uses one table, unless a node of it is lost."""
         self._step = step
         self.load.end_step(self._roster.pace)
         self.switch()
+        if self._upkeep.unwell:
+            self._turn(0.0)
+        self._patience_ms = int(1e3 * self._posting.patience_s(self._roster.pace, self._pairs))
 
     def _plan(self, slot: Slot, call: ExpertCall) -> None:
         roster = self._roster
@@ -201,7 +236,7 @@ class Exchange:
     def _settled(self) -> bool:
         express = self._express
         if not express.settled:
-            express.settle(self._roster.links, self._roster.pace.loads)
+            express.settle(self._roster.links, self._roster.ranks, self._roster.pace.loads)
         return express.settled
 
     def _go_express(self, flight: Flight) -> None:
@@ -211,13 +246,13 @@ class Exchange:
         if missed:
             self._go_by_parts()
             for node, sent in missed:
-                part = self._roster.links[node].parts[flight.call]
-                part.attempt -= not sent  # nothing of it is out
-                self._post(part, sent)
+                part = next(part for part in flight.parts if part.node == node)
+                part.asked = sent > 0
+                self._posting.post(part, sent)
 
     def _wait_express(self, flight: Flight) -> None:
         """Until all rows are in, or the call has left the short way."""
-        place = self._express.gather(flight, self.counters, EXPRESS_MS)
+        place = self._express.gather(flight, self.counters, self._patience_ms)
         if place == ALL_IN:
             flight.express = False
             return
@@ -236,112 +271,43 @@ class Exchange:
             if flight.express:
                 flight.express = False
                 for node in flight.slot.waiting.nonzero()[0].tolist():
-                    flight.part(node, self._roster.links[node]).attempt = flight.first_attempt
+                    part = flight.part(node, self._roster.links[node])
+                    part.asked = True
+                    self._posting.expect(part, flight.since, len(part.request()[3]))
+
+    def _unsettle(self) -> None:
+        self._express.settled = False
 
     def _update(self) -> None:
         self._go_by_parts()
         self._roster.apply_posted()
 
-    def _post(self, part: Part, sent: int = 0) -> None:
-        """Send a part's request, if its node is there; otherwise it goes out when the node is.
-
-        sent: bytes of it that the socket has taken already.
-        """
-        link = part.link
-        connection = link.connection
-        if connection is None or not link.ready:
-            self._unwell = True
-            return
-        flight = part.flight
-        if not sent:
-            part.attempt += 1
-        part.receiving = False
-        alone = not sent and len(link.parts) == 1 and part.attempt == flight.first_attempt
-        part.posted = self._clock() if alone else 0.0
-        rows, counts, experts, body = flight.slot.request(part.node)
-        tag = (self._incarnation, link.incarnation, *part.call, part.attempt, flight.table)
-        header = [*tag, rows, counts, experts]
-        try:
-            if sent:
-                head = connection.resume(_DISPATCH, header, body, sent)
-            else:
-                head = connection.send_body(_DISPATCH, header, body, keep=True)
-        except (Unavailable, Overloaded) as error:  # a peer that reads nothing is as good as gone
-            link.lose(str(error))
-            return
-        self.counters.sent(head, len(body))
-        if part.attempt > flight.first_attempt:
-            self.counters.resends += 1
-
-    def _turn(self) -> None:
+    def _turn(self, longest_s: float = IDLE_S) -> None:
         """Wait for the sockets once and handle what they bring."""
         self._go_by_parts()
-        events = self._roster.poller.wait(TICK_S if self._unwell else IDLE_S)
-        if events:
-            now = self._replies.now = self._clock()
-            for link, mask in events:
-                if link.connection is not None:  # an earlier event of this turn may have closed it
-                    link.on_event(mask, now)
-        if self._unwell or not events:
+        left = max(self._posting.due - self._clock(), 0.0)
+        events = self._roster.poller.wait(min(left, longest_s, TICK_S if self._upkeep.unwell else IDLE_S))
+        now = self._clock()
+        for link, mask in events:
+            if link.connection is not None:  # an earlier event of this turn may have closed it
+                link.on_event(mask, now)
+        if self._upkeep.unwell or not events or now >= self._posting.due:
             self._look_after()
 
-    def _try_later(self, part: Part, error: MoemeshError) -> None:
-        part.failure = error
-        part.retry_at = self._clock() + RETRY_S
-        self._unwell = True
-
     def _look_after(self) -> None:
-        """Everything that is not the fast path: updates, lost links, retries, deadlines."""
         if self._roster.posted:
             self._update()
             if not self._flights:
                 self._roster.switch()
-        self._unwell = False
-        now = self._clock()
-        for link in self._roster.all:
-            link.due(now)
-            if not link.ready:
-                self._unwell = True
-            for part in list(link.parts.values()):
-                self._check(part, now)
-
-    def _check(self, part: Part, now: float) -> None:
-        """Retry or fail one part whose reply is not in."""
-        link, flight = part.link, part.flight
-        since = part.since if part.failure is not None else max(part.since, link.last_heard)
-        if link.refusal is not None:
-            flight.error = flight.error or link.refusal
-        elif now - since > self._deadline_s:
-            why = "it is silent" if link.ready else link.cause
-            flight.error = (
-                flight.error
-                or part.failure
-                or NodeLost(
-                    f"node {link.node} at {link.address} did not answer layer {part.call[1]} within "
-                    f"{self._deadline_s:g} s: {why}"
-                )
-            )
-        elif part.retry_at:
-            self._unwell = True
-            if now >= part.retry_at and link.ready:
-                part.retry_at = 0.0
-                self._post(part)
-
-    def _changed(self, link: Link) -> None:
-        """A link has come up or was lost."""
-        self._unwell = True
-        self._express.settled = False
-        if link.ready:
-            for part in list(link.parts.values()):
-                part.retry_at = 0.0
-                self._post(part)
+                self._upkeep.rank()
+        self._upkeep.look_after()
 
     def _abandon(self, flight: Flight) -> None:
         """Forget a failed call. Its slot is not used again: late rows may still be on their way into it. Nor
         are its attempts: the call may be made again with other rows, which late replies must not answer."""
         for part in flight.parts:
-            part.link.parts.pop(part.call, None)
-            self._first_attempt = max(self._first_attempt, part.attempt + 1)
+            part.forget()
+        self._first_attempt = max(self._first_attempt, flight.attempt + 1)
         self._slots.discard(flight.slot)
 
     def _new_link(self, node: NodeId, address: str | None, poller: Poller) -> Link:
@@ -353,5 +319,5 @@ class Exchange:
             limits=Limits(payload=MAX_REPLY_BYTES),
             sink=self._replies.buffer_for,
             on_frame=self._replies.receive,
-            on_change=self._changed,
+            on_change=self._upkeep.changed,
         )

@@ -27,8 +27,8 @@ _DISPATCH, _RESULT = lead_of(Kind.DISPATCH), lead_of(Kind.RESULT)
 class Express:
     """Sends and gathers for the exchange, whose thread it belongs to.
 
-    settled: whether all links were at rest when `settle` was called; the exchange clears it after whatever
-    may have changed that.
+    settled: whether all links that are to be used were at rest when `settle` was called; the exchange clears
+    it after whatever may have changed that.
     """
 
     def __init__(self, shape: WireShape, router: int) -> None:
@@ -47,15 +47,18 @@ class Express:
         """Whether a call of so many rows may go the short way."""
         return tokens <= self._most_rows
 
-    def settle(self, links: Sequence[Link], loads: Array) -> None:
-        """Look at the links anew. loads: [links, 2] int64, where to write what their answers tell."""
+    def settle(self, links: Sequence[Link], ranks: Sequence[int], loads: Array) -> None:
+        """Look at the links anew. ranks: of each; only those of rank 0 are looked at, a call that needs
+        another one leaves the short way. loads: [links, 2] int64, where to write what their answers tell."""
         count = len(links)
-        self._fds = np.array([link.fileno() if link.at_rest else -1 for link in links], np.int32)
+        used = [not ranks or ranks[place] == 0 for place in range(count)]
+        fds = [link.fileno() if fine and link.at_rest else -1 for link, fine in zip(links, used, strict=True)]
+        self._fds = np.array(fds, np.int32)
         self._peers = np.array([link.incarnation for link in links], np.int64)
         self._polled = np.zeros((count, 2), np.int32)
         self._sent = np.zeros(count, np.int64)
         self._loads = loads
-        self.settled = bool((self._fds >= 0).all())
+        self.settled = bool((self._fds[used] >= 0).all())
 
     def post(self, flight: Flight, counters: Counters) -> list[tuple[int, int]]:
         """Send every node its part; (place, bytes sent of it) of those whose message is not wholly sent."""

@@ -15,21 +15,23 @@ import numpy as np
 
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.decoder import Sink
-from cluster.dispatch.flight import Part
+from cluster.dispatch.flight import Debt, Part
 from cluster.dispatch.frames import Frame, Limits
 from cluster.dispatch.greeting import Greeting, must_seal
 from cluster.dispatch.handshake import Identity, error_of, split_address
+from cluster.dispatch.health import Health
 from cluster.dispatch.kinds import Kind
-from cluster.dispatch.messages import Call
 from cluster.dispatch.poller import READ, WRITE, Poller
 from cluster.dispatch.transport import Array
-from cluster.errors import MoemeshError, ProtocolError, Tampered, Unavailable
+from cluster.errors import MoemeshError, Overloaded, ProtocolError, Tampered, Unavailable
 from cluster.types import NodeId
 
 log = logging.getLogger(__name__)
 
 RETRY_FIRST_S = 0.02
 RETRY_MOST_S = 0.2
+GREET_S = 2.0
+"""A connection that is not up by then is tried anew: its peer may be frozen, or packets go nowhere."""
 
 
 class State(Enum):
@@ -39,12 +41,19 @@ class State(Enum):
     READY = "ready"
 
 
+_RISING = (State.CONNECTING, State.GREETING)
+
+
 class Link:
     """Driven by the exchange: `due`, `on_event`. Nothing here waits.
 
     on_change: called when it has become READY and when it is lost.
-    parts: what the node owes us; survives a lost connection.
-    last_heard: when bytes of replies last arrived; a greeting is no sign that work gets done.
+    parts: what the node owes us; survives a lost connection. overdue: requests that it has not answered and
+        that others have; a lost connection takes them along.
+    last_heard: when bytes of replies last arrived; a greeting is no sign that work gets done, nor is a PONG.
+    last_byte: when any bytes arrived, a sign of life.
+    health: what the exchange thinks of the node; it decides, and keeps it here.
+    lost_at: when it was READY last, once it is not any more.
     tampered: how often somebody changed its bytes on their way to us.
     load: int64 [2], messages waiting and service time in µs, as the node's last reply told; a row of the
         roster's.
@@ -67,14 +76,18 @@ class Link:
         self.state = State.DOWN
         self.ready = False
         self.incarnation = 0
-        self.parts: dict[Call, Part] = {}
+        self.parts: dict[Debt, Part] = {}
+        self.overdue: dict[Debt, Part] = {}
         self.last_heard = 0.0
         self.tampered = 0
+        self.last_byte = 0.0
+        self.last_ping = self.lost_at = 0.0
+        self.health = Health()
         self.load: Array = np.zeros(2, np.int64)
         self.connection: Connection | None = None
         self.refusal: MoemeshError | None = None
         self.cause = "it was never reached"
-        self._retry_at = 0.0
+        self._retry_at = self._began = 0.0
         self._retry_s = RETRY_FIRST_S
         self._identity = identity
         self._greeting = Greeting(identity)
@@ -94,8 +107,11 @@ class Link:
 
     def due(self, now: float) -> None:
         """Start the next attempt to connect if it is time for one."""
+        if self.state in _RISING and now - self._began > GREET_S:
+            self.lose("it does not greet")
         if self.state is not State.DOWN or now < self._retry_at or self.address is None:
             return
+        self._began = now
         self._retry_at = now + self._retry_s
         self._retry_s = min(2 * self._retry_s, RETRY_MOST_S)
         try:
@@ -125,6 +141,17 @@ class Link:
             self.address = address
             self._retry_at, self._retry_s = 0.0, RETRY_FIRST_S
 
+    def ping(self, now: float) -> None:
+        """Ask whether the node is there; the answer, like any byte, is noted in `last_byte`."""
+        connection = self.connection
+        if connection is None or not self.ready:
+            return
+        self.last_ping = now
+        try:
+            connection.send(Kind.PING, [])
+        except (Unavailable, Overloaded) as error:  # a peer that reads nothing is as good as gone
+            self.lose(str(error))
+
     def on_event(self, mask: int, now: float) -> None:
         connection = self.connection
         assert connection is not None
@@ -143,7 +170,9 @@ class Link:
 
     def _handle(self, connection: Connection, frames: list[Frame], now: float) -> None:
         if self.ready:
-            self.last_heard = now
+            self.last_byte = now
+            if not frames or any(frame.kind is not Kind.PONG for frame in frames):
+                self.last_heard = now
         for frame in frames:
             if self.connection is not connection:  # an answer to an earlier frame failed
                 return
@@ -175,6 +204,7 @@ class Link:
         self.state = State.DOWN
         self.ready = False
         connection, self.connection = self.connection, None
+        self.overdue.clear()
         if connection is not None:
             self._poller.unregister(connection.sock)
             connection.close()

@@ -35,6 +35,14 @@ class Pace:
         pair_start[n] … pair_start[n + 1]; rows: int64 [experts], += those of each."""
         replicas.observe_call(experts, pair_start, self.loads, len(rows), rows, self.sums, self.values)
 
+    def overdue(self, node: int, rows: int, seconds: float) -> None:
+        """Count rows that took the node `seconds`, although others had computed them by then: for its speed
+        alone, they are in no other sum."""
+        values = self.values
+        values[replicas.PAIRS, node] = replicas.KEEP * values[replicas.PAIRS, node] + rows
+        values[replicas.SECONDS, node] = replicas.KEEP * values[replicas.SECONDS, node] + seconds
+        self.speed[node] = values[replicas.PAIRS, node] / values[replicas.SECONDS, node]
+
     def timed(self, node: int, seconds: float, bytes: int) -> None:
         """Count a round trip of so many bytes, both ways, that took `seconds` beside the node's service:
         trips, seconds, bytes, bytes², seconds², bytes · seconds, as NodeLoad has them."""

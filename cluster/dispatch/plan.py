@@ -61,9 +61,14 @@ class Slot:
             self._payload_bytes[first * row : last * row],
         )
 
+    def pairs(self, node: int) -> tuple[int, int]:
+        """The pairs of node `node`: from the first to before the last."""
+        first, last = self._starts[1][node : node + 2].tolist()
+        return first, last
+
     def region(self, node: int) -> memoryview:
         """Where node `node`'s result rows belong."""
-        first, last = self._starts[1][node : node + 2].tolist()
+        first, last = self.pairs(node)
         width = self._shape.result_bytes
         return self._results_view[first * width : last * width]
 

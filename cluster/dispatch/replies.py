@@ -6,8 +6,7 @@ duplicate cannot touch a newer step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.dispatch.flight import Counters, Part
 from cluster.dispatch.frames import Frame
@@ -18,32 +17,45 @@ from cluster.errors import MoemeshError, Overloaded, ProtocolError, Unavailable,
 _RESULT = Kind.RESULT
 
 
+class Listener(Protocol):
+    """Who is told what became of requests."""
+
+    def answered(self, part: Part, reply_bytes: int, service_us: int, alone: bool) -> None:
+        """Its rows are in. alone: it waited for nobody on the node, and nothing else is owed there."""
+
+    def overdue(self, part: Part, service_us: int) -> None:
+        """Its reply has come after others had given the rows."""
+
+    def not_served(self, part: Part, error: MoemeshError, later: bool) -> None:
+        """The node cannot serve it; later: perhaps it can in a moment."""
+
+
 class Replies:
-    """Takes the frames of links one by one; used by the exchange's thread.
+    """Takes the frames of links one by one; used by the exchange's thread. router: incarnation of the router
+    that is answered."""
 
-    router: incarnation of the router that is answered. try_later: called with a part that its node could not
-    serve yet, and why. now: when the sockets were last looked at, on the exchange's clock.
-    """
-
-    def __init__(
-        self, router: int, counters: Counters, try_later: Callable[[Part, MoemeshError], None]
-    ) -> None:
-        self.now = 0.0
+    def __init__(self, router: int, counters: Counters, listener: Listener) -> None:
         self._router = router
         self._counters = counters
-        self._try_later = try_later
+        self._listener = listener
 
     def _match(self, link: Link, header: Any) -> Part | None:
         """The part that a reply answers; None for a reply to something that is over."""
         try:
             router, node, step, layer, micro_batch, attempt = header[:6]
+            key = (step, layer, micro_batch, attempt)
+            part = link.parts.get(key)
+            late = None if part is not None else link.overdue.pop(key, None)
         except (TypeError, ValueError) as error:
             raise ProtocolError(f"a reply without its numbers: {error}") from error
-        part = link.parts.get((step, layer, micro_batch))
-        if part is None or attempt != part.attempt or router != self._router or node != link.incarnation:
+        if part is not None and router == self._router and node == link.incarnation:
+            return part
+        if late is None:
             self._counters.stale += 1
-            return None
-        return part
+        else:
+            self._counters.overdue += 1
+            self._listener.overdue(late, _service_us(header))
+        return None
 
     def buffer_for(self, link: Link, kind: Kind, header: Any, count: int) -> tuple[memoryview, Part] | None:
         part = self._match(link, header) if kind is _RESULT else None
@@ -52,7 +64,7 @@ class Replies:
         if part.receiving:  # a duplicate; the frames of one read are decoded before the first is handled
             self._counters.stale += 1
             return None
-        region = part.flight.slot.region(part.node)
+        region = part.region()
         if len(region) != count:
             raise ProtocolError(f"{count} bytes of results where {len(region)} were asked for")
         part.receiving = True
@@ -60,20 +72,12 @@ class Replies:
 
     def receive(self, link: Link, frame: Frame) -> None:
         kind, header = frame.kind, frame.header
-        counters = self._counters
         if kind is _RESULT:
-            part = frame.context
-            if part is None:
+            if frame.context is None:
                 raise ProtocolError("a RESULT without rows")
-            counters.received(frame.overhead, len(frame.payload))
-            link.load[:] = header[8:10]
-            if part.posted and len(link.parts) == 1 and not header[8]:  # it waited for nobody there
-                self._time(part, len(frame.payload), header[9])
-            if part.flight.error is None:  # else the call is over
-                del link.parts[part.call]
-                part.flight.left -= 1
+            self._result(link, frame, frame.context)
         elif kind is Kind.NOT_HERE or kind is Kind.FAULT:
-            counters.received(frame.overhead, 0)
+            self._counters.received(frame.overhead, 0)
             part = self._match(link, header)
             if part is None:
                 return
@@ -84,11 +88,16 @@ class Replies:
         elif kind is not Kind.PONG:
             raise ProtocolError(f"a {kind.name} frame where a reply was expected")
 
-    def _time(self, part: Part, reply_bytes: int, service_us: int) -> None:
-        """A round trip has ended with what the last look at the sockets brought."""
-        seconds = self.now - part.posted - service_us * 1e-6
-        request_bytes = len(part.flight.slot.request(part.node)[3])
-        part.flight.pace.timed(part.node, max(seconds, 0.0), request_bytes + reply_bytes)
+    def _result(self, link: Link, frame: Frame, part: Part) -> None:
+        self._counters.received(frame.overhead, len(frame.payload))
+        waiting, service_us = link.load[:] = frame.header[8:10]
+        if link.parts.get(part.key) is part:
+            alone = part.posted > 0 and len(link.parts) == 1 and not waiting
+            part.answered()
+            self._listener.answered(part, len(frame.payload), service_us, alone)
+        elif link.overdue.pop(part.key, None) is not None:  # it was on its way when others were done
+            self._counters.overdue += 1
+            self._listener.overdue(part, service_us)
 
     def _not_here(self, part: Part, version: int) -> None:
         link, flight = part.link, part.flight
@@ -96,14 +105,14 @@ class Replies:
             f"node {link.node} does not hold the experts of layer {part.call[1]} that table {flight.table} "
             f"gives it; it has loaded table {version}"
         )
-        if version < flight.table:
-            self._try_later(part, error)
-        else:
-            flight.error = error
+        self._listener.not_served(part, error, version < flight.table)
 
     def _fault(self, part: Part, name: str, message: str) -> None:
         error = error_from_wire(name, f"node {part.link.node}: {message}")
-        if isinstance(error, Overloaded):
-            self._try_later(part, error)
-        else:
-            part.flight.error = error
+        self._listener.not_served(part, error, isinstance(error, Overloaded))
+
+
+def _service_us(header: Any) -> int:
+    """Of a RESULT; 0 where a reply tells none."""
+    told = header[9] if len(header) == 10 else 0
+    return told if type(told) is int else 0

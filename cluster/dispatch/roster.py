@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from cluster.balance.placement import PlacementTable, newer
-from cluster.dispatch.choice import Replicas
+from cluster.dispatch.choice import Holders, Replicas
 from cluster.dispatch.link import Link
 from cluster.dispatch.pace import Pace
 from cluster.dispatch.poller import Poller
@@ -15,10 +17,48 @@ from cluster.types import NodeId
 
 Addresses = Mapping[NodeId, str]
 
+MOST_ROUTES = 32
+"""Kept for the ranks that nodes had of late: they come and go between a few."""
+
+Ranks = tuple[int, ...]
+"""Of each node of a table, 0 the best; () where all are alike."""
+
+
+class Routes:
+    """Who may compute which experts of a table, while its nodes have these ranks."""
+
+    def __init__(self, table: PlacementTable, ranks: Ranks) -> None:
+        self._table, self._ranks = table, ranks
+        self._owners: dict[int, Array] = {}
+        self._replicas: dict[int, Replicas | None] = {}
+
+    def owners(self, layer: int) -> Array:
+        owner = self._owners.get(layer)
+        if owner is None:
+            first = [holders[0] for holders in self._holders(layer)]
+            owner = self._owners[layer] = np.array(first, np.int32)
+        return owner
+
+    def replicas(self, layer: int) -> Replicas | None:
+        if layer not in self._replicas:
+            self._replicas[layer] = Replicas.among(self._holders(layer), len(self._table.nodes))
+        return self._replicas[layer]
+
+    def _holders(self, layer: int) -> Holders:
+        every = self._table.replicas[layer]
+        return [best(holders, self._ranks) for holders in every] if any(self._ranks) else every
+
+
+def best(holders: Sequence[int], ranks: Ranks) -> Sequence[int]:
+    """Those of the lowest rank."""
+    least = min(ranks[holder] for holder in holders)
+    return [holder for holder in holders if ranks[holder] == least]
+
 
 class Roster:
     """table: in use. next: the newest known, to which `switch` switches.
-    links, pace: in the order of the table's nodes. `post` may be called from any thread, all else from one.
+    links, pace: in the order of the table's nodes; ranks: how good each is (`rank`), () if all are.
+    `post` may be called from any thread, all else from one.
     """
 
     def __init__(
@@ -33,8 +73,8 @@ class Roster:
         self.pace = Pace(())
         self._new_link = new_link
         self._by_node: dict[NodeId, Link] = {}
-        self._owners: dict[int, Array] = {}
-        self._replicas: dict[int, Replicas | None] = {}
+        self.ranks: Ranks = ()
+        self._routes: dict[Ranks, Routes] = {}
         self._box: deque[tuple[PlacementTable, Addresses]] = deque(maxlen=1)
         self.post(table, addresses)
         self.apply_posted()
@@ -71,8 +111,8 @@ class Roster:
         """Use the next table from now on. Nodes that have left it are let go once they owe nothing."""
         if self.next is not self.table:
             self.table = self.next
-            self._owners.clear()
-            self._replicas.clear()
+            self._routes.clear()
+            self.ranks = ()
         self.links = [self._by_node[node] for node in self.table.nodes]
         if self.pace.nodes != self.table.nodes:
             self.pace = self.pace.over(self.table.nodes)
@@ -82,22 +122,42 @@ class Roster:
             if not self._by_node[node].parts:
                 self._by_node.pop(node).lose("it left the table")
 
+    def rank(self, ranks: Ranks) -> bool:
+        """How good each node of the table is, 0 the best; of an expert's holders only the best are asked.
+        Returns whether that is something new."""
+        if ranks == self.ranks:
+            return False
+        self.ranks = ranks
+        return True
+
     def owners(self, layer: int) -> Array:
         """[experts] int32: the place in `links` of each expert's owner."""
-        owner = self._owners.get(layer)
-        if owner is None:
-            owner = self._owners[layer] = self.table.owners(layer)
-        return owner
+        return self._route.owners(layer)
 
     def replicas(self, layer: int) -> Replicas | None:
         """The copies to choose from in `layer`; None where every expert has only one."""
-        if layer not in self._replicas:
-            self._replicas[layer] = Replicas.of(self.table, layer)
-        return self._replicas[layer]
+        return self._route.replicas(layer)
+
+    @property
+    def _route(self) -> Routes:
+        route = self._routes.get(self.ranks)
+        if route is None:
+            if len(self._routes) > MOST_ROUTES:
+                self._routes.clear()
+            route = self._routes[self.ranks] = Routes(self.table, self.ranks)
+        return route
+
+    def link(self, node: NodeId) -> Link | None:
+        return self._by_node.get(node)
 
     def missing(self) -> Link | None:
         """The first node of the table that is not connected."""
         return next((link for link in self.links if not link.ready), None)
+
+    def complete(self) -> bool:
+        """Whether every expert of the table has a holder that is connected."""
+        there = {place for place, link in enumerate(self.links) if link.ready}
+        return all(not there.isdisjoint(holders) for layer in self.table.replicas for holders in layer)
 
     def close(self) -> None:
         for link in self._by_node.values():

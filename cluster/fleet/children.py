@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
@@ -14,9 +15,29 @@ START_S = 60.0
 END_S = 5.0
 
 
+@dataclass(frozen=True)
+class Child:
+    """word: what it said when it served."""
+
+    word: str
+    pid: int
+    pipe: Pipe
+
+    def tell(self, command: str) -> None:
+        """It reads commands with `pipe.recv()`."""
+        self.pipe.send(command)
+
+
 @contextmanager
 def children(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> Iterator[list[str]]:
-    """Run `target(pipe, *values)` in a process of its own for each of `arguments`; yields what they say.
+    """As `family`; yields what they say."""
+    with family(target, arguments) as started:
+        yield [child.word for child in started]
+
+
+@contextmanager
+def family(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> Iterator[list[Child]]:
+    """Run `target(pipe, *values)` in a process of its own for each of `arguments`; yields them.
 
     A child sends one word (its address) when it serves, and ends when its `pipe.recv()` raises EOFError.
     Raises StartFailed if a child says nothing within START_S. All are gone when the context ends.
@@ -31,7 +52,9 @@ def children(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) 
             theirs.close()
             started.append(process)
             pipes.append(ours)
-        yield [_word(pipe) for pipe in pipes]
+        yield [
+            Child(_word(pipe), process.pid or 0, pipe) for process, pipe in zip(started, pipes, strict=True)
+        ]
     finally:
         for pipe in pipes:
             pipe.close()

@@ -21,13 +21,16 @@ from cluster.dispatch.client import ControlClient
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.errors import MoemeshError
+from cluster.types import NodeId
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 SYNC_STARTING_S = 0.1
-SYNC_PERIOD_S = 1.0
+SYNC_PERIOD_S = 0.5
+"""An expert that nobody holds any more is loaded after a node's next sync: half of what a stream may wait."""
+
 SYNC_TIMEOUT_S = 2.0
 JOIN_S = 10.0
 INCARNATION_EPOCH = 1_767_225_600.0
@@ -44,7 +47,8 @@ class View:
     """What the controller last said. nodes and routers: as in `cluster.controller.state.view`.
 
     active: version of the table that all nodes have loaded, 0 while one is missing. settled: no router uses
-    an older one. next: a table to load beside this one, for nodes.
+    an older one. next: a table to load beside this one, for nodes. mending: experts that no node holds any
+    more are being loaded. hurry: something waits for its members' reports.
     """
 
     table: PlacementTable | None = None
@@ -53,6 +57,8 @@ class View:
     routers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     settled: bool = False
     next: PlacementTable | None = None
+    mending: bool = False
+    hurry: bool = False
 
     def merged(self, answer: Mapping[str, Any]) -> View:
         """With a STATE header folded in; a table that is left out or not newer changes nothing."""
@@ -68,6 +74,8 @@ class View:
             dict(answer["routers"]),
             bool(answer["settled"]),
             None if following is None else PlacementTable.from_wire(following),
+            bool(answer.get("mending", False)),
+            bool(answer.get("hurry", False)),
         )
 
 
@@ -100,6 +108,7 @@ class ControlledRole(abc.ABC):
         self._changed = threading.Condition()
         self._fresh = False
         self._stopping = threading.Event()
+        self._news = threading.Event()
         self._threads = (
             threading.Thread(target=self._work, name=f"{name} work", daemon=True),
             threading.Thread(target=self._follow, name=f"{name} sync", daemon=True),
@@ -132,6 +141,14 @@ class ControlledRole(abc.ABC):
         """What it has seen of the experts' load, as LoadStats.to_wire; None for a role that sees none."""
         return None
 
+    def lost(self) -> Mapping[NodeId, int]:
+        """Nodes that it cannot reach, with their incarnations; none for a role that reaches none."""
+        return {}
+
+    def hurry(self) -> None:
+        """Sync now: there is something to tell. Callable from any thread."""
+        self._news.set()
+
     def observe(self, cluster: Mapping[str, Any]) -> None:  # noqa: B027 - most roles look away
         """What the controller knows of everybody's counts; with every sync, to gateways only."""
 
@@ -153,6 +170,7 @@ class ControlledRole(abc.ABC):
     def _stop(self) -> None:
         with self._changed:
             self._stopping.set()
+            self._news.set()
             self._changed.notify_all()
 
     def _work(self) -> None:
@@ -160,6 +178,7 @@ class ControlledRole(abc.ABC):
             self.build()
             while self._wait_for_news():
                 self._loaded = self.apply(self._view)
+                self.hurry()
                 _settle()
         except Exception as error:
             # Reported with the next syncs; whoever waits for this role reads it there.
@@ -182,7 +201,9 @@ class ControlledRole(abc.ABC):
     def _follow(self) -> None:
         while not self._stopping.is_set():
             self._asked("sync", self._sync_once, None)
-            self._stopping.wait(SYNC_PERIOD_S if self._is_ready() else SYNC_STARTING_S)
+            calm = self._is_ready() and not self._view.hurry
+            self._news.wait(SYNC_PERIOD_S if calm else SYNC_STARTING_S)
+            self._news.clear()
         self._threads[0].join(self.closing_s)
         self._say_goodbye()
 
@@ -229,6 +250,7 @@ class ControlledRole(abc.ABC):
             "error": None if self._error is None else list(self._error),
             "stats": self._asked("stats", self.stats, dict[str, Any]()),
             "load": self._asked("load", self.load, None),
+            "lost": self._asked("lost", lambda: dict(self.lost()), dict[NodeId, int]()),
         }
 
     def _is_ready(self) -> bool:

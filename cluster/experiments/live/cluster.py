@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,12 +15,13 @@ from cluster.balance.placement import PlacementTable
 from cluster.config import ControllerConfig, EngineConfig, NodeConfig
 from cluster.controller.state import Role, Shape
 from cluster.errors import StartFailed, Unavailable
+from cluster.experiments.live.faults import RelayedNode
 from cluster.experiments.live.metered import MeteredNode
 from cluster.experiments.live.pace import PacedNode
 from cluster.experiments.sim.model import Device, Model
 from cluster.expert.mapping import PAGE
 from cluster.fleet.ask import Controller
-from cluster.fleet.children import START_S, children
+from cluster.fleet.children import START_S, Child, children, family
 from cluster.fleet.ports import free_port
 from cluster.fleet.roles.controller import ControllerPlace, ControllerRole
 from cluster.fleet.roles.process import Place
@@ -38,10 +39,11 @@ MOVED_WITHIN_S = 120.0
 @dataclass(frozen=True)
 class LiveNode:
     """device: as slow as which; None: as fast as this machine, whose cores all such nodes share; those tell
-    core-seconds for service times. memory_bytes: as in NodeConfig."""
+    core-seconds for service times. memory_bytes: as in NodeConfig. relayed: the link to it can be cut."""
 
     device: Device | None = None
     memory_bytes: int = 0
+    relayed: bool = False
 
 
 def expert_model(library: Library, variant: str = "") -> Model:
@@ -59,13 +61,16 @@ def expert_page_bytes(library: Library, variant: str = "") -> int:
 
 @dataclass(frozen=True)
 class LiveCluster:
-    """controller: to ask. address: of the controller. place: of one more role, by its name."""
+    """controller: to ask. address: of the controller. place: of one more role, by its name. processes: of
+    nodes and routers, by name.
+    """
 
     controller: Controller
     address: str
     library: Library
     variant: str
     logs: str
+    processes: Mapping[str, Child] = field(default_factory=dict)
 
     def place(self, name: str) -> Place:
         return Place(name, self.address, str(self.library.path), self.variant, self.logs)
@@ -132,9 +137,10 @@ def live_cluster(
                 ("node", live.place(f"node-{number}"), node, model) for number, node in enumerate(nodes)
             ]
             wanted += [("router", live.place(f"router-{i}"), config) for i, config in enumerate(routers)]
-            with children(_serve, wanted):
+            with family(_serve, wanted) as started:
                 live.wait_ready(len(wanted))
-                yield live
+                names = [place.name for _, place, *_ in wanted]
+                yield replace(live, processes=dict(zip(names, started, strict=True)))
 
 
 class _Role(Protocol):
@@ -151,15 +157,18 @@ def _serve(pipe: Pipe, role: str, place: Place, *more: Any) -> None:
         return
     node, model = more
     config = NodeConfig(memory_bytes=node.memory_bytes)
-    if node.device is None:
+    if node.relayed:
+        _until_told(pipe, RelayedNode(place, config, node.device, model))
+    elif node.device is None:
         _until_told(pipe, MeteredNode(place, config))
     else:
         _until_told(pipe, PacedNode(place, config, node.device, model))
 
 
 def _until_told(pipe: Pipe, role: _Role) -> None:
-    """Serve until the parent closes its end of the pipe, or is gone."""
+    """Serve, and do as the parent says, until it closes its end of the pipe, or is gone."""
     pipe.send("serves")
     with suppress(EOFError):
-        pipe.recv()
+        while True:
+            getattr(role, pipe.recv())()
     role.shutdown()

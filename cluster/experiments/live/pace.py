@@ -29,7 +29,7 @@ def row_rate(rows_per_s: float, model: Model) -> Device:
 
 class PacedCompute:
     """An ExpertCompute whose calls last as long as `device` needs by the simulator's roofline, and no less
-    than they take here. Results are those of `inner`."""
+    than they take here. Results are those of `inner`. slowness: all of that so many times."""
 
     def __init__(
         self,
@@ -39,12 +39,14 @@ class PacedCompute:
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self.slowness = 1.0
         self._inner, self._device, self._model = inner, device, model
         self._clock, self._sleep = clock, sleep
 
     def run(self, layer: int, counts: Array, experts: Array, rows: Array, scales: Array) -> Array:
         """As `ExpertCompute.run`."""
-        until = self._clock() + self._device.service_s(np.bincount(experts).tolist(), self._model)
+        needed = self._device.service_s(np.bincount(experts).tolist(), self._model)
+        until = self._clock() + self.slowness * needed
         results = self._inner.run(layer, counts, experts, rows, scales)
         left = until - self._clock()
         if left > 0:
@@ -52,12 +54,26 @@ class PacedCompute:
         return results
 
 
+SLOW = 10.0
+
+
 class PacedNode(NodeRole):
     """A node role that is as slow as `device` with experts of `model`'s shape."""
+
+    _slowness = 1.0
+    _paced: PacedCompute | None = None
 
     def __init__(self, place: Place, config: NodeConfig, device: Device, model: Model) -> None:
         self._device, self._model = device, model
         super().__init__(place, config)
 
     def compute(self, store: ExpertStore, workers: Workers) -> ExpertCompute:
-        return PacedCompute(super().compute(store, workers), self._device, self._model)
+        self._paced = PacedCompute(super().compute(store, workers), self._device, self._model)
+        self._paced.slowness = self._slowness
+        return self._paced
+
+    def slow_down(self) -> None:
+        """From now on everything takes SLOW times as long."""
+        self._slowness = SLOW
+        if self._paced is not None:
+            self._paced.slowness = SLOW

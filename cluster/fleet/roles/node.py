@@ -96,7 +96,7 @@ class NodeRole(ControlledRole):
         self._restarts = count_restarts(place.logs, place.name)
         self._workers: Workers | None = None
         self._shard = Shard()
-        self._load_speed = 0.0
+        self._load_speed = self._load_s = 0.0
         self._node: ExpertNode | None = None
         super().__init__(place.name, place.controller)
 
@@ -158,8 +158,10 @@ class NodeRole(ControlledRole):
         store = ExpertStore(self._library, self._place.variant, experts, budget, checked=held)
         self._shard.put(store, self.compute(store, self._workers))
         loaded = sum(store.bytes_of(expert) for expert in experts - held)
+        if loaded:
+            self._load_s = time.monotonic() - begin
         if store.mapped and loaded:
-            self._load_speed = loaded / max(time.monotonic() - begin, 1e-6)
+            self._load_speed = loaded / max(self._load_s, 1e-6)
 
     def compute(self, store: ExpertStore, workers: Workers) -> ExpertCompute:
         """What runs the experts of `store`; an experiment may put something else in between."""
@@ -175,6 +177,7 @@ class NodeRole(ControlledRole):
             "restarts": self._restarts,
             "memory_bytes": self._config.memory_bytes,
             "load_bytes_per_s": self._load_speed,
+            "load_s": self._load_s,
             "resident_bytes": self._shard.resident_bytes,
             "held": len(self._shard.experts),
             **self._shard.cache,

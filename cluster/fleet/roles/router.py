@@ -61,7 +61,7 @@ class RouterRole(ControlledRole):
             self._open(view.table, addresses)
         else:
             assert self._service is not None, "it comes with the exchange"
-            self._exchange.update(view.table, addresses)
+            self._exchange.update(view.table, addresses, view.mending)
             self._service.between_steps(self._exchange.switch)
         return view.table.epoch, view.table.version
 
@@ -75,6 +75,7 @@ class RouterRole(ControlledRole):
         shape = wire_shape(self._library, self._place.variant)
         choice = resolve(self._config.choice)
         self._exchange = Exchange(identity, shape, table, addresses, choice=choice)
+        self._exchange.when_lost(self.hurry)
         self._exchange.connect(CONNECT_S)
         engine = Engine(
             self._trunk,
@@ -99,6 +100,9 @@ class RouterRole(ControlledRole):
         counts = dataclasses.asdict(self._service.stats) | self._service.turned.counts()
         counts["links_tampered_with"] += self._exchange.tampered
         return counts | {"restarts": self._restarts}
+
+    def lost(self) -> dict[NodeId, int]:
+        return {} if self._exchange is None else self._exchange.lost
 
     def load(self) -> dict[str, Any] | None:
         return None if self._exchange is None else self._exchange.load.stats().to_wire()

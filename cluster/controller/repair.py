@@ -1,0 +1,165 @@
+"""When nodes are lost, and when they are back: which experts to load where. Pure.
+
+    experts that no node holds any more ─────────────► loaded at once by nodes that are there
+    experts of fewer copies than there shall be ─────► copied, once their node has been away for a while
+    a lost node is back, empty ──────────────────────► given experts again, later with every loss
+
+The moves themselves are tables, prepared and published like any other (cluster/controller/state.py). An order
+to drain a node whose moves were given up because another node was lost is carried on here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+import numpy as np
+
+from cluster.balance.copies import complete
+from cluster.balance.fleet import Booleans, Devices, Integers
+from cluster.balance.migration import Budget
+from cluster.balance.placement import PlacementTable
+from cluster.balance.problem import Placement, Problem
+from cluster.balance.rebalance import decide
+from cluster.config import ControllerConfig
+from cluster.controller.rebalance import (
+    DEFAULTS,
+    Proposal,
+    expert_sizes,
+    library_speed,
+    tables_of,
+    widened,
+    without_idle,
+)
+from cluster.controller.state import ControllerState, Role, load_of, settled
+from cluster.errors import Unavailable
+from cluster.types import NodeId
+
+RETURN_AFTER_S = 5.0
+MOST_RETURN_S = 300.0
+"""A node that was lost is given experts again when it has been back for so long; doubled with every loss."""
+
+
+MOST_INCARNATION = 2**32
+
+
+class Reason(StrEnum):
+    orphans = "experts that no node holds any more"
+    copies = "experts of too few copies"
+    drain = "a drained node that still holds experts"
+    back = "a node that is back"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the controller remembers of losses. lost: nodes that are, since when. losses: how often each was,
+    and its incarnation the last time. back: those that were lost and have started again, since when.
+
+    A process that was only silent, or cut off from a router, may be so still: nobody tries it before an
+    operator asks for it (`moemesh rebalance`).
+    """
+
+    lost: Mapping[NodeId, float] = field(default_factory=dict)
+    losses: Mapping[NodeId, tuple[int, int]] = field(default_factory=dict)
+    back: Mapping[NodeId, float] = field(default_factory=dict)
+
+
+def remember(memory: Memory, state: ControllerState, now: float) -> Memory:
+    """With what has happened to nodes since."""
+    lost = {node: memory.lost.get(node, now) for node in state.lost}
+    losses = dict(memory.losses)
+    for node in lost.keys() - memory.lost.keys():
+        member = state.members.get(node)
+        losses[node] = (losses.get(node, (0, 0))[0] + 1, member.incarnation if member else 0)
+    there = {NodeId(member.id): member for member in state.of(Role.NODE) if member.ready}
+    back = {
+        node: memory.back.get(node, now)
+        for node, (_, incarnation) in losses.items()
+        if node in there and node not in lost and there[node].incarnation > incarnation
+    }
+    return Memory(lost, losses, back)
+
+
+def due(memory: Memory, state: ControllerState, config: ControllerConfig, now: float) -> Reason | None:
+    """What there is to do, if anything; the most urgent first."""
+    table = state.table
+    if table is None or state.pending or not settled(state, now):
+        return None
+    if state.orphaned:
+        return Reason.orphans
+    if any(node in state.orders.drained for node in table.nodes):
+        return Reason.drain
+    patient = any(now - since < config.replicate_after_s for since in memory.lost.values())
+    if not patient and _short(state, config):
+        return Reason.copies
+    for node, since in memory.back.items():
+        hold = min(RETURN_AFTER_S * 2 ** (memory.losses[node][0] - 1), MOST_RETURN_S)
+        if node not in table.nodes and node not in state.orders.drained and now - since >= hold:
+            return Reason.back
+    return None
+
+
+def given_back(memory: Memory) -> Memory:
+    """Those that were back have had their turn, whether they got anything or not; losses still count."""
+    never_again = {node: (count, MOST_INCARNATION) for node, (count, _) in memory.losses.items()}
+    kept = {node: memory.losses[node] for node in memory.losses.keys() - memory.back.keys()}
+    return replace(memory, back={}, losses=never_again | kept)
+
+
+def propose(state: ControllerState, config: ControllerConfig = DEFAULTS) -> Proposal:
+    """The fewest loads that give every expert the copies it shall have, without nodes that are lost or
+    drained.
+
+    An expert that nobody holds is loaded even beyond a node's memory: the node then reads it whenever it is
+    asked for, within its budget. Raises Unavailable if there is no table or nobody to load anything.
+    """
+    if state.table is None:
+        raise Unavailable("there is no table yet")
+    table = widened(state, state.table)
+    load = load_of(state)
+    sizes = expert_sizes(state.shape)
+    current = Placement.from_table(table, table.nodes, state.shape.experts)
+    leaving = np.array([node in state.lost or node in state.orders.drained for node in table.nodes])
+    if leaving.all():
+        raise Unavailable("no node is left that could load experts")
+    limits = _limits(state, table)
+    target = complete(current.hosts & ~leaving, sizes, limits, ~leaving, config.min_replicas)
+    rows = (sizes > 0).astype(np.float64) if load is None else load.load
+    memory = np.maximum(limits, np.einsum("led,le->d", target | current.hosts, sizes))
+    count = len(table.nodes)
+    ones = np.ones(count)
+    devices = Devices(table.nodes, ones, memory, ones * np.float64(1e9), np.zeros(count, np.int64))
+    problem = Problem(rows, sizes, devices, current)
+    budget = Budget(config.move_share, None, library_speed(state, table))
+    gone = state.lost & frozenset(table.nodes)
+    decision = decide(problem, Placement(target), config.horizon, budget, gone)
+    tables = tables_of(problem, decision, table, gone)
+    return Proposal(problem, decision, tables or _without(gone, table, target))
+
+
+def _without(gone: Collection[NodeId], table: PlacementTable, hosts: Booleans) -> tuple[PlacementTable, ...]:
+    """Where nothing is to be loaded: a table without the nodes that are gone, if others hold all they did."""
+    nowhere = ~hosts.any(axis=2) & ~_dense(table)[:, None]
+    if not gone or nowhere.any():
+        return ()
+    return (without_idle(Placement(hosts).to_table(table.nodes, table.epoch, table.version + 1)),)
+
+
+def _dense(table: PlacementTable) -> Booleans:
+    """[layers] bool: layers without experts."""
+    return np.array([not experts for experts in table.replicas])
+
+
+def _short(state: ControllerState, config: ControllerConfig) -> bool:
+    """Whether some expert has fewer copies than it could have, or the table still names a lost node."""
+    if config.min_replicas <= 1 and not state.lost:
+        return False
+    return bool(propose(state, config).tables)
+
+
+def _limits(state: ControllerState, table: PlacementTable) -> Integers:
+    """[devices] bytes for experts; a node without a limit has room for all of them."""
+    everything = int(expert_sizes(state.shape).sum())
+    told = (state.members[node].stats if node in state.members else {} for node in table.nodes)
+    return np.array([int(stats.get("memory_bytes", 0)) or everything for stats in told], np.int64)

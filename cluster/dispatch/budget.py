@@ -1,0 +1,29 @@
+"""What asking twice may cost: a bucket that fills with what is asked once. Pure."""
+
+from __future__ import annotations
+
+SHARE = 0.05
+"""Of all (row, expert) pairs sent, so many may be sent a second time on suspicion."""
+
+BURST_PAIRS = 1024.0
+
+
+class HedgeBudget:
+    """share: pairs gained for each pair sent; burst: the most that can be saved up, and what it starts with.
+
+    Over any stretch of time at most burst + share · sent pairs are spent.
+    """
+
+    def __init__(self, share: float = SHARE, burst: float = BURST_PAIRS) -> None:
+        self._share, self._burst = share, burst
+        self._saved = burst
+
+    def earn(self, pairs: int) -> None:
+        self._saved = min(self._saved + self._share * pairs, self._burst)
+
+    def spend(self, pairs: int) -> bool:
+        """Whether so many pairs may be sent again; they are paid for then."""
+        if pairs > self._saved:
+            return False
+        self._saved -= pairs
+        return True

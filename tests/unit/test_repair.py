@@ -1,0 +1,239 @@
+"""What the controller does about nodes that are lost, without sockets and with a clock of the test's own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.balance.copies import complete
+from cluster.balance.placement import PlacementTable
+from cluster.config import ControllerConfig
+from cluster.controller import rebalance, repair
+from cluster.controller import state as controller
+from cluster.controller.drain import drain
+from cluster.controller.orders import Orders
+from cluster.controller.repair import Memory, Reason
+from cluster.controller.state import DEAD_AFTER_S, ControllerState, Member, Role, Shape
+from cluster.errors import Unavailable
+from cluster.types import NodeId
+
+SHAPE = Shape(nodes=3, layers=4, experts=8, sparse=(0, 1, 3), expert_bytes=100)
+ONE = ControllerConfig()
+TWO = ControllerConfig(min_replicas=2)
+
+
+def node(name: str, now: float = 0.0, **changes) -> Member:
+    fields = {"address": f"{name}:1", "table": (1, 1), "ready": True, "incarnation": 1, "error": None}
+    return Member(role=Role.NODE, id=name, last_seen=now, **fields | changes)
+
+
+def router(now: float = 0.0, **changes) -> Member:
+    return dataclasses.replace(node("router-0", now), role=Role.ROUTER, **changes)
+
+
+def serving(now: float = 0.0, **changes) -> ControllerState:
+    """Three nodes with the first table, and a router that uses it."""
+    state = ControllerState(epoch=1, shape=SHAPE)
+    for table in (controller.NO_TABLE, (1, 1)):
+        for name in ("node-0", "node-1", "node-2"):
+            state = controller.sync(state, node(name, now, table=table, **changes))
+    return controller.sync(state, router(now))
+
+
+def without(state: ControllerState, name: str, now: float = 0.0) -> ControllerState:
+    """The router cannot reach `name`."""
+    return controller.sync(state, router(now, lost={name: 1}))
+
+
+def loaded(state: ControllerState, now: float = 0.0) -> ControllerState:
+    """Everybody who is there has loaded and uses what is to come."""
+    while state.pending:
+        following = state.pending[0]
+        for name in set(following.nodes) - state.lost:
+            wanted = (following.epoch, following.version)
+            state = controller.sync(state, node(name, now, prepared=wanted, table=wanted))
+        version = (state.table.epoch, state.table.version)
+        state = controller.sync(state, router(now, table=version))
+    return state
+
+
+def repaired(state: ControllerState, config: ControllerConfig = ONE) -> ControllerState:
+    return loaded(rebalance.begin(state, repair.propose(state, config)))
+
+
+def copies(table: PlacementTable) -> set[int]:
+    return {len(holders) for layer in table.replicas for holders in layer}
+
+
+def test_a_router_s_word_counts_for_the_incarnation_that_it_knew() -> None:
+    state = without(serving(), "node-1")
+    assert state.lost == {"node-1"}
+    assert state.orphaned
+    assert controller.active_version(state) == 0
+    again = controller.sync(state, node("node-1", incarnation=2, table=controller.NO_TABLE, ready=False))
+    assert not again.lost
+    assert not again.orphaned
+
+
+def test_a_node_that_is_silent_for_long_or_has_left_is_lost_too() -> None:
+    state = serving()
+    later = controller.sync(state, node("node-0", DEAD_AFTER_S + 1))
+    assert later.lost == {"node-1", "node-2"}
+    left = controller.sync(state, node("node-2", leaving=True))
+    assert left.lost == {"node-2"}
+
+
+def test_what_nobody_holds_any_more_is_loaded_at_once_by_the_others() -> None:
+    state = without(serving(), "node-1")
+    assert repair.due(Memory(), state, ONE, 0.0) is Reason.orphans
+    before = state.table
+    state = repaired(state)
+    assert state.table.nodes == ("node-0", "node-2")
+    assert not state.lost
+    assert controller.active_version(state) == state.table.version
+    for name in state.table.nodes:  # nothing else moves
+        assert set(before.experts_of(name)) <= set(state.table.experts_of(name))
+    assert copies(state.table) == {1}
+
+
+def test_they_are_loaded_even_where_memory_is_short() -> None:
+    state = without(serving(stats={"memory_bytes": 800}), "node-1")
+    assert repaired(state).table.nodes == ("node-0", "node-2")
+
+
+def test_moves_that_counted_on_a_lost_node_are_given_up() -> None:
+    state = serving()
+    drained, proposal = drain(state, NodeId("node-2"))
+    state = rebalance.begin(drained, proposal)
+    assert state.pending
+    state = without(state, "node-1")
+    assert not state.pending
+    state = repaired(state)
+    assert state.table.nodes == ("node-0",)  # the drain has been carried on
+    assert len(state.table.experts_of(NodeId("node-0"))) == 24
+
+
+def test_a_dead_node_does_not_hold_up_moves() -> None:
+    """Every expert has a copy elsewhere: nobody waits for it, nor for a drain beside it."""
+    state = repaired(serving(), TWO)
+    assert copies(state.table) == {2}
+    state = without(state, "node-1")
+    assert not state.orphaned
+    assert controller.active_version(state) == state.table.version
+    state, proposal = drain(state, NodeId("node-2"))
+    assert all("node-1" not in table.nodes for table in proposal.tables[-1:])
+    state = loaded(rebalance.begin(state, proposal))
+    assert state.table.nodes == ("node-0",)
+
+
+def test_copies_are_made_when_their_node_stays_away() -> None:
+    state = repaired(serving(), TWO)
+    state = without(state, "node-0")
+    memory = repair.remember(Memory(), state, 100.0)
+    assert memory.losses == {"node-0": (1, 1)}
+    assert repair.due(memory, state, TWO, 100.0) is None
+    assert repair.due(memory, state, TWO, 100.0 + TWO.replicate_after_s) is Reason.copies
+    state = repaired(state, TWO)
+    assert state.table.nodes == ("node-1", "node-2")
+    assert copies(state.table) == {2}
+    assert repair.due(repair.remember(memory, state, 200.0), state, TWO, 200.0) is not Reason.copies
+
+
+def test_a_lost_node_leaves_the_table_though_nothing_needs_to_be_loaded() -> None:
+    state = without(repaired(serving(), TWO), "node-0")
+    proposal = repair.propose(state, ONE)
+    assert proposal.decision.migration.bytes == 0
+    (table,) = proposal.tables
+    assert table.nodes == ("node-1", "node-2")
+
+
+def test_without_losses_and_with_enough_copies_there_is_nothing_to_do() -> None:
+    state = serving()
+    memory = repair.remember(Memory(), state, 0.0)
+    assert repair.due(memory, state, ONE, 0.0) is None
+    assert not repair.propose(state).tables
+    assert repair.due(memory, state, TWO, 0.0) is Reason.copies
+
+
+def test_nothing_is_repaired_while_tables_are_on_their_way() -> None:
+    state = serving()
+    state = rebalance.begin(state, repair.propose(state, TWO))
+    assert repair.due(Memory(), state, TWO, 0.0) is None
+
+
+def test_a_node_that_is_back_gets_experts_again_later_with_every_loss() -> None:
+    state = without(serving(), "node-1", 0.0)
+    memory = repair.remember(Memory(), state, 0.0)
+    state = repaired(state)
+    waits = []
+    for loss in range(1, 9):
+        now = 1000.0 * loss
+        state = controller.sync(state, node("node-1", 0.0, incarnation=loss + 1))
+        memory = dataclasses.replace(memory, losses={NodeId("node-1"): (loss, loss)}, back={})
+        memory = repair.remember(memory, state, now)
+        waits.append(next(s for s in range(1000) if repair.due(memory, state, ONE, now + s)))
+        assert repair.due(memory, state, ONE, now + waits[-1]) is Reason.back
+    assert waits == [5, 10, 20, 40, 80, 160, 300, 300]
+    after = repair.given_back(memory)
+    assert not after.back
+    assert not repair.remember(after, state, 9000.0).back  # it has had its turn
+    assert after.losses[NodeId("node-1")][0] == 8  # and no forgiveness
+
+
+def test_a_process_that_was_only_cut_off_is_not_tried_by_itself() -> None:
+    state = without(serving(), "node-1")
+    memory = repair.remember(Memory(), state, 0.0)
+    state = controller.sync(repaired(state), node("node-1"))
+    assert not repair.remember(memory, state, 1000.0).back
+    state = controller.sync(state, node("node-1", incarnation=2))
+    assert repair.remember(memory, state, 1000.0).back == {"node-1": 1000.0}
+
+
+def test_a_drained_node_that_is_back_stays_empty() -> None:
+    state = repaired(without(serving(), "node-1"))
+    state = controller.sync(state, node("node-1", incarnation=2))
+    memory = Memory(losses={NodeId("node-1"): (1, 1)}, back={NodeId("node-1"): 0.0})
+    state = dataclasses.replace(state, orders=Orders(drained=frozenset({NodeId("node-1")})))
+    assert repair.due(memory, state, ONE, 900.0) is None
+
+
+def test_where_nobody_is_left_that_is_said() -> None:
+    state = serving()
+    for name in ("node-0", "node-1", "node-2"):
+        state = controller.sync(state, node(name, leaving=True))
+    with pytest.raises(Unavailable, match="no node is left"):
+        repair.propose(state)
+    with pytest.raises(Unavailable, match="no table"):
+        repair.propose(ControllerState(epoch=1, shape=SHAPE))
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 4), st.integers(0, 1500), st.integers(1, 31)
+)
+def test_copies_are_completed_as_far_as_memories_allow(
+    seed: int, devices: int, wanted: int, memory: int, able_bits: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    hosts = rng.random((3, 6, devices)) < 0.3
+    sizes = np.full((3, 6), 100)
+    sizes[1] = 0
+    hosts[1] = False
+    able = np.array([bool(able_bits >> place & 1) for place in range(devices)])
+    limits = np.full(devices, memory)
+    found = complete(hosts, sizes, limits, able, wanted)
+    added = found & ~hosts
+    assert (found >= hosts).all()
+    assert not added[:, :, ~able].any()
+    assert not found[1].any()
+    assert (added.sum(axis=2) <= np.maximum(wanted - hosts.sum(axis=2), 0)).all()
+    if able.any():
+        assert found[[0, 2]].any(axis=2).all()
+    held = np.einsum("led,le->d", found, sizes)
+    over = (held > limits) & able
+    for device in np.flatnonzero(over):  # only of what nobody else had
+        sole = added[:, :, device] & ~hosts.any(axis=2)
+        assert sole.any() or not added[:, :, device].any()
