@@ -24,7 +24,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ[SESSION_VARIABLE] = SESSION = uuid.uuid4().hex
 
 # A slow machine is no defect.
-hypothesis.settings.register_profile("moemesh")
+hypothesis.settings.register_profile("moemesh", deadline=None)
 hypothesis.settings.load_profile("moemesh")
 
 # Ray keeps logs of ended sessions on purpose.
