@@ -38,9 +38,6 @@ def wire_security() -> WireSecurity:
 
 _WORDS, _NUMBERS = ("role", "id", "library"), ("incarnation", "numerics", "protocol")
 
-MOST_NAME = 256
-"""Characters of a word in an introduction."""
-
 
 @dataclass(frozen=True)
 class Identity:
@@ -78,7 +75,7 @@ class Identity:
             given = {name: header[name] for name in (*_WORDS, *_NUMBERS)}
         except (KeyError, TypeError) as error:
             raise ProtocolError(f"a peer introduced itself with a broken header: {error!r}") from error
-        words = all(type(given[name]) is str and len(given[name]) <= MOST_NAME for name in _WORDS)
+        words = all(type(given[name]) is str for name in _WORDS)
         if not words or not all(type(given[name]) is int and 0 <= given[name] < 2**32 for name in _NUMBERS):
             raise ProtocolError("a peer introduced itself with a broken header")
         return Identity(**given)

@@ -74,7 +74,6 @@ def test_before_the_greeting_nothing_is_answered(kind: Kind) -> None:
         {"numerics": 1e300},
         {"protocol": "1"},
         {"role": 5},
-        {"id": "x" * 300},
         {"library": None},
     ],
 )
