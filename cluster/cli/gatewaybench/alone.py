@@ -8,7 +8,7 @@ import time
 from cluster.cli.gatewaybench.arrivals import POISSON, Size, drawn
 from cluster.cli.gatewaybench.client import Caller, calling, offer
 from cluster.cli.gatewaybench.figures import Outcome, at_percentile, count
-from cluster.cli.gatewaybench.laboratory import Laboratory, busy_client, laboratory
+from cluster.cli.gatewaybench.laboratory import Laboratory, bare_server, busy_client, laboratory
 from cluster.cli.report import Result, Target, result
 from cluster.errors import MoemeshError
 
@@ -32,31 +32,46 @@ IDLE_MEMORY = Target(must=100, at_most=True)
 
 
 def measure_overhead(seconds: float) -> list[Result]:
-    """First tokens of short requests beside STREAMS streams in the mean, at 50 tokens a second each, which
-    another process reads: its work must not count as the gateway's."""
+    """CPU a token of STREAMS streams in the mean, at 50 tokens a second each, which another process reads:
+    its work must not count as the gateway's. Then first tokens of short requests beside them, and of the same
+    requests at a service that only answers, beside nothing: no gateway over gRPC comes below that here."""
     rate = STREAMS / (SIZE.new * STEP_S)
     with (
         laboratory(STEP_S, window=ROOM) as lab,
-        busy_client(lab.address, rate, RAMP_S + seconds + RAMP_S, SIZE) as client,
+        busy_client(lab.address, rate, RAMP_S + 2 * seconds + RAMP_S, SIZE) as client,
     ):
         client.tell()
         time.sleep(RAMP_S)  # until as many streams run as are meant to
-        cpu_s, tokens = lab.gateway.cpu_s, _tokens(lab)
-        outcome = asyncio.run(_probe(lab, seconds))
-        cpu_s, tokens = lab.gateway.cpu_s - cpu_s, _tokens(lab) - tokens
+        cpu_us = _cpu_per_token(lab, seconds)
+        outcome = asyncio.run(_probe(lab.address, seconds))
         seen, others = lab.router.ask(), client.answer()
     overheads = _overheads(outcome, seen["stamps"])
     lost = len(outcome.fates) - len(overheads) + others["lost"]
     return [
         at_percentile("gateway.overhead.first_token_p50", overheads, 50, "ms", FIRST_TOKEN),
         at_percentile("gateway.overhead.first_token_p99", overheads, 99, "ms"),
-        result("gateway.cpu_per_token", [1e6 * cpu_s / tokens], "µs", CPU_PER_TOKEN),
+        at_percentile("gateway.overhead.bare_grpc_p50", _bare(seconds), 50, "ms"),
+        result("gateway.cpu_per_token", [cpu_us], "µs", CPU_PER_TOKEN),
         count("gateway.overhead.lost", lost, Target(0, at_most=True)),
     ]
 
 
-async def _probe(lab: Laboratory, seconds: float) -> Outcome:
-    async with calling(lab.address) as caller:
+def _cpu_per_token(lab: Laboratory, seconds: float) -> float:
+    """µs, the admission of the streams that begin in this time included."""
+    cpu_s, tokens = lab.gateway.cpu_s, _tokens(lab)
+    time.sleep(seconds)
+    return 1e6 * (lab.gateway.cpu_s - cpu_s) / (_tokens(lab) - tokens)
+
+
+def _bare(seconds: float) -> list[float]:
+    """ms to the second message, as the probes have it."""
+    with bare_server() as address:
+        outcome = asyncio.run(_probe(address, seconds))
+    return [1e3 * one.first_token for one in outcome.fates if one.tokens_at]
+
+
+async def _probe(address: str, seconds: float) -> Outcome:
+    async with calling(address) as caller:
         return await offer(caller.generate, drawn(POISSON, PROBES, seconds, Size(SIZE.prompt, 1)))
 
 

@@ -2,6 +2,7 @@
 
     python -m cluster.cli.gatewaybench.laboratory router STEP_SECONDS
     python -m cluster.cli.gatewaybench.laboratory gateway ROUTER_ADDRESS WINDOW
+    python -m cluster.cli.gatewaybench.laboratory bare
     python -m cluster.cli.gatewaybench.laboratory client GATEWAY_ADDRESS RATE SECONDS PROMPT_TOKENS NEW_TOKENS
 
 Each prints a line of JSON when it is ready. The router then prints its stamps for every line on its stdin,
@@ -21,7 +22,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
+import uvloop
 
+from cluster.cli.gatewaybench import bare
 from cluster.cli.gatewaybench.arrivals import POISSON, Arrival, Size, drawn
 from cluster.cli.gatewaybench.client import calling, offer
 from cluster.cli.gatewaybench.figures import DONE
@@ -102,6 +105,13 @@ def busy_client(address: str, rate: float, seconds: float, size: Size) -> Iterat
 
 
 @contextmanager
+def bare_server() -> Iterator[str]:
+    """The address of a service that only answers (cluster/cli/gatewaybench/bare.py)."""
+    with _child("bare") as child:
+        yield str(child.told["address"])
+
+
+@contextmanager
 def _child(*arguments: str) -> Iterator[Child]:
     with subprocess.Popen(
         [sys.executable, "-m", __name__, *arguments],
@@ -139,6 +149,13 @@ def _gateway(router: str, window: int) -> None:
     service.shutdown(grace_s=0.0)
 
 
+async def _bare() -> None:
+    server, address = await bare.serve()
+    _say({"address": address})
+    await asyncio.to_thread(sys.stdin.read)
+    await server.stop(None)
+
+
 async def _client(address: str, arrivals: Sequence[Arrival]) -> None:
     async with calling(address) as caller:
         _say({})
@@ -158,6 +175,8 @@ def _main(role: str, *arguments: str) -> None:
         _router(float(arguments[0]))
     elif role == "gateway":
         _gateway(arguments[0], int(arguments[1]))
+    elif role == "bare":
+        uvloop.run(_bare())
     else:
         rate, seconds = map(float, arguments[1:3])
         size = Size(*map(int, arguments[3:5]))
