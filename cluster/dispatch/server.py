@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from cluster.dispatch.greeting import Reception, must_seal
 from cluster.dispatch.handshake import Identity, error_header
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.poller import READ, WRITE, Poller
+from cluster.dispatch.strangers import Strangers, Turned
 from cluster.dispatch.transport import Array
 from cluster.errors import MoemeshError, PortInUse, ProtocolError, Tampered
 
@@ -39,22 +39,6 @@ USED = -1
 _GREETING, _PING = (Kind.HELLO, Kind.PROOF), Kind.PING
 _LISTENER, _WAKE = object(), object()
 _DO_NOT_WAIT = np.zeros((0, 2), np.int32)
-
-
-@dataclass(slots=True)
-class Turned:
-    """Connections that a server ended. late: their peer did not greet in time; shed: nor before others came;
-    refused: it is no member, or does not keep to the protocol; tampered: somebody changed what it sent."""
-
-    late: int = 0
-    shed: int = 0
-    refused: int = 0
-    tampered: int = 0
-
-    def counts(self) -> dict[str, int]:
-        """For statistics."""
-        strangers = self.late + self.shed + self.refused
-        return {"strangers_turned_away": strangers, "links_tampered_with": self.tampered}
 
 
 class FrameServer:
@@ -104,17 +88,13 @@ class FrameServer:
         self._identity = identity
         self._limits = limits
         self._max_queued = max_queued
-        self._max_strangers = max_strangers
-        self._greeting_s = greeting_s
-        self._clock = clock
+        self._strangers = Strangers(max_strangers, greeting_s, clock)
         self._name = name
         self._poller = Poller()
         self.alone = False
         """For callbacks: nothing else has arrived together with what they are given."""
         self._connections: set[Connection] = set()
         self._receptions: dict[Connection, Reception] = {}
-        self._strangers: dict[Connection, float] = {}
-        """With the time by which they must have greeted, the oldest first."""
         self._watched: dict[Connection, Array] = {}
         self._blocked: deque[Connection] = deque()
         self._stopping = False
@@ -195,7 +175,7 @@ class FrameServer:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                events = self._poller.wait(self._patience())
+                events = self._poller.wait(self._strangers.patience())
                 self.alone = len(events) == 1
                 for what, mask in events:
                     if what is _LISTENER:
@@ -207,7 +187,7 @@ class FrameServer:
                 while self._blocked:
                     self._watch(self._blocked.popleft())
                 if self._strangers:
-                    self._lose_patience()
+                    self._drop_late()
                 if self._on_round is not None:
                     self._on_round()
         finally:
@@ -243,24 +223,15 @@ class FrameServer:
             on_blocked=self._note_blocked,
             greeting=greets,
         )
-        if greets:
-            if len(self._strangers) >= self._max_strangers:
-                self.turned.shed += 1
-                self._drop(next(iter(self._strangers)))
-            self._strangers[connection] = self._clock() + self._greeting_s
+        if greets and (displaced := self._strangers.enter(connection)) is not None:
+            self.turned.shed += 1
+            self._drop(displaced)
         self._connections.add(connection)
         self._watched.clear()
         self._poller.register(sock, READ, connection)
 
-    def _patience(self) -> float | None:
-        """Seconds until the oldest stranger must have greeted, None without one."""
-        for due in self._strangers.values():
-            return max(0.0, due - self._clock())
-        return None
-
-    def _lose_patience(self) -> None:
-        now = self._clock()
-        for connection in [each for each, due in self._strangers.items() if due <= now]:
+    def _drop_late(self) -> None:
+        for connection in self._strangers.late():
             self.turned.late += 1
             self._drop(connection)
 
@@ -329,14 +300,14 @@ class FrameServer:
             connection.peer = reception.peer
             connection.admit()
             del self._receptions[connection]
-            self._strangers.pop(connection, None)
+            self._strangers.leave(connection)
         connection.send(kind, header)
 
     def _is_stranger(self, connection: Connection) -> bool:
         return self._identity is not None and self._identity.key != b"" and connection.peer is None
 
     def _refuse(self, connection: Connection, error: ProtocolError) -> None:
-        self.turned.refused += 1
+        self.turned.refused += connection.peer is None
         log.warning("%s: refused a peer: %s", self._name, error)
         with suppress(MoemeshError):  # it has gone: nobody to tell
             connection.send(Kind.REFUSED, error_header(error))
@@ -347,7 +318,8 @@ class FrameServer:
             return
         self._connections.discard(connection)
         self._receptions.pop(connection, None)
-        stranger = self._strangers.pop(connection, None) is not None
+        self._strangers.leave(connection)
+        stranger = self._identity is not None and connection.peer is None
         self._watched.clear()
         self._poller.unregister(connection.sock)
         connection.close()

@@ -15,7 +15,8 @@ from cluster.dispatch.frames import Frame
 from cluster.dispatch.handshake import Identity, error_header
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.requests import Entry, pack_event, pack_failure, parse_request
-from cluster.dispatch.server import FrameServer, Turned
+from cluster.dispatch.server import FrameServer
+from cluster.dispatch.strangers import Turned
 from cluster.errors import MoemeshError, ProtocolError, Unavailable
 from cluster.model.grammar import GrammarState
 from cluster.router.engine import Engine, EngineStats

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from cluster.dispatch.exchange import Exchange
 from cluster.dispatch.frames import Frame, pack_header
 from cluster.dispatch.handshake import KEY_VARIABLE, SECURITY_VARIABLE, Identity, cluster_key, wire_security
 from cluster.dispatch.kinds import Kind
+from cluster.dispatch.seal import Share
 from cluster.errors import ProtocolError, Tampered, Unavailable
 from support.expert_nodes import Nodes, make_call, round_trip, router, running
 from support.frames import echo, serving
@@ -99,6 +101,35 @@ def test_16_mb_pass_both_ways(mine: bool) -> None:
                     assert bytes((await stream.recv()).payload) == b"small"
 
         asyncio.run(talk())
+
+
+def test_two_sealed_peers_that_send_16_mb_to_each_other_do_not_deadlock() -> None:
+    """And what waits to be sent is counted to the byte: at the end nothing does."""
+    shares, said = (Share(), Share()), b"said"
+    sessions = [
+        mine.session(theirs.public, KEY, said, server=bool(number))
+        for number, (mine, theirs) in enumerate((shares, shares[::-1]))
+    ]
+    ends = [Connection(sock) for sock in socket.socketpair()]
+    try:
+        data, got = os.urandom(BIG), {0: b"", 1: b""}
+        for end, session in zip(ends, sessions, strict=True):
+            end.admit(session)
+            end.send(Kind.RESULT, [1], data)
+            end.send(Kind.PONG, [2])
+            assert end.blocked
+        while not all(got.values()):
+            for number, end in enumerate(ends):
+                end.flush()
+                for frame in end.read():
+                    if frame.kind is Kind.RESULT:
+                        got[number] = bytes(frame.payload)
+        assert got == {0: data, 1: data}
+        assert [end.queued_bytes for end in ends] == [0, 0]
+        assert not any(end.blocked for end in ends)
+    finally:
+        for end in ends:
+            end.close()
 
 
 def test_what_has_no_key_seals_nothing_and_says_so() -> None:

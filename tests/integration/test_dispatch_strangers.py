@@ -119,7 +119,7 @@ def test_silence_is_noticed_while_a_node_works_for_its_routers() -> None:
     clock = Clock()
     with running(1) as nodes, connected(nodes) as exchange:
         server = nodes.nodes[nodes.names[0]]._server
-        server._clock = clock
+        server._strangers._clock = clock
         for step in range(3):
             round_trip(exchange, make_call(2, step=step))
         with silent(server, 1) as (sock,):
