@@ -10,6 +10,7 @@ import numpy as np
 from cluster.cli.report import Result, Target, result
 from cluster.experiments.generators import Workload
 from cluster.experiments.live.cluster import LiveNode, expert_model
+from cluster.experiments.live.pin import cores
 from cluster.experiments.live.validate import Case, validate, workload_for
 from cluster.experiments.sim.model import Device, Model
 from cluster.experiments.sim.profiles import profile
@@ -42,7 +43,7 @@ def validation_results(steps: int, seeds: int) -> Iterator[Result]:
         for name, case in CASES.items()
     }
     fitted_on = workload_for(library, replace(FITTED_ON, steps=2 * steps))
-    for kind, nodes in (("paced", paced_nodes(model)), ("unpaced", [LiveNode()] * 3)):
+    for kind, nodes in (("paced", paced_nodes(model)), ("unpaced", unpaced_nodes())):
         runs = [validate(library, nodes, profile("n100"), fitted_on, sized, seed) for seed in range(seeds)]
         for name in CASES:
             found = [run[name] for run in runs]
@@ -51,8 +52,12 @@ def validation_results(steps: int, seeds: int) -> Iterator[Result]:
             for what in ("measured", "predicted"):
                 medians = [1e3 * float(np.median(getattr(each, what))) for each in found]
                 yield result(f"{id}.{what}_ms", medians, "ms")
-        cores = [run[name].fitted.cores for run in runs]
-        yield result(f"balance.simulator.fitted_{kind}.cores", cores, "cores")
+
+
+def unpaced_nodes() -> list[LiveNode]:
+    """Three nodes over this machine's cores in turn, beginning with the second: the first has the router."""
+    there = cores()
+    return [LiveNode(core=there[number % len(there)]) for number in range(1, 4)]
 
 
 def paced_nodes(model: Model) -> list[LiveNode]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from cluster.cli.bench_validate import FITTED_ON
 from cluster.errors import ConfigError
 from cluster.experiments.live.cluster import LiveNode
+from cluster.experiments.live.pin import cores
 from cluster.experiments.live.validate import Case, validate, workload_for
 from cluster.experiments.runs import carry_out, gather, run_id, sweep
 from cluster.experiments.sim.inputs import Fault, Host
@@ -66,14 +66,22 @@ def test_a_fitted_simulator_predicts_what_was_run_live() -> None:
     library = open_model()
     fitted_on = workload_for(library, replace(FITTED_ON, steps=12, tokens=8))
     cases = {"more": Case(replace(fitted_on, steps=3, tokens=24), (0, 1))}
-    found = validate(library, [LiveNode()] * 2, profile("n100"), fitted_on, cases)["more"]
+    there = cores()
+    nodes = [LiveNode(core=there[-1]), LiveNode(core=there[0])]
+    found = validate(library, nodes, profile("n100"), fitted_on, cases, warm_s=0.0)["more"]
     measured, predicted, fitted = found.measured, found.predicted, found.fitted
+    assert cores() == there
     assert measured.shape == predicted.shape == (3,)
     assert found.error == pytest.approx(abs(np.median(predicted) / np.median(measured) - 1))
-    assert 1 <= fitted.cores <= (os.cpu_count() or 1)
+    assert fitted.seats == (there[-1], there[0], there[0])
     assert min(fitted.costs.send_s, fitted.costs.take_s, fitted.costs.layer_s) > 0
-    least = sum(device.message_s for device in fitted.devices) / fitted.cores
+    least = max(device.message_s for device in fitted.devices)
     assert (predicted > len(library.spec.sparse_layers) * least).all()
+
+
+def test_nodes_without_pace_or_core_are_not_compared() -> None:
+    with pytest.raises(ConfigError, match="which one each has"):
+        validate(open_model(), [LiveNode()], profile("n100"), FITTED_ON, {})
 
 
 def test_what_only_the_simulator_has_is_refused(spec: Spec, tmp_path: Path) -> None:

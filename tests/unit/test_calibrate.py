@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,16 +64,15 @@ class Machine:
         return Replayed(step_s, costs.layer_s, costs.send_s, costs.take_s, messages)
 
 
-@pytest.mark.parametrize("cores", [1.0, 1.5, 2.0])
-def test_shared_cores_and_every_cost_are_found_again(monkeypatch, cores):
+@pytest.mark.parametrize("seats", [(1, 0, 1, 0), (0, 0, 0, 0), (1, 2, 3, 0)])
+def test_every_cost_of_processes_that_share_cores_is_found_again(monkeypatch, seats):
+    """seats: the core of each node, and of the router."""
     monkeypatch.setattr(calibrate, "FRESH_S", 0.0)
-    monkeypatch.setattr(calibrate, "os", SimpleNamespace(cpu_count=lambda: 2))
     device = replace(DEVICE, message_s=DEVICE.message_s + BESIDE_S, latency_s=3e-5)
     costs = replace(FREE, layer_s=3e-5, send_s=4e-5, take_s=3e-5)
-    machine = Machine(Calibration((device,) * 3, costs, cores))
-    found = calibrate_shared(machine, machine, whole(WORKLOAD, 0), MODEL, profile("n100"))
+    machine = Machine(Calibration((device,) * 3, costs, seats))
+    found = calibrate_shared(machine, machine, whole(WORKLOAD, 0), MODEL, profile("n100"), seats)
     assert found.costs == costs
-    assert found.cores == pytest.approx(cores, abs=0.11)
     for each in found.devices:
         assert each.message_s == pytest.approx(device.message_s, rel=0.05)
         assert each.service_s([3, 30], MODEL) == pytest.approx(device.service_s([3, 30], MODEL), rel=0.05)
@@ -84,11 +82,11 @@ def test_shared_cores_and_every_cost_are_found_again(monkeypatch, cores):
         np.testing.assert_allclose(found.predict(other, MODEL, nodes), expected, rtol=0.05)
 
 
-def test_nodes_with_machines_of_their_own_need_no_cores():
+def test_nodes_with_machines_of_their_own_share_no_core():
     device = replace(DEVICE, message_s=5e-4 + BESIDE_S, latency_s=1e-4)
     machine = Machine(Calibration((device,) * 2, replace(FREE, layer_s=5e-5)))
-    found = calibrate_apart(machine, machine, whole(WORKLOAD, 0), MODEL, profile("n100"))
-    assert found.cores == 0
+    found = calibrate_apart(machine, whole(WORKLOAD, 0), MODEL, profile("n100"))
+    assert not found.seats
     assert found.costs == replace(FREE, layer_s=5e-5)
     for each in found.devices:
         assert each.latency_s == pytest.approx(1e-4, rel=0.01)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from cluster.balance import choice
 from cluster.errors import ConfigError
 from cluster.experiments.sim.cores import Cores, Processes, share
-from cluster.experiments.sim.fit import fit_sharing
 from cluster.experiments.sim.inputs import Fault, Fleet, Host, Work
 from cluster.experiments.sim.model import Device, Model, Router
 from cluster.experiments.sim.run import DETECT_S, simulate
@@ -206,30 +205,6 @@ def test_a_device_on_a_crowded_host_is_a_slow_one_and_gets_less():
         for policy in (choice.flow, choice.even_split)
     }
     assert times[choice.flow] < 0.9 * times[choice.even_split]
-
-
-@pytest.mark.parametrize(("cores", "latency_s"), [(1.0, 0.0), (1.4, 5e-5), (2.0, 1e-4)])
-def test_a_fit_finds_how_many_cores_there_were(cores, latency_s):
-    """Steps of unequal size on known cores and links, 3 % noise; other steps are then predicted."""
-    small, large = work(steps=20, tokens=8), work(steps=20, tokens=60)
-    plan = Work(np.concatenate([small.rows, large.rows]), np.concatenate([small.tokens, large.tokens]))
-
-    def seconds(cores, latency_s, plan=plan):
-        device = replace(DEVICE, latency_s=latency_s, bandwidth=1e18)
-        router = replace(FREE, layer_s=1e-4, send_s=5e-5, take_s=5e-5)
-        hosts = (Host(cores, (0, 1, 2), routers=True),)
-        shared = Fleet((device,) * 3, np.full(3, 1 << 30), router=router, hosts=hosts)
-        return simulate(plan, MODEL, shared, dealt, choice.flow).step_s
-
-    noise = np.random.default_rng(0).normal(1, 0.03, 40)
-    trips = 2 * plan.rows.shape[1]
-    found = fit_sharing(seconds(cores, latency_s) * noise, 2, lambda tried: seconds(tried, 0.0), trips)
-    assert found.cores == pytest.approx(cores, abs=0.11)
-    assert found.error < 0.05
-    other = work(steps=5, tokens=30, seed=1)
-    np.testing.assert_allclose(
-        seconds(found.cores, found.latency_s, other), seconds(cores, latency_s, other), rtol=0.05
-    )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from cluster.experiments.live.metered import CPU_S
 from cluster.experiments.live.replay import ReplayRouter
 from cluster.experiments.routing import Trace
 from cluster.experiments.sim.control import Control
-from cluster.experiments.sim.fit import Measurement, fit, fit_service, fit_sharing
+from cluster.experiments.sim.fit import Measurement, fit, fit_service
 from cluster.experiments.sim.inputs import Fleet, Host, Work
 from cluster.experiments.sim.model import Device, Model, Router
 from cluster.experiments.sim.run import simulate
@@ -32,12 +31,12 @@ FREE = Router(0.0, 0.0, 0.0, float("inf"))
 
 @dataclass(frozen=True)
 class Calibration:
-    """devices: of the nodes, in order. costs: of the router. cores: that nodes and router share in effect; 0
-    where each has a machine to itself."""
+    """devices: of the nodes, in order. costs: of the router. seats: the core that each node runs on, and last
+    the router; empty where each has a machine to itself."""
 
     devices: tuple[Device, ...]
     costs: Router
-    cores: float = 0.0
+    seats: tuple[int, ...] = ()
 
     def predict(self, trace: Trace, model: Model, nodes: Sequence[int]) -> Floats:
         """[steps] seconds that the simulator says if these nodes serve, experts dealt out in turn as in a new
@@ -45,15 +44,24 @@ class Calibration:
         slices = trace.step_slices()
         rows = np.stack([trace.counts(part) for part in slices])
         work = Work(rows, np.array([part.stop - part.start for part in slices]))
-        hosts = (Host(self.cores, tuple(range(len(nodes))), routers=True),) if self.cores else ()
         devices = tuple(self.devices[node] for node in nodes)
-        fleet = Fleet(devices, np.full(len(devices), AMPLE), router=self.costs, hosts=hosts)
+        memory = np.full(len(devices), AMPLE)
+        fleet = Fleet(devices, memory, router=self.costs, hosts=self._hosts(nodes))
         return simulate(work, model, fleet, round_robin, flow, Control(history=0)).step_s
 
+    def _hosts(self, nodes: Sequence[int]) -> tuple[Host, ...]:
+        """A core is a host: nobody leaves it."""
+        return tuple(
+            Host(
+                1,
+                tuple(i for i, node in enumerate(nodes) if self.seats[node] == core),
+                core == self.seats[-1],
+            )
+            for core in sorted(set(self.seats))
+        )
 
-def calibrate_apart(
-    live: LiveCluster, router: ReplayRouter, trace: Trace, model: Model, start: Device
-) -> Calibration:
+
+def calibrate_apart(router: ReplayRouter, trace: Trace, model: Model, start: Device) -> Calibration:
     """Nodes that are paced, from one run of `trace`: whatever a dispatch takes beside its longest service is
     on the links."""
     measured = router.run(trace)
@@ -62,13 +70,17 @@ def calibrate_apart(
 
 
 def calibrate_shared(
-    live: LiveCluster, router: ReplayRouter, trace: Trace, model: Model, start: Device
+    live: LiveCluster,
+    router: ReplayRouter,
+    trace: Trace,
+    model: Model,
+    start: Device,
+    seats: Sequence[int],
 ) -> Calibration:
-    """Nodes that share this machine's cores with each other and the router, from one run of `trace`.
+    """Nodes that share cores with each other and the router, from one run of `trace`.
 
-    What everybody's work costs is measured in core-seconds. How many cores they get in effect, and how long a
-    message is on its way while nobody works for it, follow from how long steps took: the system keeps
-    processes that wake each other on one core, even while another is idle.
+    seats: as in Calibration. What everybody's work costs is measured in core-seconds. How long a message is
+    on its way while nobody works for it follows from how long steps took.
     """
     before = spent(live)
     measured = router.run(trace)
@@ -78,15 +90,11 @@ def calibrate_shared(
         for node, messages in measured.messages.items()
     )
     costs = replace(FREE, layer_s=measured.layer_s, send_s=measured.send_s, take_s=measured.take_s)
-    everybody = range(len(devices))
-
-    def predicted(cores: float) -> Floats:
-        return Calibration(devices, costs, cores).predict(trace, model, everybody)
-
+    found = Calibration(devices, costs, tuple(seats))
+    over = measured.step_s - found.predict(trace, model, range(len(devices)))
     trips = 2 * len(trace.header.layers)
-    found = fit_sharing(measured.step_s, os.cpu_count() or 1, predicted, trips)
-    devices = tuple(replace(device, latency_s=found.latency_s) for device in devices)
-    return Calibration(devices, costs, found.cores)
+    latency_s = max(0.0, float(np.median(over))) / trips
+    return replace(found, devices=tuple(replace(device, latency_s=latency_s) for device in devices))
 
 
 def spent(live: LiveCluster) -> dict[NodeId, Floats]:

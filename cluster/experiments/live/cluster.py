@@ -18,6 +18,7 @@ from cluster.errors import StartFailed, Unavailable
 from cluster.experiments.live.faults import RelayedNode
 from cluster.experiments.live.metered import MeteredNode
 from cluster.experiments.live.pace import PacedNode
+from cluster.experiments.live.pin import pin
 from cluster.experiments.sim.model import Device, Model
 from cluster.expert.mapping import PAGE
 from cluster.fleet.ask import Controller
@@ -38,11 +39,13 @@ MOVED_WITHIN_S = 120.0
 
 @dataclass(frozen=True)
 class LiveNode:
-    """device: as slow as which; None: as fast as this machine, whose cores all such nodes share; those tell
-    core-seconds for service times. memory_bytes: as in NodeConfig. relayed: the link to it can be cut."""
+    """device: as slow as which; None: as fast as this machine, with core-seconds for service times.
+    memory_bytes: as in NodeConfig. core: of this machine, the only one that it runs on; None: any. relayed:
+    the link to it can be cut."""
 
     device: Device | None = None
     memory_bytes: int = 0
+    core: int | None = None
     relayed: bool = False
 
 
@@ -156,6 +159,8 @@ def _serve(pipe: Pipe, role: str, place: Place, *more: Any) -> None:
         _until_told(pipe, RouterRole(place, *more))
         return
     node, model = more
+    if node.core is not None:
+        pin(node.core)
     config = NodeConfig(memory_bytes=node.memory_bytes)
     if node.relayed:
         _until_told(pipe, RelayedNode(place, config, node.device, model))

@@ -110,6 +110,12 @@ class ReplayRouter(ControlledRole):
         self._exchange.connect(CONNECT_S)
         return self._exchange
 
+    def warm(self, trace: Trace, seconds: float) -> None:
+        """Run steps of the trace, again and again, for about so long. Raises as `run`."""
+        until = self._clock() + seconds
+        while self._clock() < until:
+            self.run(trace)
+
     def run(self, trace: Trace, seed: int = 0) -> Replayed:
         """Every step of the trace, one after the other. Raises ConfigError for a trace of another model, and
         what the exchange raises."""

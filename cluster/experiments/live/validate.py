@@ -13,9 +13,12 @@ from cluster.errors import ConfigError
 from cluster.experiments.generators import Workload, whole
 from cluster.experiments.live.calibrate import Calibration, calibrate_apart, calibrate_shared
 from cluster.experiments.live.cluster import LiveCluster, LiveNode, expert_model, live_cluster
+from cluster.experiments.live.pin import cores, pinned
 from cluster.experiments.live.replay import ReplayRouter
 from cluster.experiments.sim.model import Device
 from cluster.library.reader import Library
+
+WARM_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,28 +51,38 @@ def validate(
     fitted_on: Workload,
     cases: Mapping[str, Case],
     seed: int = 0,
+    warm_s: float = WARM_S,
 ) -> dict[str, Validated]:
     """Fit each node on one run of `fitted_on`, then run every case live and in the simulator.
 
-    start: a profile whose memory and storage the fitted devices keep. Cases of the same nodes share a
-    cluster. Raises StartFailed, and ConfigError for workloads that do not fit the library and for nodes of
-    which only some are paced.
+    start: a profile whose memory and storage the fitted devices keep. Nodes are paced, or each has a core;
+    the router then runs on the first, and every workload for `warm_s` before it is measured. Cases of the
+    same nodes share a cluster. Raises StartFailed, and ConfigError for workloads that do not fit the
+    library, and for nodes of which some are neither.
     """
-    paced = {node.device is not None for node in nodes}
-    if len(paced) != 1:
-        raise ConfigError("either all nodes are paced or none: those that are not share this machine's cores")
+    paced = all(node.device is not None for node in nodes)
+    seats = [node.core for node in nodes if node.core is not None]
+    if not paced and len(seats) < len(nodes):
+        raise ConfigError("nodes that are not paced share this machine's cores: say which one each has")
+    home = None if paced else cores()[0]
     model = expert_model(library)
     found: dict[str, Validated] = {}
     everybody = tuple(range(len(nodes)))
     fitted: Calibration | None = None
     for group in dict.fromkeys([everybody, *(case.nodes for case in cases.values())]):
-        with _replaying(library, [nodes[number] for number in group]) as (live, router):
+        with _replaying(library, [nodes[number] for number in group]) as (live, router), pinned(home):
             if fitted is None:
-                calibrate = calibrate_apart if paced == {True} else calibrate_shared
-                fitted = calibrate(live, router, whole(fitted_on, seed), model, start)
+                trace = whole(fitted_on, seed)
+                if home is None:
+                    fitted = calibrate_apart(router, trace, model, start)
+                else:
+                    router.warm(trace, warm_s)
+                    fitted = calibrate_shared(live, router, trace, model, start, (*seats, home))
             for number, (name, case) in enumerate(cases.items(), 1):
                 if case.nodes == group:
                     trace = whole(case.workload, seed + number)
+                    if home is not None:
+                        router.warm(trace, warm_s)
                     measured = router.run(trace).step_s
                     found[name] = Validated(measured, fitted.predict(trace, model, group), fitted)
     return found

@@ -5,7 +5,7 @@ Fitted on the messages of one live run, the model is then held against others (d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,9 +15,6 @@ from cluster.errors import ConfigError
 from cluster.experiments.sim.model import Device, Model
 
 SWEEPS = 60
-CORE_STEPS = 11
-"""Numbers of cores that are tried between one and all."""
-
 LEAST_S = 1e-15
 """A cost per byte or operation of nothing would be an infinite rate."""
 
@@ -109,33 +106,6 @@ def _solve_service(
         read=model.expert_bytes / max(per_expert, LEAST_S) if seen[1] else device.read,
         ops=model.ops_per_row / max(per_row, LEAST_S) if seen[2] else device.ops,
     )
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """cores: that the processes of a machine get in effect. latency_s: one way, while nobody works for a
-    message. error: median of |predicted − measured| / measured of the steps."""
-
-    cores: float
-    latency_s: float
-    error: float
-
-
-def fit_sharing(measured: Floats, most: float, predicted: Callable[[float], Floats], trips: int) -> Sharing:
-    """How many cores, up to `most`, explain the steps' times best.
-
-    measured: [steps] seconds. predicted: [steps] seconds with so many cores and links that take no time.
-    trips: links that a step waits for one after another; what steps take longer than predicted, in the
-    median, is spread over them.
-    """
-
-    def with_cores(cores: float) -> Sharing:
-        times = predicted(cores)
-        latency_s = max(0.0, float(np.median(measured - times))) / trips
-        return Sharing(cores, latency_s, relative_error(times + trips * latency_s, measured))
-
-    tried = [with_cores(float(cores)) for cores in np.linspace(1, max(most, 1), CORE_STEPS)]
-    return min(tried, key=lambda each: each.error)
 
 
 def _fit_link(measurements: Sequence[Measurement], times: Floats, device: Device) -> Device:
