@@ -53,23 +53,25 @@ def propose(
     config: ControllerConfig = DEFAULTS,
     load: LoadStats | None = None,
     policy: PlacementPolicy = place,
+    trusting: bool = False,
 ) -> Proposal:
     """Place the experts anew for `load`, or what the routers see, and weigh the way there.
 
     Nodes that are drained or lost get none, and give up what they have; nodes that are not in the table yet
-    get some.
+    get some. trusting: so do those that were lost and go on as the same process, if they follow the tables.
 
-    Raises Unavailable while there is no table, nothing has been computed or moves are
-    under way, and OutOfMemoryBudget where the nodes cannot hold every expert at once.
+    Raises Unavailable while there is no table, a node has not come yet, nothing has been computed or moves
+    are under way, and OutOfMemoryBudget where the nodes cannot hold every expert at once.
     """
     table, load = state.table, load or load_of(state)
-    if table is None:
+    there = state.members.keys() | state.lost
+    if table is None or any(node not in there for node in table.nodes):
         raise Unavailable("not all nodes are there; try again when the cluster is ready")
     if state.pending:
         raise Unavailable(f"experts are being moved, {len(state.pending)} tables to go; try again later")
     if load is None:
         raise Unavailable("no router has computed anything yet, so there is no load to place experts for")
-    table = widened(state, table)
+    table = widened(state, table, trusting)
     gone = state.lost & frozenset(table.nodes)
     policy = _sparing(policy, state.orders.drained | gone)
     problem = _problem(state, table, load)
@@ -241,10 +243,17 @@ def missing_bytes(expert_bytes: Integers, memory: Integers) -> int:
     return max(0, int(np.count_nonzero(expert_bytes)) - places) * size
 
 
-def widened(state: ControllerState, table: PlacementTable) -> PlacementTable:
+def widened(state: ControllerState, table: PlacementTable, trusting: bool = False) -> PlacementTable:
     """The same placement, over the nodes too that could take part in it from now on."""
-    fine = [node.id for node in state.of(Role.NODE) if node.ready and node.error is None]
-    more = sorted(set(map(NodeId, fine)) - set(table.nodes) - state.orders.drained - state.lost)
+    latest = (table.epoch, table.version)
+    fine = [
+        node.id
+        for node in state.of(Role.NODE)
+        if node.ready
+        and node.error is None
+        and (node.id not in state.shunned or (trusting and node.table == latest))
+    ]
+    more = sorted(set(map(NodeId, fine)) - set(table.nodes) - state.orders.drained)
     return replace(table, nodes=(*table.nodes, *more))
 
 

@@ -18,10 +18,10 @@ import numpy as np
 
 from cluster.balance.copies import complete
 from cluster.balance.fleet import Booleans, Devices, Integers
-from cluster.balance.migration import Budget
+from cluster.balance.migration import Budget, plan
 from cluster.balance.placement import PlacementTable
 from cluster.balance.problem import Placement, Problem
-from cluster.balance.rebalance import decide
+from cluster.balance.rebalance import Decision
 from cluster.config import ControllerConfig
 from cluster.controller.rebalance import (
     DEFAULTS,
@@ -133,7 +133,8 @@ def propose(state: ControllerState, config: ControllerConfig = DEFAULTS) -> Prop
     problem = Problem(rows, sizes, devices, current)
     budget = Budget(config.move_share, None, library_speed(state, table))
     gone = state.lost & frozenset(table.nodes)
-    decision = decide(problem, Placement(target), config.horizon, budget, gone)
+    migration = plan(current, Placement(target), sizes, devices, rows, budget, gone)
+    decision = Decision(migration, float("inf"), budget.share * migration.seconds, bool(migration.stages))
     tables = tables_of(problem, decision, table, gone)
     return Proposal(problem, decision, tables or _without(gone, table, target))
 
@@ -152,10 +153,14 @@ def _dense(table: PlacementTable) -> Booleans:
 
 
 def _short(state: ControllerState, config: ControllerConfig) -> bool:
-    """Whether some expert has fewer copies than it could have, or the table still names a lost node."""
-    if config.min_replicas <= 1 and not state.lost:
-        return False
-    return bool(propose(state, config).tables)
+    """Whether the table names a lost node, or some expert has fewer copies than it shall. Asked every second:
+    whether memories allow more is seen when it is tried."""
+    table = state.table
+    if table is None or state.lost:
+        return table is not None
+    able = [node for node in widened(state, table).nodes if node not in state.orders.drained]
+    copies = min(config.min_replicas, len(able))
+    return any(len(holders) < copies for layer in table.replicas for holders in layer)
 
 
 def _limits(state: ControllerState, table: PlacementTable) -> Integers:

@@ -119,8 +119,11 @@ class Shape:
 @dataclass(frozen=True)
 class ControllerState:
     """Immutable. members: by id, in order of registration. pending: the tables after this one. orders: what
-    operators have asked for. lost: nodes of the table that have left, are dead, or that a router cannot
-    reach: nothing waits for them. orphaned: whether they alone hold some expert."""
+    operators have asked for. left: members that have said goodbye. lost: nodes of the table that have left,
+    are dead, or that a router cannot reach: nothing waits for them; one that was never there is waited for.
+    shunned: nodes that were lost, with the incarnation that was, until they start again or are found to be
+    well. orphaned: whether lost nodes alone hold some expert.
+    """
 
     epoch: int
     shape: Shape
@@ -129,7 +132,9 @@ class ControllerState:
     pending: tuple[PlacementTable, ...] = ()
     stopping: bool = False
     orders: Orders = field(default_factory=Orders)
+    left: frozenset[str] = frozenset()
     lost: frozenset[NodeId] = frozenset()
+    shunned: Mapping[NodeId, int] = field(default_factory=dict)
     orphaned: bool = False
 
     def of(self, role: Role) -> list[Member]:
@@ -153,9 +158,11 @@ def sync(state: ControllerState, member: Member) -> ControllerState:
     members = dict(state.members)
     if member.leaving:
         members.pop(member.id, None)
+        left = state.left | {member.id}
     else:
         members[member.id] = member
-    state = _with_first_table(dataclasses.replace(state, members=members))
+        left = state.left - {member.id}
+    state = _with_first_table(dataclasses.replace(state, members=members, left=left))
     return _advance(_with_losses(state, member.last_seen))
 
 
@@ -219,19 +226,34 @@ def _with_losses(state: ControllerState, now: float) -> ControllerState:
     if state.table is None:
         return state
     lost = frozenset(node for node in state.table.nodes if _is_lost(state, node, now))
-    if lost == state.lost and not lost:
+    if not (lost or state.lost or state.shunned):
         return state
     places = {place for place, node in enumerate(state.table.nodes) if node in lost}
     orphaned = bool(places) and any(
         places.issuperset(holders) for layer in state.table.replicas for holders in layer
     )
-    return dataclasses.replace(state, lost=lost, orphaned=orphaned)
+    return dataclasses.replace(state, lost=lost, orphaned=orphaned, shunned=_shunned(state, lost))
+
+
+def _shunned(state: ControllerState, lost: frozenset[NodeId]) -> dict[NodeId, int]:
+    """With those that are lost now; without those that have started again, or that the table has and routers
+    reach."""
+    incarnations = {NodeId(node.id): node.incarnation for node in state.of(Role.NODE)}
+    table = () if state.table is None else state.table.nodes
+    kept = {
+        node: incarnation
+        for node, incarnation in state.shunned.items()
+        if incarnations.get(node, incarnation) <= incarnation and (node not in table or node in lost)
+    }
+    return kept | {node: incarnations.get(node, kept.get(node, 0)) for node in lost}
 
 
 def _is_lost(state: ControllerState, node: NodeId, now: float) -> bool:
     """A router's word counts for the incarnation that it knew: a node that has started again is there."""
     member = state.members.get(node)
-    if member is None or health(member, now) is Health.DEAD:
+    if member is None:
+        return node in state.left
+    if health(member, now) is Health.DEAD:
         return True
     return any(
         router.lost.get(node) == member.incarnation and health(router, now) is Health.ALIVE

@@ -11,18 +11,19 @@ BURST_PAIRS = 1024.0
 class HedgeBudget:
     """share: pairs gained for each pair sent; burst: the most that can be saved up, and what it starts with.
 
-    Over any stretch of time at most burst + share · sent pairs are spent.
+    Over any stretch of time at most burst + share · sent pairs are spent. What is gained is reckoned when
+    something is to be spent, so that sending costs nothing more.
     """
 
     def __init__(self, share: float = SHARE, burst: float = BURST_PAIRS) -> None:
         self._share, self._burst = share, burst
         self._saved = burst
+        self._sent = 0
 
-    def earn(self, pairs: int) -> None:
-        self._saved = min(self._saved + self._share * pairs, self._burst)
-
-    def spend(self, pairs: int) -> bool:
-        """Whether so many pairs may be sent again; they are paid for then."""
+    def spend(self, pairs: int, sent: int) -> bool:
+        """Whether so many pairs may be sent again; they are paid for then. sent: all pairs so far."""
+        self._saved = min(self._saved + self._share * (sent - self._sent), self._burst)
+        self._sent = sent
         if pairs > self._saved:
             return False
         self._saved -= pairs

@@ -85,10 +85,9 @@ class Exchange:
         self._calls = self._pairs = 0
         self._patience_ms = 0
         self._express = Express(shape, identity.incarnation)
-        self._budget = HedgeBudget()
         self._posting = Posting(identity.incarnation, shape, self.counters, clock)
         self._upkeep = Upkeep(
-            shape, self.counters, self._posting, self._budget, deadline_s, clock, self._unsettle
+            shape, self.counters, self._posting, HedgeBudget(), deadline_s, clock, self._unsettle
         )
         self._replies = Replies(identity.incarnation, self.counters, self._upkeep)
         self._roster = Roster(table, addresses, self._new_link)
@@ -186,9 +185,11 @@ class Exchange:
             self._go_by_parts()
             for node in slot.nodes():
                 self._posting.post(flight.part(node, roster.links[node]))
-        self._pairs = pairs = call.ids.size
+        pairs = call.ids.size
         self.counters.pairs += pairs
-        self._budget.earn(pairs)
+        if pairs != self._pairs or not flight.express:
+            self._pairs = pairs
+            self._patience_ms = int(1e3 * self._posting.patience_s(roster.pace, pairs))
         if self._upkeep.unwell:
             self._upkeep.sent(flight)
 
@@ -206,9 +207,12 @@ class Exchange:
             raise flight.error
         slot = flight.slot
         slot.busy = False
-        flight.pace.observe(*flight.computed(), self.load.rows[layer])
-        if flight.torn:
-            self._slots.discard(slot)
+        experts, pair_start = slot.experts, slot.plan[1]
+        if flight.parts:
+            experts, pair_start = flight.computed()
+            if flight.torn:
+                self._slots.discard(slot)
+        flight.pace.observe(experts, pair_start, self.load.rows[layer])
         return ExpertRows(slot.results, slot.index)
 
     def close(self) -> None:
@@ -223,7 +227,6 @@ class Exchange:
         self.switch()
         if self._upkeep.unwell:
             self._turn(0.0)
-        self._patience_ms = int(1e3 * self._posting.patience_s(self._roster.pace, self._pairs))
 
     def _plan(self, slot: Slot, call: ExpertCall) -> None:
         roster = self._roster

@@ -61,7 +61,7 @@ class Rescue:
         wanted = self._open(part)
         shares = self._shares(roster, part, wanted, DOUBTFUL)
         found = sum(places.size for _, places in shares)
-        if not found or found < wanted.size or not self._budget.spend(found):
+        if not found or found < wanted.size or not self._budget.spend(found, self._counters.pairs):
             return False
         self._counters.hedges += 1
         self._counters.hedged_pairs += found

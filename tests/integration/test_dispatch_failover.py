@@ -199,7 +199,7 @@ def test_a_straggler_is_hedged_and_its_late_answer_is_thrown_away() -> None:
 
 
 def test_a_node_whose_compute_hangs_is_late_though_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.dispatch.budget.HedgeBudget.spend", lambda self, pairs: False)
+    monkeypatch.setattr("cluster.dispatch.budget.HedgeBudget.spend", lambda self, pairs, sent: False)
     gate = Gate()
     with over_pairs(inline_us=0) as (nodes, exchange, _):
         step = trained(exchange)

@@ -12,7 +12,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 
 import pytest
 
@@ -20,7 +19,7 @@ from cluster.balance.placement import PlacementTable
 from cluster.cli.bench_failover import reference
 from cluster.config import ControllerConfig, EngineConfig
 from cluster.experiments.live.cluster import LiveCluster, LiveNode, expert_model, live_cluster
-from cluster.experiments.live.failover import Course, as_expected, in_copies, observe
+from cluster.experiments.live.failover import as_expected, in_copies
 from cluster.experiments.live.faults import Fault
 from cluster.experiments.live.pace import row_rate
 from cluster.experiments.live.streams import streams_while
@@ -114,12 +113,3 @@ def test_the_only_copies_are_loaded_elsewhere(library, requests, expected) -> No
         assert not [stream.error for stream in streams if stream.error]
         assert all(as_expected(stream, expected[stream.request]) for stream in streams)
         assert sum(stream.ended for stream in streams) >= len(requests)
-
-
-def test_what_is_observed_adds_up(library, requests, expected) -> None:
-    course = Course(0.3, 0.5, 1.0)
-    found = observe(library, [RATE] * 2, requests, expected, Fault.kill, 2, course)
-    assert (found.failed, found.identical) == (0, True)
-    assert found.gaps_before.size
-    assert found.longest_gap_s >= max(b - a for a, b in pairwise(found.times[found.times >= 0])) > 0
-    assert found.back_s(1.0) < found.back_s(1e9) == float("inf")

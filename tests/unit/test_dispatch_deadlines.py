@@ -101,19 +101,17 @@ def test_no_more_is_spent_than_the_share_and_the_burst(
 ) -> None:
     budget, sent, spent = HedgeBudget(share, burst), 0, 0
     for earned, wanted in turns:
-        budget.earn(earned)
         sent += earned
-        if budget.spend(wanted):
+        if budget.spend(wanted, sent):
             spent += wanted
         assert spent <= burst + share * sent + 1e-6
 
 
 def test_a_budget_recovers_and_does_not_hoard() -> None:
     budget = HedgeBudget(0.05, 100.0)
-    assert budget.spend(100)
-    assert not budget.spend(1)
-    budget.earn(20)
-    assert budget.spend(1)
-    budget.earn(10**9)
-    assert not budget.spend(101)
+    assert budget.spend(100, 0)
+    assert not budget.spend(1, 0)
+    assert budget.spend(1, 20)
+    assert not budget.spend(101, 10**9)
+    assert budget.spend(100, 10**9)
     assert math.isinf(UNKNOWN.hedge_s)

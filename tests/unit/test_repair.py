@@ -85,6 +85,15 @@ def test_a_node_that_is_silent_for_long_or_has_left_is_lost_too() -> None:
     assert later.lost == {"node-1", "node-2"}
     left = controller.sync(state, node("node-2", leaving=True))
     assert left.lost == {"node-2"}
+    assert not controller.sync(left, node("node-2", incarnation=2)).lost
+
+
+def test_a_node_that_has_not_come_yet_is_not_lost() -> None:
+    table = serving().table
+    state = ControllerState(epoch=1, shape=SHAPE, table=table)
+    state = controller.sync(state, node("node-0"))
+    assert not state.lost
+    assert repair.due(Memory(), state, ONE, 0.0) is None
 
 
 def test_what_nobody_holds_any_more_is_loaded_at_once_by_the_others() -> None:
@@ -128,6 +137,20 @@ def test_a_dead_node_does_not_hold_up_moves() -> None:
     assert all("node-1" not in table.nodes for table in proposal.tables[-1:])
     state = loaded(rebalance.begin(state, proposal))
     assert state.table.nodes == ("node-0",)
+
+
+def test_a_lost_node_that_is_in_no_table_any_more_gets_nothing() -> None:
+    """Its last sync may be younger than its loss."""
+    state = repaired(without(serving(), "node-1"))
+    assert not state.lost
+    state = controller.sync(state, router(0.1, table=(1, 2), lost={"node-2": 1}))
+    assert repaired(state).table.nodes == ("node-0",)
+    assert rebalance.widened(state, state.table).nodes == ("node-0", "node-2")
+    follows = controller.sync(state, node("node-1", table=(1, 2)))
+    assert rebalance.widened(follows, follows.table).nodes == ("node-0", "node-2")
+    assert "node-1" in rebalance.widened(follows, follows.table, trusting=True).nodes
+    again = controller.sync(state, node("node-1", incarnation=2, table=(1, 2)))
+    assert "node-1" in rebalance.widened(again, again.table).nodes
 
 
 def test_copies_are_made_when_their_node_stays_away() -> None:

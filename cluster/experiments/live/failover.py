@@ -98,7 +98,7 @@ def observe(
 
         streams, begin = asyncio.run(streams_while(live.router_address(), requests, happen))
         load_s = _load_s(live) if copies == 1 else 0.0
-    return _observed(streams, expected, begin, course, load_s)
+    return summed_up(streams, expected, begin, course, load_s)
 
 
 def in_copies(library: Library, nodes: int, copies: int) -> PlacementTable:
@@ -118,13 +118,14 @@ def _load_s(live: LiveCluster) -> float:
     return max(float(m["stats"].get("load_s", 0.0)) for m in members if m["id"] != VICTIM)
 
 
-def _observed(
+def summed_up(
     streams: Sequence[Stream],
     expected: Sequence[Sequence[int]],
     begin: float,
     course: Course,
     load_s: float,
 ) -> Observed:
+    """What the streams tell of a fault at `begin`, on their clock. expected: tokens of each request."""
     times = np.sort(np.array([each - begin for stream in streams for each in stream.times]))
     ends = np.array([b - begin for stream in streams for _, b in pairwise(stream.times)])
     gaps = np.array([b - a for stream in streams for a, b in pairwise(stream.times)])
