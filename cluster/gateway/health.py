@@ -61,8 +61,8 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         while True:
             # Taken before the write: a change during the write is then seen, not slept through.
-            changed = self._changed
+            changed, closed = self._changed, self._closed
             await context.write(self._status(request.service))
-            if self._closed:
+            if closed:
                 return
             await changed.wait()

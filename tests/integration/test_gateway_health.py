@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import grpc
@@ -10,6 +11,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from cluster.gateway.health import HealthService
 from cluster.gateway.service import SERVICES
 from support.fake_router import FakeRouter
 from support.gateways import gateway, wait_until
@@ -125,3 +127,21 @@ def test_the_model_has_a_status_of_its_own() -> None:
         with pytest.raises(grpc.RpcError) as caught:
             stub.Check(health_pb2.HealthCheckRequest(service="gpt"))
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_shutdown_during_a_write_is_seen_as_well() -> None:
+    health = HealthService(())
+    seen: list[int] = []
+
+    class Watcher:
+        async def write(self, response: health_pb2.HealthCheckResponse) -> None:
+            seen.append(response.status)
+            health.close()
+
+    async def main() -> None:
+        health.set(True)
+        async with asyncio.timeout(20):
+            await health.Watch(health_pb2.HealthCheckRequest(), Watcher())  # type: ignore[arg-type]
+
+    asyncio.run(main())
+    assert seen == [SERVING, NOT_SERVING]
