@@ -79,11 +79,6 @@ def dispatch_time(load: Floats, copies: Copies, speed: Floats) -> float:
     return float(flow_rows(rows, copies.starts, copies.device, speed, still, out)) * unit
 
 
-def distinct_bound(active: int, devices: int) -> int:
-    """The least largest number of distinct experts on a device when `active` experts have rows."""
-    return -(-active // devices)
-
-
 @dataclass(frozen=True)
 class LayerBounds:
     """Seconds a step of one layer. dispatch: the optimum for a placement; the others hold for any placement

@@ -87,10 +87,6 @@ class Counters:
     def payload_bytes_in(self) -> int:
         return int(self.tally[4])
 
-    @property
-    def messages_in(self) -> int:
-        return int(self.tally[5])
-
 
 class Flight:
     """One call. express: it is still on the short way, and has no parts. left: parts that are not done.

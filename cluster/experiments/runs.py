@@ -1,7 +1,6 @@
 """Carrying a spec out: every run in a process of its own choosing, its result a file, so that a sweep can go
 on.
 
-OUT/spec.yaml            what was asked
 OUT/runs/ID.parquet      a row a step; config, seed, git revision, machine and figures in its metadata
 OUT/results.parquet      a row a run
 """

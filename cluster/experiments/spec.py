@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -250,5 +250,6 @@ def _alike(given: dict[str, Any], where: str) -> tuple[Device, ...]:
     factor = given.get("speed", 1.0)
     if not isinstance(factor, int | float) or not factor > 0:
         raise ConfigError(f"speed of a device of {where} is {factor!r}; it must be a number above 0")
-    own["ops"], own["read"] = own["ops"] * factor, own["read"] * factor
-    return (build(Device, own, f"a device of {where}"),) * _count(given.get("count", 1), f"count of {where}")
+    device: Device = build(Device, own, f"a device of {where}")
+    device = replace(device, ops=device.ops * factor, read=device.read * factor)
+    return (device,) * _count(given.get("count", 1), f"count of {where}")

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from cluster.balance.bounds import (
     dispatch_bound,
-    distinct_bound,
     fluid_bound,
     layer_bounds,
     replica_bound,
@@ -47,10 +46,6 @@ def test_the_replica_bound_counts_the_fastest_devices_first():
     assert fluid_bound(load, speed) == 20
     assert replica_bound(load, speed, 4) == pytest.approx(20), "two copies do 80 rows in 20 s"
     assert replica_bound(load, speed, 3) == pytest.approx(80 / 3), "one copy needs the fast device for 27 s"
-
-
-def test_distinct_experts_fill_devices_evenly_at_best():
-    assert [distinct_bound(active, 4) for active in (0, 1, 4, 5)] == [0, 1, 1, 2]
 
 
 def test_a_layer_without_load_is_balanced():

@@ -197,6 +197,12 @@ def test_a_warm_up_longer_than_the_trace_is_refused(tmp_path):
         carry_out(run, tmp_path, PROVENANCE)
 
 
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
+    """8e9 has no point, so that YAML 1.1 reads a word."""
+    fleets = [{"name": "f", "devices": [{"profile": "n100", "ops": "8e9", "speed": 2}]}]
+    assert read_spec(spec_of(tmp_path, fleets=fleets)).runs()[0].fleet.devices[0].ops == 16e9
+
+
 def test_devices_and_routers_name_the_host_that_they_share(tmp_path):
     devices = [{"profile": "n100", "count": 2, "host": "box"}, {"profile": "n100"}]
     fleets = [

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,23 +127,25 @@ class ReplayRouter(ControlledRole):
         rng, clock, hidden = np.random.default_rng(seed), self._clock, self._shape.hidden
         times: list[float] = []
         costs, messages_before = np.zeros(3), exchange.counters.messages_out
-        messages: dict[NodeId, list[Measurement]] = {node: [] for node in exchange.table.nodes}
+        known: dict[NodeId, list[Measurement]] = {node: [] for node in exchange.table.nodes}
+        messages = defaultdict(list, known)
         for part in trace.step_slices():
             self._steps += 1
             count = part.stop - part.start
             rows = rng.integers(-127, 128, (count, hidden)).astype(np.int8)
             scales = np.full(count, 0.01, np.float32)
             ids = np.ascontiguousarray(trace.ids[part].transpose(1, 0, 2), np.int32)
-            begin, seen = clock(), []
+            table, seen = exchange.table, []  # may have changed since the last step, nodes and all
+            begin = clock()
             for column, layer in enumerate(header.layers):
                 cost = self._dispatch(exchange, ExpertCall(self._steps, layer, 0, ids[column], rows, scales))
                 seen.append((column, layer, cost, exchange.loads()))
             times.append(clock() - begin)
             for column, layer, cost, loads in seen:
                 costs += cost
-                owners = _owners(exchange.table, layer)
-                if owners is not None:
-                    self._count(messages, ids[column], owners, cost[0], loads)
+                owners = _owners(table, layer)
+                if owners is not None and loads.keys() >= set(table.nodes):
+                    self._count(messages, ids[column], table.nodes, owners, cost[0], loads)
         called, sending, taking = costs.tolist()
         sent = exchange.counters.messages_out - messages_before
         layer_s = (sum(times) - called) / (len(times) * len(header.layers))
@@ -160,6 +163,7 @@ class ReplayRouter(ControlledRole):
         self,
         messages: dict[NodeId, list[Measurement]],
         ids: npt.NDArray[np.int32],
+        nodes: Sequence[NodeId],
         owners: npt.NDArray[np.int32],
         seconds: float,
         loads: Mapping[NodeId, tuple[int, int]],
@@ -167,7 +171,7 @@ class ReplayRouter(ControlledRole):
         """What a dispatch cost each node. Only the last reply's arrival is known: what the dispatch took
         beside its longest service is taken for everybody's time on the link."""
         mine = owners[ids]
-        asked = {node: place for place, node in enumerate(messages) if (mine == place).any()}
+        asked = {node: place for place, node in enumerate(nodes) if (mine == place).any()}
         service = {node: max(loads[node][1], 1) * 1e-6 for node in asked}
         link_s = max(seconds - max(service.values()), 1e-6)
         for node, place in asked.items():
