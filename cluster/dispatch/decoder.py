@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +55,31 @@ class _Body:
         self.until = 0
 
 
-class FrameDecoder:
+class Decoder(abc.ABC):
+    """Bytes in, frames out: write into `buffer()`, then tell `advance()` how many came."""
+
+    @abc.abstractmethod
+    def buffer(self) -> memoryview:
+        """Where the next bytes must be written; never empty."""
+
+    @abc.abstractmethod
+    def advance(self, count: int) -> list[Frame]:
+        """`count` bytes were written to the last `buffer()`. Raises what its class says."""
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
+        """Copying form of buffer() and advance()."""
+        frames: list[Frame] = []
+        rest = memoryview(data).cast("B")
+        while rest:
+            room = self.buffer()
+            count = min(len(room), len(rest))
+            room[:count] = rest[:count]
+            rest = rest[count:]
+            frames += self.advance(count)
+        return frames
+
+
+class FrameDecoder(Decoder):
     """Bytes in, frames out, in any split.
 
     Receive into `buffer()`, then tell `advance()` how many bytes came; large payloads are received straight
@@ -130,18 +155,6 @@ class FrameDecoder:
             self._end = 0
         else:
             self._keep(start, end)
-        return frames
-
-    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
-        """Copying form of buffer() and advance()."""
-        frames: list[Frame] = []
-        rest = memoryview(data).cast("B")
-        while rest:
-            room = self.buffer()
-            count = min(len(room), len(rest))
-            room[:count] = rest[:count]
-            rest = rest[count:]
-            frames += self.advance(count)
         return frames
 
     def _check(self, prefix: memoryview) -> None:

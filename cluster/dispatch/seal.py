@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from cluster.dispatch.decoder import FrameDecoder
+from cluster.dispatch.decoder import Decoder, FrameDecoder
 from cluster.dispatch.frames import Frame
 from cluster.errors import ProtocolError, Tampered
 
@@ -103,8 +103,8 @@ class Sealer:
         return sealed
 
 
-class SealedDecoder:
-    """Records in, frames out, in any split: a FrameDecoder's interface around one."""
+class SealedDecoder(Decoder):
+    """Records in, frames out, in any split."""
 
     at_rest = False
     """Whoever reads and writes the socket directly must not: it speaks records."""
@@ -137,18 +137,6 @@ class SealedDecoder:
             frames += self._frames.feed(self._open(staging[begin:start]))
         staging[: end - start] = staging[start:end]
         self._end = end - start
-        return frames
-
-    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
-        """Copying form of buffer() and advance()."""
-        frames: list[Frame] = []
-        rest = memoryview(data).cast("B")
-        while rest:
-            room = self.buffer()
-            count = min(len(room), len(rest))
-            room[:count] = rest[:count]
-            rest = rest[count:]
-            frames += self.advance(count)
         return frames
 
     def _open(self, record: memoryview) -> memoryview:
