@@ -143,7 +143,7 @@ def test_a_full_queue_is_refused_with_a_retry_hint() -> None:
     ):
         streams = [stub.Generate(request(max_tokens=3)) for _ in range(4)]
         wait_until(lambda: service.stats()["queued"] == 4, "two at the router and two in the line")
-        assert len(router.running) == 2
+        wait_until(lambda: len(router.running) == 2, "them to have arrived")
         error = refusal(stub, request())
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert details_of(error, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 100
