@@ -126,14 +126,14 @@ FRONTS = (
 
 
 def _fronts(cells: Cells, policies: list[str]) -> Any:
-    """Two costs against what they buy. The dashed front is what no other exact policy beats in both; hollow
-    marks leave out or replace choices of the gate, so they compute something else."""
+    """Costs that some policy has against what they buy. The dashed front is what no other exact policy beats
+    in both; hollow marks leave out or replace choices of the gate, so they compute something else."""
     places = _places(cells)
-    figure, axes = plt.subplots(
-        len(places), len(FRONTS), figsize=(10, 3.1 * len(places) + 0.6), squeeze=False, layout="constrained"
-    )
+    fronts = [front for front in FRONTS if any(found[front[0]].mean for found in cells.values())]
+    size = (1 + 4.5 * len(fronts), 3.1 * len(places) + 0.6)
+    figure, axes = plt.subplots(len(places), len(fronts), figsize=size, squeeze=False, layout="constrained")
     for place, row in zip(places, axes, strict=True):
-        for axis, front in zip(row, FRONTS, strict=True):
+        for axis, front in zip(row, fronts, strict=True):
             _front(axis, {p: cells[*place, p] for p in policies if (*place, p) in cells}, policies, front)
         row[0].set_title(" · ".join(place))
     _legend(figure, axes[0, 0])
