@@ -27,8 +27,6 @@ class Cores:
     """
 
     def __init__(self, cores: float) -> None:
-        self.given = 0.0
-        """Core-seconds that all processes have got together."""
         self._cores = cores
         self._each = 0.0
         self._now = 0.0
@@ -65,10 +63,7 @@ class Cores:
         return sum(max(end - self._each, 0.0) for end, _, running in self._ends if running == process)
 
     def _advance(self, now: float) -> None:
-        running = len(self._ends)
-        grown = (now - self._now) * share(running, self._cores)
-        self._each += grown
-        self.given += grown * running
+        self._each += (now - self._now) * share(len(self._ends), self._cores)
         self._now = now
 
 

@@ -53,13 +53,18 @@ def fit(measurements: Sequence[Measurement], model: Model, start: Device) -> Fit
     Raises ConfigError for fewer than 3 measurements or times that are not above 0.
     """
     device = fit_service(measurements, model, start)
-    times = np.array([(each.service_s, each.link_s) for each in measurements])
-    if not (times > 0).all():
-        raise ConfigError("a measurement of 0 seconds or less; times must be above 0")
-    device = _fit_link(measurements, times[:, 1], device)
+    service_s = _times([each.service_s for each in measurements])
+    link_s = _times([each.link_s for each in measurements])
+    device = _fit_link(measurements, link_s, device)
     predicted = np.array([device.service_s(list(each.rows), model) for each in measurements])
     links = np.array([2 * device.latency_s + each.bytes / device.bandwidth for each in measurements])
-    return Fitted(device, relative_error(predicted, times[:, 0]), relative_error(links, times[:, 1]))
+    return Fitted(device, relative_error(predicted, service_s), relative_error(links, link_s))
+
+
+def _times(measured: list[float]) -> Floats:
+    if not min(measured) > 0:
+        raise ConfigError("a measurement of 0 seconds or less; times must be above 0")
+    return np.array(measured)
 
 
 def relative_error(predicted: Floats, measured: Floats) -> float:
@@ -71,9 +76,7 @@ def fit_service(measurements: Sequence[Measurement], model: Model, start: Device
     """`start` with the rates that explain the services best; its link is kept. Raises as `fit`."""
     if len(measurements) < 3:
         raise ConfigError(f"{len(measurements)} measurements; a node model needs at least 3")
-    times = np.array([each.service_s for each in measurements])
-    if not (times > 0).all():
-        raise ConfigError("a measurement of 0 seconds or less; times must be above 0")
+    times = _times([each.service_s for each in measurements])
     best, least = start, np.inf
     for device in (start, *(replace(start, ops=start.ops * scale) for scale in (0.1, 0.3, 3.0, 10.0))):
         for _ in range(SWEEPS):
