@@ -35,8 +35,7 @@ MOEMESH = (sys.executable, "-m", "cluster.cli.app")
 
 
 class Case(StrEnum):
-    """Of a failover. kill, freeze, cut, slow: two copies of every expert. sole: one, and its node is killed.
-    """
+    """Of a failover. kill, freeze, cut, slow: two copies of every expert. sole: one, and its node is killed."""
 
     kill = "kill"
     freeze = "freeze"
