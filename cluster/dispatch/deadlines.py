@@ -90,12 +90,17 @@ class NodeTimes:
             bandwidth = fit_link(*self._trips.tolist()).bandwidth
             self._s_per_byte = 1.0 / bandwidth if bandwidth > 0 else 0.0
 
+    @property
+    def known(self) -> bool:
+        """Whether there are answers enough to judge by."""
+        return self._late < math.inf
+
     def expected(self, rows: int, bytes: int, speed: float) -> float:
         """Seconds; speed: rows per second."""
         return BASE_S + rows / speed + bytes * self._s_per_byte
 
     def allowance(self, expected_s: float) -> Allowance:
-        if self._late == math.inf:
+        if not self.known:
             return UNKNOWN
         late = min(max(self._late * expected_s, LEAST_LATE_S), MOST_LATE_S)
         return Allowance(min(max(self._hedge * expected_s, LEAST_HEDGE_S), late), late)

@@ -45,6 +45,9 @@ TIMED_EVERY = 64
 """Of so many small calls one goes the general way, where every reply's arrival is seen, so that links are
 timed without a clock on the short way. Large calls always go there."""
 
+EAGER_EVERY = 8
+"""The same while it is not known yet how long some node takes to answer."""
+
 MAX_REPLY_BYTES = 1 << 30
 """No bound of ours: a reply's buffer exists before it arrives, and its length must match it."""
 
@@ -178,7 +181,8 @@ class Exchange:
         alone = not self._flights
         self._flights[key] = flight
         self._calls += 1
-        small = self._express.fits(len(call.ids)) and self._calls % TIMED_EVERY
+        every = TIMED_EVERY if self._posting.known else EAGER_EVERY
+        small = self._express.fits(len(call.ids)) and self._calls % every
         if alone and small and self._settled():
             self._go_express(flight)
         else:

@@ -21,10 +21,12 @@ _DISPATCH = Kind.DISPATCH
 
 class Posting:
     """Used by the exchange's thread. router: its incarnation. due: when the next answer is to be looked for,
-    on the clock, or sooner."""
+    on the clock, or sooner. known: whether it was known how long each node takes when `patience_s` was asked.
+    """
 
     def __init__(self, router: int, shape: WireShape, counters: Counters, clock: Callable[[], float]) -> None:
         self.due = 0.0
+        self.known = False
         self.times = ServiceTimes()
         self._router = router
         self._shape = shape
@@ -76,9 +78,10 @@ class Posting:
     def patience_s(self, pace: Pace, pairs: int) -> float:
         """How long to wait for answers to a call of so many pairs, evenly spread, without looking at each."""
         share = pairs // max(len(pace.nodes), 1)
-        least = IDLE_S
+        least, self.known = IDLE_S, True
         for node, speed in zip(pace.nodes, pace.speed.tolist(), strict=True):
             times = self.times.of(node)
+            self.known &= times.known
             least = min(least, times.allowance(times.expected(share, 0, speed)).hedge_s)
         return least
 

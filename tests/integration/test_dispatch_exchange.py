@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cluster.balance.placement import round_robin
-from cluster.dispatch.exchange import Exchange
+from cluster.dispatch.exchange import TIMED_EVERY, Exchange
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.transport import WireShape
 from cluster.types import NodeId
@@ -73,6 +73,12 @@ def test_headers_stay_small_with_large_numbers() -> None:
             exchange.close()
 
 
+@pytest.fixture
+def seldom_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.dispatch.exchange.EAGER_EVERY", TIMED_EVERY)
+
+
+@pytest.mark.usefixtures("seldom_timed")
 def test_a_call_alone_in_flight_goes_the_short_way() -> None:
     with running(3) as nodes, connected(nodes) as exchange:
         for step in range(10):
@@ -84,6 +90,7 @@ def test_a_call_alone_in_flight_goes_the_short_way() -> None:
         assert all(service_us > 0 for _, service_us in exchange.loads().values())
 
 
+@pytest.mark.usefixtures("seldom_timed")
 def test_a_second_call_takes_both_off_the_short_way_and_the_next_is_on_it_again() -> None:
     with running(3) as nodes, connected(nodes) as exchange:
         for step in range(10):
@@ -97,6 +104,7 @@ def test_a_second_call_takes_both_off_the_short_way_and_the_next_is_on_it_again(
         assert exchange.counters.stale == exchange.counters.resends == 0
 
 
+@pytest.mark.usefixtures("seldom_timed")
 @pytest.mark.parametrize("took", [0, 1, 16, 40, 100, 500])
 def test_a_message_that_its_socket_takes_in_part_arrives_whole(took: int, monkeypatch: Any) -> None:
     post = express.post_requests

@@ -175,7 +175,8 @@ def test_every_row_is_in_the_load_once() -> None:
         assert all(node.service_s > 0 for node in stats.nodes.values())
 
 
-def test_round_trips_of_large_calls_and_of_some_small_ones_are_timed() -> None:
+def test_round_trips_of_large_calls_and_of_some_small_ones_are_timed(monkeypatch) -> None:
+    monkeypatch.setattr("cluster.dispatch.exchange.EAGER_EVERY", TIMED_EVERY)
     with running(2) as nodes, connected(nodes) as exchange:
         for step in range(2 * TIMED_EVERY):
             call = make_call(2, step=step)
