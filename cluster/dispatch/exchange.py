@@ -265,7 +265,7 @@ class Exchange:
             return
         self._go_by_parts()
         if place == QUIET:
-            self._look_after()
+            self._turn(0.0)  # other links were not read meanwhile: their silence says nothing
             return
         link, rest = self._roster.links[place], self._express.rest(self.counters)
         if rest:  # else the stream has ended, which the next turn sees
@@ -299,15 +299,16 @@ class Exchange:
             if link.connection is not None:  # an earlier event of this turn may have closed it
                 link.on_event(mask, now)
         if self._upkeep.unwell or not events or now >= self._posting.due:
-            self._look_after()
+            self._look_after(now)
 
-    def _look_after(self) -> None:
+    def _look_after(self, now: float | None = None) -> None:
+        """now: when the links were last read."""
         if self._roster.posted:
             self._update()
             if not self._flights:
                 self._roster.switch()
                 self._upkeep.rank()
-        self._upkeep.look_after()
+        self._upkeep.look_after(self._clock() if now is None else now)
 
     def _abandon(self, flight: Flight) -> None:
         """Forget a failed call. Its slot is not used again: late rows may still be on their way into it. Nor

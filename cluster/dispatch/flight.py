@@ -168,7 +168,8 @@ class Part:
     should take. receiving: the reply's header has come. retry_at, failure: the node asked us to try later,
     and why.
     hedge_at, late_at: when others may and must be asked. deputies: those that were; open: [*] int64, which of
-    its pairs none of them has, counted from its first. refused: nodes that cannot serve its rows.
+    its pairs none of them has, counted from its first. refused: nodes that cannot serve its rows, and until
+    when they are not to be asked again.
     """
 
     __slots__ = (
@@ -208,8 +209,22 @@ class Part:
         self.failure: MoemeshError | None = None
         self.deputies: list[Deputy] = []
         self.open: Array | None = None
-        self.refused: set[NodeId] = set()
+        self.refused: dict[NodeId, float] = {}
         link.parts[self.key] = self
+
+    def refuse(self, node: NodeId, until: float) -> None:
+        """A node cannot serve its rows before `until`; inf: not at all."""
+        self.refused[node] = until
+
+    def forgive(self, now: float) -> None:
+        """Who was busy for a moment may be asked again."""
+        if self.may_ask_again:
+            self.refused = {node: until for node, until in self.refused.items() if until > now}
+
+    @property
+    def may_ask_again(self) -> bool:
+        """Whether a node has refused for a moment only."""
+        return any(until < math.inf for until in self.refused.values())
 
     @property
     def key(self) -> Debt:

@@ -130,6 +130,7 @@ class Reception:
         self._share: Share | None = None
         self._said = b""
         self._claimed: Identity | None = None
+        self._begun = False
 
     def take(self, frame: Frame) -> tuple[Kind, Header]:
         """What to answer to a HELLO or a PROOF.
@@ -138,6 +139,9 @@ class Reception:
         """
         if frame.kind is Kind.PROOF:
             return self._check(frame.header)
+        if self._begun:
+            raise ProtocolError("a second HELLO on one connection")
+        self._begun = True
         claimed = Identity.from_header(frame.header)
         sealed = self._sealed or frame.header.get("sealed") is True
         if sealed:

@@ -286,6 +286,8 @@ class FrameServer:
                 connection.send(Kind.ERROR, error_header(error))
 
     def _greet(self, connection: Connection, frame: Frame) -> None:
+        if connection.peer is not None:
+            raise ProtocolError("a second greeting on one connection")
         reception = self._receptions.get(connection)
         if reception is None:
             mine = self._identity or Identity("server", self._name)

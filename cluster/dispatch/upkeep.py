@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 
 from cluster.dispatch import health
@@ -64,9 +65,9 @@ class Upkeep:
         """Look after these links from now on."""
         self._roster = roster
 
-    def look_after(self) -> None:
-        """Reconnect, judge, retry, ask others, give up: whatever is due."""
-        now = self._clock()
+    def look_after(self, now: float) -> None:
+        """Reconnect, judge, retry, ask others, give up: whatever is due. now: when the links were last read;
+        one of which bytes came then is not late."""
         self._posting.due = now + IDLE_S
         for link in self._roster.all:
             link.due(now)
@@ -134,12 +135,13 @@ class Upkeep:
     def not_served(self, part: Part, error: MoemeshError, later: bool) -> None:
         now, link = self._clock(), part.link
         part.failure = error
-        part.refused.add(link.node)
+        part.refuse(link.node, math.inf)
         if isinstance(part, Deputy):
             if part.principal is None:
                 self._strike(link, now, str(error))
             else:
-                part.principal.refused.add(link.node)
+                part.principal.refuse(link.node, now + RETRY_S if later else math.inf)
+                self.unwell = self.unwell or later
             self._withdraw(part)
             if part.principal is not None:
                 self._if_all_refuse(part.principal)
@@ -152,7 +154,9 @@ class Upkeep:
 
     def _if_all_refuse(self, part: Part) -> None:
         """Whoever could compute the rows has said that it cannot, and nobody asked to be asked later."""
-        if part.failure is not None and not (part.covered or part.done or part.retry_at):
+        if part.failure is not None and not (
+            part.covered or part.done or part.retry_at or part.may_ask_again
+        ):
             part.flight.error = part.flight.error or part.failure
 
     def _judge(self, link: Link, now: float) -> None:
@@ -207,6 +211,7 @@ class Upkeep:
     def _check(self, part: Part, now: float) -> None:
         """Retry, replace or fail one part whose reply is not in."""
         link = part.link
+        part.forgive(now)
         if part.covered:
             return
         if now >= part.late_at and link.last_byte < now and not part.receiving:

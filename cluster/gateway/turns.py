@@ -26,7 +26,8 @@ class Turns:
         """Mean time of late from being let in to the end, of requests that were completed."""
 
     def nobody_waits(self, leaving: Ticket | None) -> bool:
-        return len(self._line) == (leaving in self._line)
+        waiting = len(self._line)
+        return waiting == 0 or (waiting == 1 and leaving in self._line)
 
     def check(self, key: str, requests: tuple[EngineRequest, ...], leaving: Ticket | None) -> None:
         """Raises Overloaded for a request that finds no place in the line, or would wait too long in it."""
@@ -34,7 +35,8 @@ class Turns:
         if (full := self._line.full(key, count, leaving)) is not None:
             raise _refused(full, self._config.max_queued, max(SOONEST_RETRY_S, self._pace.interval))
         limit_s = longest_wait(self._service_s, self._config.wait_share, self._config.max_wait_s)
-        limit_s = min(limit_s, time_left() or limit_s)
+        if (left_s := time_left()) is not None:
+            limit_s = min(limit_s, left_s)
         ahead = self._line.ahead(key, requests[0].priority, leaving)
         wait_s = self._pace.interval * (ahead + count)
         if wait_s > limit_s:

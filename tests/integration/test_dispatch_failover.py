@@ -15,7 +15,7 @@ from cluster.balance.placement import PlacementTable, round_robin
 from cluster.dispatch.exchange import Exchange
 from cluster.dispatch.health import Standing
 from cluster.dispatch.link import Link
-from cluster.errors import CorruptBlob, MoemeshError
+from cluster.errors import CorruptBlob, MoemeshError, Overloaded
 from cluster.experiments.live.relay import Relay
 from cluster.types import ExpertId, NodeId
 from support.expert_nodes import (
@@ -237,6 +237,26 @@ def test_an_error_of_one_copy_is_no_error_of_the_other() -> None:
         exchange.send(make_call(8, step=3))
         with pytest.raises(MoemeshError, match="the disk is upset"):
             exchange.wait(3, 0, 0)
+
+
+def test_a_copy_that_is_busy_for_a_moment_is_asked_again() -> None:
+    """A node dies; the others, which get its rows on top of theirs, have no room for them at first."""
+    busy = 6
+
+    def refuse_some(layer: int, experts: Array) -> None:
+        nonlocal busy
+        if busy:
+            busy -= 1
+            raise Overloaded("rows wait already")
+
+    with over_pairs() as (nodes, exchange, _):
+        ask(exchange, 0)
+        nodes.nodes[nodes.names[1]].shutdown()
+        for name in (nodes.names[0], nodes.names[2]):
+            nodes.computes[name].before = refuse_some
+        for step in range(1, 4):
+            ask(exchange, step)
+        assert busy == 0
 
 
 def test_a_lost_node_is_reported_with_its_incarnation() -> None:

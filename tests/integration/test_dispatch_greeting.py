@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import socket
 from pathlib import Path
@@ -14,6 +15,7 @@ from cluster.dispatch.aio import FrameStream
 from cluster.dispatch.client import ControlClient
 from cluster.dispatch.decoder import FrameDecoder
 from cluster.dispatch.frames import pack_header
+from cluster.dispatch.greeting import Greeting
 from cluster.dispatch.handshake import KEY_VARIABLE, Identity, cluster_key
 from cluster.dispatch.kinds import Kind
 from cluster.errors import ProtocolError
@@ -87,6 +89,24 @@ def test_a_broken_introduction_ends_one_connection_and_nothing_else(change: dict
                 pass
         with ControlClient(server.address, identity=Identity("tool", "t", key=KEY)) as client:
             assert client.call(Kind.STATUS, [5]).header == [5]
+
+
+@pytest.mark.parametrize("key", [KEY, b""])
+def test_a_connection_greets_once(key: bytes) -> None:
+    """A second HELLO would change who the peer is, or have the server compute keys again and again."""
+    me = Identity("tool", "t", key=key)
+    hello = pack_header(Kind.HELLO, Greeting(me).hello(), 0)
+    with serving(echo, identity=dataclasses.replace(NODE, key=key)) as server:
+        host, _, port = server.address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as sock:
+            sock.sendall(hello)
+            answer = sock.recv(65536)
+            sock.sendall(hello)
+            while more := sock.recv(65536):
+                answer += more
+    first, second = FrameDecoder().feed(answer)
+    assert first.kind in (Kind.CHALLENGE, Kind.WELCOME)
+    assert second.kind is Kind.REFUSED
 
 
 def test_a_server_without_the_key_is_not_trusted() -> None:
