@@ -76,6 +76,8 @@ class Exchange:
         """Of the steps so far."""
         self.acknowledged = (table.epoch, table.version)
         """Epoch and version of the newest table beside which no older one is in use."""
+        self.tampered = 0
+        """How often bytes of links were changed on their way here."""
         self._identity = identity
         self._incarnation = identity.incarnation
         self._shape = shape
@@ -129,11 +131,6 @@ class Exchange:
     @property
     def table(self) -> PlacementTable:
         return self._roster.table
-
-    @property
-    def tampered(self) -> int:
-        """How often bytes of its links were changed on their way here. Callable from any thread."""
-        return sum(link.tampered for link in self._roster.all)
 
     def connect(self, timeout_s: float) -> None:
         """Wait until every node of the table is connected, for GRACE_S at most if others hold the experts of
@@ -318,6 +315,9 @@ class Exchange:
         self._first_attempt = max(self._first_attempt, flight.attempt + 1)
         self._slots.discard(flight.slot)
 
+    def _note_tampered(self) -> None:
+        self.tampered += 1
+
     def _new_link(self, node: NodeId, address: str | None, poller: Poller) -> Link:
         return Link(
             node,
@@ -328,4 +328,5 @@ class Exchange:
             sink=self._replies.buffer_for,
             on_frame=self._replies.receive,
             on_change=self._upkeep.changed,
+            on_tampered=self._note_tampered,
         )

@@ -47,14 +47,14 @@ _RISING = (State.CONNECTING, State.GREETING)
 class Link:
     """Driven by the exchange: `due`, `on_event`. Nothing here waits.
 
-    on_change: called when it has become READY and when it is lost.
+    on_change: called when it has become READY and when it is lost. on_tampered: when somebody has changed its
+        bytes on their way to us.
     parts: what the node owes us; survives a lost connection. overdue: requests that it has not answered and
         that others have; a lost connection takes them along.
     last_heard: when bytes of replies last arrived; a greeting is no sign that work gets done, nor is a PONG.
     last_byte: when any bytes arrived, a sign of life.
     health: what the exchange thinks of the node; it decides, and keeps it here.
     lost_at: when it was READY last, once it is not any more.
-    tampered: how often somebody changed its bytes on their way to us.
     load: int64 [2], messages waiting and service time in µs, as the node's last reply told; a row of the
         roster's.
     """
@@ -70,6 +70,7 @@ class Link:
         sink: Callable[[Link, Kind, Any, int], tuple[memoryview, Part] | None],
         on_frame: Callable[[Link, Frame], None],
         on_change: Callable[[Link], None],
+        on_tampered: Callable[[], None],
     ) -> None:
         self.node = node
         self.address = address
@@ -79,7 +80,6 @@ class Link:
         self.parts: dict[Debt, Part] = {}
         self.overdue: dict[Debt, Part] = {}
         self.last_heard = 0.0
-        self.tampered = 0
         self.last_byte = 0.0
         self.last_ping = self.lost_at = 0.0
         self.health = Health()
@@ -96,6 +96,7 @@ class Link:
         self._sink: Sink = partial(sink, self)
         self._on_frame = on_frame
         self._on_change = on_change
+        self._on_tampered = on_tampered
 
     @property
     def at_rest(self) -> bool:
@@ -188,7 +189,7 @@ class Link:
         except ProtocolError as error:
             self.refuse(error)
         except Tampered as error:
-            self.tampered += 1
+            self._on_tampered()
             log.warning("the link to node %s at %s ends: %s", self.node, self.address, error)
             self.lose(str(error))
         except (OSError, Unavailable) as error:
