@@ -251,6 +251,7 @@ def widened(state: ControllerState, table: PlacementTable, trusting: bool = Fals
         for node in state.of(Role.NODE)
         if node.ready
         and node.error is None
+        and node.id not in state.absent
         and (node.id not in state.shunned or (trusting and node.table == latest))
     ]
     more = sorted(set(map(NodeId, fine)) - set(table.nodes) - state.orders.drained)

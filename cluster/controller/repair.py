@@ -73,10 +73,11 @@ def remember(memory: Memory, state: ControllerState, now: float) -> Memory:
         member = state.members.get(node)
         losses[node] = (losses.get(node, (0, 0))[0] + 1, member.incarnation if member else 0)
     there = {NodeId(member.id): member for member in state.of(Role.NODE) if member.ready}
+    there = {node: member for node, member in there.items() if node not in state.lost | state.absent}
     back = {
         node: memory.back.get(node, now)
         for node, (_, incarnation) in losses.items()
-        if node in there and node not in lost and there[node].incarnation > incarnation
+        if node in there and there[node].incarnation > incarnation
     }
     return Memory(lost, losses, back)
 

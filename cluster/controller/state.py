@@ -122,7 +122,8 @@ class ControllerState:
     operators have asked for. left: members that have said goodbye. lost: nodes of the table that have left,
     are dead, or that a router cannot reach: nothing waits for them; one that was never there is waited for.
     shunned: nodes that were lost, with the incarnation that was, until they start again or are found to be
-    well. orphaned: whether lost nodes alone hold some expert.
+    well. orphaned: whether lost nodes alone hold some expert. absent: nodes outside the table that have
+    left or are dead, however ready they were; routers cannot tell of a node before it is in their table.
     """
 
     epoch: int
@@ -136,6 +137,7 @@ class ControllerState:
     lost: frozenset[NodeId] = frozenset()
     shunned: Mapping[NodeId, int] = field(default_factory=dict)
     orphaned: bool = False
+    absent: frozenset[NodeId] = frozenset()
 
     def of(self, role: Role) -> list[Member]:
         return [member for member in self.members.values() if member.role is role]
@@ -211,7 +213,8 @@ def _advance(state: ControllerState) -> ControllerState:
     which is lost are given up: others are found (cluster/controller/repair.py)."""
     if not state.pending:
         return state
-    if any(node in state.lost for table in state.pending for node in table.nodes):
+    gone = state.lost | state.absent
+    if any(node in gone for table in state.pending for node in table.nodes):
         return dataclasses.replace(state, pending=())
     following = state.pending[0]
     wanted = (following.epoch, following.version)
@@ -222,17 +225,26 @@ def _advance(state: ControllerState) -> ControllerState:
 
 
 def _with_losses(state: ControllerState, now: float) -> ControllerState:
-    """With what is known of nodes of the table by now."""
+    """With what is known by now of nodes of the table, and of those that could come into it."""
     if state.table is None:
         return state
     lost = frozenset(node for node in state.table.nodes if _is_lost(state, node, now))
-    if not (lost or state.lost or state.shunned):
+    absent = frozenset(node for node in _newcomers(state, state.table) if _is_gone(state, node, now))
+    if not (lost or absent or state.lost or state.absent or state.shunned):
         return state
     places = {place for place, node in enumerate(state.table.nodes) if node in lost}
     orphaned = bool(places) and any(
         places.issuperset(holders) for layer in state.table.replicas for holders in layer
     )
-    return dataclasses.replace(state, lost=lost, orphaned=orphaned, shunned=_shunned(state, lost))
+    return dataclasses.replace(
+        state, lost=lost, orphaned=orphaned, shunned=_shunned(state, lost), absent=absent
+    )
+
+
+def _newcomers(state: ControllerState, table: PlacementTable) -> set[NodeId]:
+    """Nodes outside `table` that experts are being moved to, or could be."""
+    moving = {node for pending in state.pending for node in pending.nodes}
+    return (moving | {NodeId(node.id) for node in state.of(Role.NODE)}) - set(table.nodes)
 
 
 def _shunned(state: ControllerState, lost: frozenset[NodeId]) -> dict[NodeId, int]:
@@ -248,14 +260,18 @@ def _shunned(state: ControllerState, lost: frozenset[NodeId]) -> dict[NodeId, in
     return kept | {node: incarnations.get(node, kept.get(node, 0)) for node in lost}
 
 
+def _is_gone(state: ControllerState, node: NodeId, now: float) -> bool:
+    """It has left, or is dead; not one that has never come."""
+    member = state.members.get(node)
+    return node in state.left if member is None else health(member, now) is Health.DEAD
+
+
 def _is_lost(state: ControllerState, node: NodeId, now: float) -> bool:
     """A router's word counts for the incarnation that it knew: a node that has started again is there."""
     member = state.members.get(node)
-    if member is None:
-        return node in state.left
-    if health(member, now) is Health.DEAD:
+    if _is_gone(state, node, now):
         return True
-    return any(
+    return member is not None and any(
         router.lost.get(node) == member.incarnation and health(router, now) is Health.ALIVE
         for router in state.of(Role.ROUTER)
     )

@@ -126,6 +126,53 @@ def test_moves_that_counted_on_a_lost_node_are_given_up() -> None:
     assert len(state.table.experts_of(NodeId("node-0"))) == 24
 
 
+def beside(spare: Member, now: float) -> ControllerState:
+    """Three nodes serve at `now`; `spare`, outside their table, has not been heard of since it came."""
+    state = controller.sync(serving(), spare)
+    for member in (node("node-0", now), node("node-1", now), node("node-2", now), router(now)):
+        state = controller.sync(state, member)
+    return state
+
+
+def test_orphans_are_not_given_to_a_spare_that_is_dead() -> None:
+    """It is the emptiest of all, and said that it was ready the last time that it was heard."""
+    now = DEAD_AFTER_S + 1
+    state = without(beside(node("node-3"), now), "node-1", now)
+    assert rebalance.widened(state, state.table, trusting=True).nodes == ("node-0", "node-1", "node-2")
+    proposal = repair.propose(state)
+    assert {name for table in proposal.tables for name in table.nodes} == {"node-0", "node-2"}
+    back = controller.sync(state, node("node-3", now, incarnation=2))
+    assert "node-3" in rebalance.widened(back, back.table).nodes
+
+
+def test_moves_that_count_on_a_newcomer_end_with_it() -> None:
+    state = controller.sync(serving(), node("node-3"))
+    state = without(state, "node-1")
+    state = rebalance.begin(state, repair.propose(state))
+    assert "node-3" in state.pending[-1].nodes
+    gone = controller.sync(state, node("node-3", leaving=True))
+    assert not gone.pending
+    later = DEAD_AFTER_S + 1
+    for member in (node("node-0", later), node("node-2", later), router(later, lost={"node-1": 1})):
+        state = controller.sync(state, member)
+    assert not state.pending
+    assert repair.due(Memory(), state, ONE, later) is Reason.orphans
+    assert repaired(state).table.nodes == ("node-0", "node-2")
+
+
+def test_a_node_that_came_back_and_died_again_is_not_back() -> None:
+    state = without(serving(), "node-1")
+    memory = repair.remember(Memory(), state, 0.0)
+    state = controller.sync(repaired(state), node("node-1", incarnation=2))
+    memory = repair.remember(memory, state, 1.0)
+    assert memory.back == {"node-1": 1.0}
+    later = DEAD_AFTER_S + 1
+    for member in (node("node-0", later, table=(1, 2)), node("node-2", later, table=(1, 2))):
+        state = controller.sync(state, member)
+    assert not repair.remember(memory, state, later).back
+    assert "node-1" not in rebalance.widened(state, state.table).nodes
+
+
 def test_a_dead_node_does_not_hold_up_moves() -> None:
     """Every expert has a copy elsewhere: nobody waits for it, nor for a drain beside it."""
     state = repaired(serving(), TWO)
