@@ -209,19 +209,47 @@ def settled(state: ControllerState, now: float) -> bool:
 
 
 def _advance(state: ControllerState) -> ControllerState:
-    """Publish the next table once every node has loaded it beside the present one. Moves that count on a node
-    which is lost are given up: others are found (cluster/controller/repair.py)."""
+    """Publish the next table once every node that is there has loaded it beside the present one. Moves that
+    count on a node which is lost are given up: others are found (cluster/controller/repair.py)."""
     if not state.pending:
         return state
     gone = state.lost | state.absent
-    if any(node in gone for table in state.pending for node in table.nodes):
+    if gone and _count_on(gone, state):
         return dataclasses.replace(state, pending=())
     following = state.pending[0]
     wanted = (following.epoch, following.version)
-    nodes = (state.members.get(node) for node in following.nodes)
+    nodes = (state.members.get(node) for node in following.nodes if node not in gone)
     if not all(node is not None and node.prepared == wanted for node in nodes):
         return state
     return dataclasses.replace(state, table=following, pending=state.pending[1:])
+
+
+def _count_on(gone: frozenset[NodeId], state: ControllerState) -> bool:
+    """Whether the pending tables have one of `gone` load something, or leave experts to them alone. A stage
+    in between is looked at when it is next."""
+    assert state.table is not None, "tables are pending beside the present one"
+    following, last = state.pending[0], state.pending[-1]
+    if _orphans(last, gone) or _orphans(following, gone) - _orphans(state.table, gone):
+        return True
+    named = gone & (set(following.nodes) | set(last.nodes))
+    return any(
+        set(table.experts_of(node)) - set(state.table.experts_of(node))
+        for node in named
+        for table in (following, last)
+    )
+
+
+def _orphans(table: PlacementTable, gone: frozenset[NodeId]) -> set[tuple[int, int]]:
+    """(layer, index) of the experts that only `gone` have."""
+    places = {place for place, node in enumerate(table.nodes) if node in gone}
+    if not places:
+        return set()
+    return {
+        (layer, index)
+        for layer, experts in enumerate(table.replicas)
+        for index, holders in enumerate(experts)
+        if places.issuperset(holders)
+    }
 
 
 def _with_losses(state: ControllerState, now: float) -> ControllerState:
@@ -232,10 +260,7 @@ def _with_losses(state: ControllerState, now: float) -> ControllerState:
     absent = frozenset(node for node in _newcomers(state, state.table) if _is_gone(state, node, now))
     if not (lost or absent or state.lost or state.absent or state.shunned):
         return state
-    places = {place for place, node in enumerate(state.table.nodes) if node in lost}
-    orphaned = bool(places) and any(
-        places.issuperset(holders) for layer in state.table.replicas for holders in layer
-    )
+    orphaned = bool(_orphans(state.table, lost))
     return dataclasses.replace(
         state, lost=lost, orphaned=orphaned, shunned=_shunned(state, lost), absent=absent
     )

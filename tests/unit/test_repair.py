@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.balance.copies import complete
+from cluster.balance.load import LoadStats
 from cluster.balance.placement import PlacementTable
 from cluster.config import ControllerConfig
 from cluster.controller import rebalance, repair
@@ -171,6 +172,61 @@ def test_a_node_that_came_back_and_died_again_is_not_back() -> None:
         state = controller.sync(state, member)
     assert not repair.remember(memory, state, later).back
     assert "node-1" not in rebalance.widened(state, state.table).nodes
+
+
+def skewed() -> LoadStats:
+    """Some experts are asked for far more often than others."""
+    rows = np.zeros((4, 8))
+    rows[[0, 1, 3]] = np.random.default_rng(0).permuted(
+        np.tile(40.0 / np.arange(1, 9) ** 1.2, (3, 1)), axis=1
+    )
+    return LoadStats(256.0, 1.0, 20.0, 20.0, rows, rows.sum(axis=1))
+
+
+def tight() -> ControllerState:
+    """Two copies of everything, in memories that have next to no room, and node-1 is lost."""
+    state = repaired(serving(), TWO)
+    for name in ("node-0", "node-1", "node-2"):
+        state = controller.sync(state, node(name, table=(1, 2), stats={"memory_bytes": 1700}))
+    return controller.sync(state, router(table=(1, 2), lost={"node-1": 1}))
+
+
+def test_moves_in_several_stages_go_on_beside_a_lost_node() -> None:
+    state = tight()
+    proposal = rebalance.propose(state, ONE, skewed())
+    assert len(proposal.tables) > 1
+    assert {name for table in proposal.tables for name in table.nodes} == {"node-0", "node-2"}
+    state = controller.sync(rebalance.begin(state, proposal), node("node-0", table=(1, 2)))
+    assert state.pending == proposal.tables
+    assert loaded(state).table == proposal.tables[-1]
+
+
+def test_moves_that_ask_nothing_of_a_lost_node_do_not_wait_for_it() -> None:
+    """They were planned before the loss, so that it is in their tables."""
+    state = tight()
+    table = dataclasses.replace(state.table, version=3)
+    assert "node-1" in table.nodes
+    state = dataclasses.replace(state, pending=(table,))
+    assert loaded(state).table == table
+
+
+def test_the_last_copy_is_not_dropped_for_one_on_a_lost_node() -> None:
+    """Neither by the next table, nor by one that would have to be mended afterwards."""
+    state = tight()
+    place = state.table.nodes.index(NodeId("node-1"))
+    alone = next(holders for layer in state.table.replicas for holders in layer if place in holders)
+    table = dataclasses.replace(
+        state.table,
+        version=3,
+        replicas=tuple(
+            tuple((place,) if holders == alone else holders for holders in layer)
+            for layer in state.table.replicas
+        ),
+    )
+    mended = dataclasses.replace(state.table, version=4)
+    for pending in ((table,), (table, mended), (dataclasses.replace(state.table, version=3), table)):
+        planned = dataclasses.replace(state, pending=pending)
+        assert not controller.sync(planned, node("node-0", table=(1, 2))).pending
 
 
 def test_a_dead_node_does_not_hold_up_moves() -> None:
