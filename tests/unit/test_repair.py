@@ -18,6 +18,7 @@ from cluster.controller import state as controller
 from cluster.controller.drain import drain
 from cluster.controller.orders import Orders
 from cluster.controller.repair import Memory, Reason
+from cluster.controller.service import ControllerService
 from cluster.controller.state import DEAD_AFTER_S, ControllerState, Member, Role, Shape
 from cluster.errors import Unavailable
 from cluster.types import NodeId
@@ -283,6 +284,35 @@ def test_without_losses_and_with_enough_copies_there_is_nothing_to_do() -> None:
     assert repair.due(memory, state, ONE, 0.0) is None
     assert not repair.propose(state).tables
     assert repair.due(memory, state, TWO, 0.0) is Reason.copies
+
+
+def test_copies_that_no_memory_can_take_are_not_tried_again_and_again() -> None:
+    state = serving(stats={"memory_bytes": 800})
+    memory = repair.remember(Memory(), state, 0.0)
+    assert repair.due(memory, state, TWO, 0.0) is Reason.copies
+    assert not repair.propose(state, TWO).tables
+    assert repair.lacking(state, TWO) == 24
+    memory = repair.remember(repair.fruitless(memory, state), state, 1.0)
+    assert repair.due(memory, state, TWO, 1e6) is None
+    for more in (node("node-3"), node("node-1", incarnation=2, table=(1, 1))):
+        assert repair.due(memory, controller.sync(state, more), TWO, 1e6) is Reason.copies
+    moved = dataclasses.replace(state, table=dataclasses.replace(state.table, version=2))
+    assert repair.due(memory, controller.sync(moved, router(table=(1, 2))), TWO, 1e6) is Reason.copies
+
+
+def test_that_memory_is_short_for_copies_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    service = ControllerService(SHAPE, epoch=1, config=TWO, clock=lambda: now)
+    service._state = serving(stats={"memory_bytes": 800})
+    service.start()
+    for _ in range(20):
+        reason = service._look_for_losses()
+        if reason is not None:
+            service._repair(reason)
+        now += 10.0
+    service.shutdown()
+    (said,) = (one.getMessage() for one in caplog.records if one.levelname == "WARNING")
+    assert "24 copies lack" in said
 
 
 def test_nothing_is_repaired_while_tables_are_on_their_way() -> None:
