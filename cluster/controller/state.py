@@ -29,6 +29,10 @@ SUSPECTED_AFTER_S = 2.5
 DEAD_AFTER_S = 10.0
 """Beyond this it is gone until it registers again."""
 
+GRACE_S = 5.0
+"""For so long calls wait for experts that nobody loads yet; shorter than a router waits for a silent node, so
+that a call which cannot be helped fails no later for it."""
+
 NO_TABLE = (0, 0)
 """The (epoch, version) of a member that has loaded nothing."""
 
@@ -124,6 +128,7 @@ class ControllerState:
     shunned: nodes that were lost, with the incarnation that was, until they start again or are found to be
     well. orphaned: whether lost nodes alone hold some expert. absent: nodes outside the table that have
     left or are dead, however ready they were; routers cannot tell of a node before it is in their table.
+    stranded: since when it is orphaned and nobody loads anything; None while that is not so.
     """
 
     epoch: int
@@ -138,6 +143,7 @@ class ControllerState:
     shunned: Mapping[NodeId, int] = field(default_factory=dict)
     orphaned: bool = False
     absent: frozenset[NodeId] = frozenset()
+    stranded: float | None = None
 
     def of(self, role: Role) -> list[Member]:
         return [member for member in self.members.values() if member.role is role]
@@ -165,7 +171,8 @@ def sync(state: ControllerState, member: Member) -> ControllerState:
         members[member.id] = member
         left = state.left - {member.id}
     state = _with_first_table(dataclasses.replace(state, members=members, left=left))
-    return _advance(_with_losses(state, member.last_seen))
+    state = _advance(_with_losses(state, member.last_seen))
+    return dataclasses.replace(state, stranded=_stranded(state, member.last_seen))
 
 
 def offer(state: ControllerState, table: PlacementTable) -> ControllerState:
@@ -222,6 +229,18 @@ def _advance(state: ControllerState) -> ControllerState:
     if not all(node is not None and node.prepared == wanted for node in nodes):
         return state
     return dataclasses.replace(state, table=following, pending=state.pending[1:])
+
+
+def _stranded(state: ControllerState, now: float) -> float | None:
+    if state.pending or not state.orphaned:
+        return None
+    return now if state.stranded is None else state.stranded
+
+
+def _mending(state: ControllerState, now: float) -> bool:
+    """Whether experts that nobody has any more are being loaded, or may soon be. Pending tables that leave
+    them where they are would have been given up."""
+    return state.orphaned and (state.stranded is None or now - state.stranded < GRACE_S)
 
 
 def _count_on(gone: frozenset[NodeId], state: ControllerState) -> bool:
@@ -335,7 +354,7 @@ def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
             for router in state.of(Role.ROUTER)
         },
         "stop": state.stopping,
-        "mending": state.orphaned,
+        "mending": _mending(state, now),
         "hurry": state.orphaned or bool(state.pending),
         "cluster": _observed(state, now) if is_gateway else None,
     }

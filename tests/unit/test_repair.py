@@ -19,7 +19,7 @@ from cluster.controller.drain import drain
 from cluster.controller.orders import Orders
 from cluster.controller.repair import Memory, Reason
 from cluster.controller.service import ControllerService
-from cluster.controller.state import DEAD_AFTER_S, ControllerState, Member, Role, Shape
+from cluster.controller.state import DEAD_AFTER_S, GRACE_S, ControllerState, Member, Role, Shape
 from cluster.errors import Unavailable
 from cluster.types import NodeId
 
@@ -109,6 +109,26 @@ def test_what_nobody_holds_any_more_is_loaded_at_once_by_the_others() -> None:
     for name in state.table.nodes:  # nothing else moves
         assert set(before.experts_of(name)) <= set(state.table.experts_of(name))
     assert copies(state.table) == {1}
+
+
+def test_calls_wait_for_experts_only_while_somebody_loads_them() -> None:
+    def waits(state: ControllerState, now: float) -> bool:
+        return controller.view(state, "router-0", now)["mending"]
+
+    state = serving()
+    assert not waits(state, 0.0)
+    state = without(state, "node-1", 1.0)
+    assert waits(state, 1.0)  # there may be a way
+    state = without(state, "node-1", 1.0 + GRACE_S)
+    assert not waits(state, 1.1 + GRACE_S)
+    loading = rebalance.begin(state, repair.propose(state))
+    loading = without(loading, "node-1", 9.0)
+    assert waits(loading, 9.0)
+    left = controller.sync(loading, node("node-0", 9.5, leaving=True))
+    assert not left.pending
+    assert waits(left, 9.5)  # others may be found
+    assert not waits(left, 9.6 + GRACE_S)
+    assert not waits(loaded(loading, 9.0), 9.0)
 
 
 def test_they_are_loaded_even_where_memory_is_short() -> None:
