@@ -205,7 +205,7 @@ def tables_of(
     problem: Problem, decision: Decision, table: PlacementTable, gone: Collection[NodeId] = ()
 ) -> tuple[PlacementTable, ...]:
     """The table after each stage; the last one without nodes that hold nothing. gone: nodes that are named
-    only for experts that nobody else can get."""
+    only while they have experts that nobody else has got yet."""
     assert problem.current is not None, "propose() knows it"
     hosts, place_of = problem.current.hosts.copy(), {node: i for i, node in enumerate(table.nodes)}
     lost = np.array([node in gone for node in table.nodes])
@@ -219,13 +219,16 @@ def tables_of(
             hosts[drop.expert.layer, drop.expert.index, place_of[drop.device]] = False
         nowhere = ~hosts.any(axis=2, keepdims=True)
         placed = Placement(hosts | (before & nowhere))
-        tables.append(placed.to_table(table.nodes, table.epoch, table.version + number))
+        stage_table = placed.to_table(table.nodes, table.epoch, table.version + number)
+        tables.append(without_idle(stage_table, gone))
     return (*tables[:-1], *map(without_idle, tables[-1:]))
 
 
-def without_idle(table: PlacementTable) -> PlacementTable:
-    """Without the nodes that hold nothing: nobody needs to wait for them."""
-    busy = sorted({holder for layer in table.replicas for holders in layer for holder in holders})
+def without_idle(table: PlacementTable, among: Collection[NodeId] | None = None) -> PlacementTable:
+    """Without the nodes that hold nothing: nobody needs to wait for them. among: leave out these alone."""
+    holding = {holder for layer in table.replicas for holders in layer for holder in holders}
+    kept = {place for place, node in enumerate(table.nodes) if among is not None and node not in among}
+    busy = sorted(holding | kept)
     place_of = {node: place for place, node in enumerate(busy)}
     replicas = tuple(
         tuple(tuple(place_of[holder] for holder in holders) for holders in layer) for layer in table.replicas
@@ -251,6 +254,7 @@ def widened(state: ControllerState, table: PlacementTable, trusting: bool = Fals
         for node in state.of(Role.NODE)
         if node.ready
         and node.error is None
+        and node.id not in state.absent
         and (node.id not in state.shunned or (trusting and node.table == latest))
     ]
     more = sorted(set(map(NodeId, fine)) - set(table.nodes) - state.orders.drained)

@@ -51,10 +51,15 @@ class Reason(StrEnum):
     back = "a node that is back"
 
 
+Situation = tuple[tuple[int, int], frozenset[tuple[NodeId, int]]]
+"""(epoch, version) of the table, and the nodes that may hold experts with the incarnation of each."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """What the controller remembers of losses. lost: nodes that are, since when. losses: how often each was,
     and its incarnation the last time. back: those that were lost and have started again, since when.
+    fruitless: the situation (`_situation`) in which copies lacked that no memory had room for.
 
     A process that was only silent, or cut off from a router, may be so still: nobody tries it before an
     operator asks for it (`moemesh rebalance`).
@@ -63,6 +68,7 @@ class Memory:
     lost: Mapping[NodeId, float] = field(default_factory=dict)
     losses: Mapping[NodeId, tuple[int, int]] = field(default_factory=dict)
     back: Mapping[NodeId, float] = field(default_factory=dict)
+    fruitless: Situation | None = None
 
 
 def remember(memory: Memory, state: ControllerState, now: float) -> Memory:
@@ -73,12 +79,13 @@ def remember(memory: Memory, state: ControllerState, now: float) -> Memory:
         member = state.members.get(node)
         losses[node] = (losses.get(node, (0, 0))[0] + 1, member.incarnation if member else 0)
     there = {NodeId(member.id): member for member in state.of(Role.NODE) if member.ready}
+    there = {node: member for node, member in there.items() if node not in state.lost | state.absent}
     back = {
         node: memory.back.get(node, now)
         for node, (_, incarnation) in losses.items()
-        if node in there and node not in lost and there[node].incarnation > incarnation
+        if node in there and there[node].incarnation > incarnation
     }
-    return Memory(lost, losses, back)
+    return Memory(lost, losses, back, memory.fruitless)
 
 
 def due(memory: Memory, state: ControllerState, config: ControllerConfig, now: float) -> Reason | None:
@@ -91,7 +98,7 @@ def due(memory: Memory, state: ControllerState, config: ControllerConfig, now: f
     if any(node in state.orders.drained for node in table.nodes):
         return Reason.drain
     patient = any(now - since < config.replicate_after_s for since in memory.lost.values())
-    if not patient and _short(state, config):
+    if not patient and _short(state, config) and memory.fruitless != _situation(state, table):
         return Reason.copies
     for node, since in memory.back.items():
         hold = min(RETURN_AFTER_S * 2 ** (memory.losses[node][0] - 1), MOST_RETURN_S)
@@ -155,12 +162,33 @@ def _dense(table: PlacementTable) -> Booleans:
 def _short(state: ControllerState, config: ControllerConfig) -> bool:
     """Whether the table names a lost node, or some expert has fewer copies than it shall. Asked every second:
     whether memories allow more is seen when it is tried."""
-    table = state.table
-    if table is None or state.lost:
-        return table is not None
-    able = [node for node in widened(state, table).nodes if node not in state.orders.drained]
-    copies = min(config.min_replicas, len(able))
-    return any(len(holders) < copies for layer in table.replicas for holders in layer)
+    return state.table is not None and (bool(state.lost) or lacking(state, config) > 0)
+
+
+def lacking(state: ControllerState, config: ControllerConfig) -> int:
+    """How many copies the table names too few."""
+    if state.table is None:
+        return 0
+    copies = min(config.min_replicas, len(_able(state, state.table)))
+    return sum(max(0, copies - len(holders)) for layer in state.table.replicas for holders in layer)
+
+
+def fruitless(memory: Memory, state: ControllerState) -> Memory:
+    """Nothing could be done about the copies that lack; nobody need try before something changes."""
+    return replace(memory, fruitless=None if state.table is None else _situation(state, state.table))
+
+
+def _situation(state: ControllerState, table: PlacementTable) -> Situation:
+    """A node that starts again may have more memory."""
+    incarnations = {NodeId(node.id): node.incarnation for node in state.of(Role.NODE)}
+    able = frozenset((node, incarnations.get(node, 0)) for node in _able(state, table))
+    return (table.epoch, table.version), able
+
+
+def _able(state: ControllerState, table: PlacementTable) -> list[NodeId]:
+    """Nodes that may hold experts."""
+    barred = state.orders.drained | state.lost
+    return [node for node in widened(state, table).nodes if node not in barred]
 
 
 def _limits(state: ControllerState, table: PlacementTable) -> Integers:

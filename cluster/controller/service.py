@@ -16,7 +16,7 @@ from cluster.config import ControllerConfig
 from cluster.controller import drain, rebalance, repair
 from cluster.controller import state as decisions
 from cluster.controller.orders import Orders
-from cluster.controller.rebalance import DEFAULTS
+from cluster.controller.rebalance import DEFAULTS, Proposal
 from cluster.controller.repair import Memory, Reason
 from cluster.controller.state import ControllerState, Member, Shape
 from cluster.controller.watch import Watch, failed, judge, look
@@ -142,27 +142,41 @@ class ControllerService:
         """Have experts loaded where they are missing, and say so in one line."""
         with self._placing:
             try:
+                state = self._state
                 if reason is Reason.back:
-                    load = decisions.load_of(self._state) or drain.even_load(self._state.shape)
-                    proposal = rebalance.propose(self._state, self._config, load, drain.PLACE)
+                    load = decisions.load_of(state) or drain.even_load(state.shape)
+                    proposal = rebalance.propose(state, self._config, load, drain.PLACE)
                 else:
-                    proposal = repair.propose(self._state, self._config)
+                    proposal = repair.propose(state, self._config)
                 with self._lock:
-                    if proposal.tables:
-                        self._state = rebalance.begin(self._state, proposal)
-                    else:
-                        self._next_repair = self._clock() + HELPLESS_PERIOD_S
-                    if reason is Reason.back:
-                        self._memory = repair.given_back(self._memory)
-                moved = proposal.decision.migration
-                log.warning("repair: %s: %d bytes to load", reason.value, moved.bytes)
-                for refused in moved.refused:
-                    log.error("repair: expert %s stays where it was: %s", refused.expert, refused.reason)
+                    self._begin_repair(reason, proposal, state)
+                self._say_repair(reason, proposal)
             except Exception as error:
                 level = logging.WARNING if isinstance(error, MoemeshError) else logging.ERROR
                 log.log(level, "repair: %s cannot be helped now", reason.value, exc_info=error)
                 with self._lock:
                     self._next_repair = self._clock() + HELPLESS_PERIOD_S
+
+    def _begin_repair(self, reason: Reason, proposal: Proposal, state: ControllerState) -> None:
+        """state: the one that the proposal was made for."""
+        if proposal.tables:
+            self._state = rebalance.begin(self._state, proposal)
+        else:
+            self._next_repair = self._clock() + HELPLESS_PERIOD_S
+            if reason is Reason.copies:
+                self._memory = repair.fruitless(self._memory, state)
+        if reason is Reason.back:
+            self._memory = repair.given_back(self._memory)
+
+    def _say_repair(self, reason: Reason, proposal: Proposal) -> None:
+        moved = proposal.decision.migration
+        if reason is Reason.copies and not proposal.tables:
+            lack = repair.lacking(self._state, self._config)
+            log.warning("repair: %s: no node has room, %d copies lack", reason.value, lack)
+        else:
+            log.warning("repair: %s: %d bytes to load", reason.value, moved.bytes)
+        for refused in moved.refused:
+            log.error("repair: expert %s stays where it was: %s", refused.expert, refused.reason)
 
     def _place_for(self, load: LoadStats) -> None:
         """Of its own accord: place the experts for `load`, move them if that pays, and say so in one line."""

@@ -29,6 +29,10 @@ SUSPECTED_AFTER_S = 2.5
 DEAD_AFTER_S = 10.0
 """Beyond this it is gone until it registers again."""
 
+GRACE_S = 5.0
+"""For so long calls wait for experts that nobody loads yet; shorter than a router waits for a silent node, so
+that a call which cannot be helped fails no later for it."""
+
 NO_TABLE = (0, 0)
 """The (epoch, version) of a member that has loaded nothing."""
 
@@ -122,7 +126,9 @@ class ControllerState:
     operators have asked for. left: members that have said goodbye. lost: nodes of the table that have left,
     are dead, or that a router cannot reach: nothing waits for them; one that was never there is waited for.
     shunned: nodes that were lost, with the incarnation that was, until they start again or are found to be
-    well. orphaned: whether lost nodes alone hold some expert.
+    well. orphaned: whether lost nodes alone hold some expert. absent: nodes outside the table that have
+    left or are dead, however ready they were; routers cannot tell of a node before it is in their table.
+    stranded: since when it is orphaned and nobody loads anything; None while that is not so.
     """
 
     epoch: int
@@ -136,6 +142,8 @@ class ControllerState:
     lost: frozenset[NodeId] = frozenset()
     shunned: Mapping[NodeId, int] = field(default_factory=dict)
     orphaned: bool = False
+    absent: frozenset[NodeId] = frozenset()
+    stranded: float | None = None
 
     def of(self, role: Role) -> list[Member]:
         return [member for member in self.members.values() if member.role is role]
@@ -163,7 +171,8 @@ def sync(state: ControllerState, member: Member) -> ControllerState:
         members[member.id] = member
         left = state.left - {member.id}
     state = _with_first_table(dataclasses.replace(state, members=members, left=left))
-    return _advance(_with_losses(state, member.last_seen))
+    state = _advance(_with_losses(state, member.last_seen))
+    return dataclasses.replace(state, stranded=_stranded(state, member.last_seen))
 
 
 def offer(state: ControllerState, table: PlacementTable) -> ControllerState:
@@ -207,32 +216,79 @@ def settled(state: ControllerState, now: float) -> bool:
 
 
 def _advance(state: ControllerState) -> ControllerState:
-    """Publish the next table once every node has loaded it beside the present one. Moves that count on a node
-    which is lost are given up: others are found (cluster/controller/repair.py)."""
+    """Publish the next table once every node that is there has loaded it beside the present one. Moves that
+    count on a node which is lost are given up: others are found (cluster/controller/repair.py)."""
     if not state.pending:
         return state
-    if any(node in state.lost for table in state.pending for node in table.nodes):
+    gone = state.lost | state.absent
+    if gone and _count_on(gone, state):
         return dataclasses.replace(state, pending=())
     following = state.pending[0]
     wanted = (following.epoch, following.version)
-    nodes = (state.members.get(node) for node in following.nodes)
+    nodes = (state.members.get(node) for node in following.nodes if node not in gone)
     if not all(node is not None and node.prepared == wanted for node in nodes):
         return state
     return dataclasses.replace(state, table=following, pending=state.pending[1:])
 
 
+def _stranded(state: ControllerState, now: float) -> float | None:
+    if state.pending or not state.orphaned:
+        return None
+    return now if state.stranded is None else state.stranded
+
+
+def _mending(state: ControllerState, now: float) -> bool:
+    """Whether experts that nobody has any more are being loaded, or may soon be. Pending tables that leave
+    them where they are would have been given up."""
+    return state.orphaned and (state.stranded is None or now - state.stranded < GRACE_S)
+
+
+def _count_on(gone: frozenset[NodeId], state: ControllerState) -> bool:
+    """Whether the pending tables have one of `gone` load something, or leave experts to them alone. A stage
+    in between is looked at when it is next."""
+    assert state.table is not None, "tables are pending beside the present one"
+    following, last = state.pending[0], state.pending[-1]
+    if _orphans(last, gone) or _orphans(following, gone) - _orphans(state.table, gone):
+        return True
+    named = gone & (set(following.nodes) | set(last.nodes))
+    return any(
+        set(table.experts_of(node)) - set(state.table.experts_of(node))
+        for node in named
+        for table in (following, last)
+    )
+
+
+def _orphans(table: PlacementTable, gone: frozenset[NodeId]) -> set[tuple[int, int]]:
+    """(layer, index) of the experts that only `gone` have."""
+    places = {place for place, node in enumerate(table.nodes) if node in gone}
+    if not places:
+        return set()
+    return {
+        (layer, index)
+        for layer, experts in enumerate(table.replicas)
+        for index, holders in enumerate(experts)
+        if places.issuperset(holders)
+    }
+
+
 def _with_losses(state: ControllerState, now: float) -> ControllerState:
-    """With what is known of nodes of the table by now."""
+    """With what is known by now of nodes of the table, and of those that could come into it."""
     if state.table is None:
         return state
     lost = frozenset(node for node in state.table.nodes if _is_lost(state, node, now))
-    if not (lost or state.lost or state.shunned):
+    absent = frozenset(node for node in _newcomers(state, state.table) if _is_gone(state, node, now))
+    if not (lost or absent or state.lost or state.absent or state.shunned):
         return state
-    places = {place for place, node in enumerate(state.table.nodes) if node in lost}
-    orphaned = bool(places) and any(
-        places.issuperset(holders) for layer in state.table.replicas for holders in layer
+    orphaned = bool(_orphans(state.table, lost))
+    return dataclasses.replace(
+        state, lost=lost, orphaned=orphaned, shunned=_shunned(state, lost), absent=absent
     )
-    return dataclasses.replace(state, lost=lost, orphaned=orphaned, shunned=_shunned(state, lost))
+
+
+def _newcomers(state: ControllerState, table: PlacementTable) -> set[NodeId]:
+    """Nodes outside `table` that experts are being moved to, or could be."""
+    moving = {node for pending in state.pending for node in pending.nodes}
+    return (moving | {NodeId(node.id) for node in state.of(Role.NODE)}) - set(table.nodes)
 
 
 def _shunned(state: ControllerState, lost: frozenset[NodeId]) -> dict[NodeId, int]:
@@ -248,14 +304,18 @@ def _shunned(state: ControllerState, lost: frozenset[NodeId]) -> dict[NodeId, in
     return kept | {node: incarnations.get(node, kept.get(node, 0)) for node in lost}
 
 
+def _is_gone(state: ControllerState, node: NodeId, now: float) -> bool:
+    """It has left, or is dead; not one that has never come."""
+    member = state.members.get(node)
+    return node in state.left if member is None else health(member, now) is Health.DEAD
+
+
 def _is_lost(state: ControllerState, node: NodeId, now: float) -> bool:
     """A router's word counts for the incarnation that it knew: a node that has started again is there."""
     member = state.members.get(node)
-    if member is None:
-        return node in state.left
-    if health(member, now) is Health.DEAD:
+    if _is_gone(state, node, now):
         return True
-    return any(
+    return member is not None and any(
         router.lost.get(node) == member.incarnation and health(router, now) is Health.ALIVE
         for router in state.of(Role.ROUTER)
     )
@@ -294,7 +354,7 @@ def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
             for router in state.of(Role.ROUTER)
         },
         "stop": state.stopping,
-        "mending": state.orphaned,
+        "mending": _mending(state, now),
         "hurry": state.orphaned or bool(state.pending),
         "cluster": _observed(state, now) if is_gateway else None,
     }

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.balance.copies import complete
+from cluster.balance.load import LoadStats
 from cluster.balance.placement import PlacementTable
 from cluster.config import ControllerConfig
 from cluster.controller import rebalance, repair
@@ -17,7 +18,8 @@ from cluster.controller import state as controller
 from cluster.controller.drain import drain
 from cluster.controller.orders import Orders
 from cluster.controller.repair import Memory, Reason
-from cluster.controller.state import DEAD_AFTER_S, ControllerState, Member, Role, Shape
+from cluster.controller.service import ControllerService
+from cluster.controller.state import DEAD_AFTER_S, GRACE_S, ControllerState, Member, Role, Shape
 from cluster.errors import Unavailable
 from cluster.types import NodeId
 
@@ -109,6 +111,26 @@ def test_what_nobody_holds_any_more_is_loaded_at_once_by_the_others() -> None:
     assert copies(state.table) == {1}
 
 
+def test_calls_wait_for_experts_only_while_somebody_loads_them() -> None:
+    def waits(state: ControllerState, now: float) -> bool:
+        return controller.view(state, "router-0", now)["mending"]
+
+    state = serving()
+    assert not waits(state, 0.0)
+    state = without(state, "node-1", 1.0)
+    assert waits(state, 1.0)  # there may be a way
+    state = without(state, "node-1", 1.0 + GRACE_S)
+    assert not waits(state, 1.1 + GRACE_S)
+    loading = rebalance.begin(state, repair.propose(state))
+    loading = without(loading, "node-1", 9.0)
+    assert waits(loading, 9.0)
+    left = controller.sync(loading, node("node-0", 9.5, leaving=True))
+    assert not left.pending
+    assert waits(left, 9.5)  # others may be found
+    assert not waits(left, 9.6 + GRACE_S)
+    assert not waits(loaded(loading, 9.0), 9.0)
+
+
 def test_they_are_loaded_even_where_memory_is_short() -> None:
     state = without(serving(stats={"memory_bytes": 800}), "node-1")
     assert repaired(state).table.nodes == ("node-0", "node-2")
@@ -124,6 +146,108 @@ def test_moves_that_counted_on_a_lost_node_are_given_up() -> None:
     state = repaired(state)
     assert state.table.nodes == ("node-0",)  # the drain has been carried on
     assert len(state.table.experts_of(NodeId("node-0"))) == 24
+
+
+def beside(spare: Member, now: float) -> ControllerState:
+    """Three nodes serve at `now`; `spare`, outside their table, has not been heard of since it came."""
+    state = controller.sync(serving(), spare)
+    for member in (node("node-0", now), node("node-1", now), node("node-2", now), router(now)):
+        state = controller.sync(state, member)
+    return state
+
+
+def test_orphans_are_not_given_to_a_spare_that_is_dead() -> None:
+    """It is the emptiest of all, and said that it was ready the last time that it was heard."""
+    now = DEAD_AFTER_S + 1
+    state = without(beside(node("node-3"), now), "node-1", now)
+    assert rebalance.widened(state, state.table, trusting=True).nodes == ("node-0", "node-1", "node-2")
+    proposal = repair.propose(state)
+    assert {name for table in proposal.tables for name in table.nodes} == {"node-0", "node-2"}
+    back = controller.sync(state, node("node-3", now, incarnation=2))
+    assert "node-3" in rebalance.widened(back, back.table).nodes
+
+
+def test_moves_that_count_on_a_newcomer_end_with_it() -> None:
+    state = controller.sync(serving(), node("node-3"))
+    state = without(state, "node-1")
+    state = rebalance.begin(state, repair.propose(state))
+    assert "node-3" in state.pending[-1].nodes
+    gone = controller.sync(state, node("node-3", leaving=True))
+    assert not gone.pending
+    later = DEAD_AFTER_S + 1
+    for member in (node("node-0", later), node("node-2", later), router(later, lost={"node-1": 1})):
+        state = controller.sync(state, member)
+    assert not state.pending
+    assert repair.due(Memory(), state, ONE, later) is Reason.orphans
+    assert repaired(state).table.nodes == ("node-0", "node-2")
+
+
+def test_a_node_that_came_back_and_died_again_is_not_back() -> None:
+    state = without(serving(), "node-1")
+    memory = repair.remember(Memory(), state, 0.0)
+    state = controller.sync(repaired(state), node("node-1", incarnation=2))
+    memory = repair.remember(memory, state, 1.0)
+    assert memory.back == {"node-1": 1.0}
+    later = DEAD_AFTER_S + 1
+    for member in (node("node-0", later, table=(1, 2)), node("node-2", later, table=(1, 2))):
+        state = controller.sync(state, member)
+    assert not repair.remember(memory, state, later).back
+    assert "node-1" not in rebalance.widened(state, state.table).nodes
+
+
+def skewed() -> LoadStats:
+    """Some experts are asked for far more often than others."""
+    rows = np.zeros((4, 8))
+    rows[[0, 1, 3]] = np.random.default_rng(0).permuted(
+        np.tile(40.0 / np.arange(1, 9) ** 1.2, (3, 1)), axis=1
+    )
+    return LoadStats(256.0, 1.0, 20.0, 20.0, rows, rows.sum(axis=1))
+
+
+def tight() -> ControllerState:
+    """Two copies of everything, in memories that have next to no room, and node-1 is lost."""
+    state = repaired(serving(), TWO)
+    for name in ("node-0", "node-1", "node-2"):
+        state = controller.sync(state, node(name, table=(1, 2), stats={"memory_bytes": 1700}))
+    return controller.sync(state, router(table=(1, 2), lost={"node-1": 1}))
+
+
+def test_moves_in_several_stages_go_on_beside_a_lost_node() -> None:
+    state = tight()
+    proposal = rebalance.propose(state, ONE, skewed())
+    assert len(proposal.tables) > 1
+    assert {name for table in proposal.tables for name in table.nodes} == {"node-0", "node-2"}
+    state = controller.sync(rebalance.begin(state, proposal), node("node-0", table=(1, 2)))
+    assert state.pending == proposal.tables
+    assert loaded(state).table == proposal.tables[-1]
+
+
+def test_moves_that_ask_nothing_of_a_lost_node_do_not_wait_for_it() -> None:
+    """They were planned before the loss, so that it is in their tables."""
+    state = tight()
+    table = dataclasses.replace(state.table, version=3)
+    assert "node-1" in table.nodes
+    state = dataclasses.replace(state, pending=(table,))
+    assert loaded(state).table == table
+
+
+def test_the_last_copy_is_not_dropped_for_one_on_a_lost_node() -> None:
+    """Neither by the next table, nor by one that would have to be mended afterwards."""
+    state = tight()
+    place = state.table.nodes.index(NodeId("node-1"))
+    alone = next(holders for layer in state.table.replicas for holders in layer if place in holders)
+    table = dataclasses.replace(
+        state.table,
+        version=3,
+        replicas=tuple(
+            tuple((place,) if holders == alone else holders for holders in layer)
+            for layer in state.table.replicas
+        ),
+    )
+    mended = dataclasses.replace(state.table, version=4)
+    for pending in ((table,), (table, mended), (dataclasses.replace(state.table, version=3), table)):
+        planned = dataclasses.replace(state, pending=pending)
+        assert not controller.sync(planned, node("node-0", table=(1, 2))).pending
 
 
 def test_a_dead_node_does_not_hold_up_moves() -> None:
@@ -180,6 +304,35 @@ def test_without_losses_and_with_enough_copies_there_is_nothing_to_do() -> None:
     assert repair.due(memory, state, ONE, 0.0) is None
     assert not repair.propose(state).tables
     assert repair.due(memory, state, TWO, 0.0) is Reason.copies
+
+
+def test_copies_that_no_memory_can_take_are_not_tried_again_and_again() -> None:
+    state = serving(stats={"memory_bytes": 800})
+    memory = repair.remember(Memory(), state, 0.0)
+    assert repair.due(memory, state, TWO, 0.0) is Reason.copies
+    assert not repair.propose(state, TWO).tables
+    assert repair.lacking(state, TWO) == 24
+    memory = repair.remember(repair.fruitless(memory, state), state, 1.0)
+    assert repair.due(memory, state, TWO, 1e6) is None
+    for more in (node("node-3"), node("node-1", incarnation=2, table=(1, 1))):
+        assert repair.due(memory, controller.sync(state, more), TWO, 1e6) is Reason.copies
+    moved = dataclasses.replace(state, table=dataclasses.replace(state.table, version=2))
+    assert repair.due(memory, controller.sync(moved, router(table=(1, 2))), TWO, 1e6) is Reason.copies
+
+
+def test_that_memory_is_short_for_copies_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    service = ControllerService(SHAPE, epoch=1, config=TWO, clock=lambda: now)
+    service._state = serving(stats={"memory_bytes": 800})
+    service.start()
+    for _ in range(20):
+        reason = service._look_for_losses()
+        if reason is not None:
+            service._repair(reason)
+        now += 10.0
+    service.shutdown()
+    (said,) = (one.getMessage() for one in caplog.records if one.levelname == "WARNING")
+    assert "24 copies lack" in said
 
 
 def test_nothing_is_repaired_while_tables_are_on_their_way() -> None:
