@@ -16,8 +16,9 @@ from cluster.balance.heuristic import place
 from cluster.balance.load import LoadStats
 from cluster.balance.objective import Objective
 from cluster.balance.problem import PlacementPolicy
+from cluster.controller.members import Role
 from cluster.controller.rebalance import Proposal, propose, without_idle
-from cluster.controller.state import ControllerState, Role, Shape, load_of
+from cluster.controller.state import ControllerState, Shape, load_of
 from cluster.errors import OutOfMemoryBudget, UnknownNode
 from cluster.types import NodeId
 

@@ -1,6 +1,6 @@
 """What to move in a live cluster: from what its members report to a sequence of tables. Pure.
 
-Each table of the sequence is prepared before it is published (cluster/controller/state.py), and every stage
+Each table of the sequence is prepared before it is published (cluster/controller/syncing.py), and every stage
 of a migration (cluster/balance/migration.py) is one table, so that memory is never exceeded and no expert is
 ever without a copy.
 """
@@ -23,7 +23,8 @@ from cluster.balance.placement import PlacementTable
 from cluster.balance.problem import Placement, PlacementPolicy, Problem
 from cluster.balance.rebalance import Decision, decide, step_seconds
 from cluster.config import ControllerConfig
-from cluster.controller.state import ControllerState, Role, Shape, load_of
+from cluster.controller.members import Role
+from cluster.controller.state import ControllerState, Shape, load_of
 from cluster.errors import OutOfMemoryBudget, Unavailable
 from cluster.types import ExpertId, NodeId
 

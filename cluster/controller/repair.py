@@ -4,8 +4,8 @@
     experts of fewer copies than there shall be ─────► copied, once their node has been away for a while
     a lost node is back, empty ──────────────────────► given experts again, later with every loss
 
-The moves themselves are tables, prepared and published like any other (cluster/controller/state.py). An order
-to drain a node whose moves were given up because another node was lost is carried on here too.
+The moves themselves are tables, prepared and published like any other (cluster/controller/syncing.py). An
+order to drain a node whose moves were given up because another node was lost is carried on here too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from cluster.balance.placement import PlacementTable
 from cluster.balance.problem import Placement, Problem
 from cluster.balance.rebalance import Decision
 from cluster.config import ControllerConfig
+from cluster.controller.members import Role
 from cluster.controller.rebalance import (
     DEFAULTS,
     Proposal,
@@ -32,7 +33,7 @@ from cluster.controller.rebalance import (
     widened,
     without_idle,
 )
-from cluster.controller.state import ControllerState, Role, load_of, settled
+from cluster.controller.state import ControllerState, load_of, settled
 from cluster.errors import Unavailable
 from cluster.types import NodeId
 

@@ -13,12 +13,12 @@ from typing import Any
 from cluster.balance.load import LoadStats
 from cluster.balance.placement import PlacementTable
 from cluster.config import ControllerConfig
-from cluster.controller import drain, rebalance, repair
-from cluster.controller import state as decisions
+from cluster.controller import answers, drain, rebalance, repair, syncing
+from cluster.controller.members import Member
 from cluster.controller.orders import Orders
 from cluster.controller.rebalance import DEFAULTS, Proposal
 from cluster.controller.repair import Memory, Reason
-from cluster.controller.state import ControllerState, Member, Shape
+from cluster.controller.state import ControllerState, Shape, load_of, stop
 from cluster.controller.watch import Watch, failed, judge, look
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.frames import Frame
@@ -144,7 +144,7 @@ class ControllerService:
             try:
                 state = self._state
                 if reason is Reason.back:
-                    load = decisions.load_of(state) or drain.even_load(state.shape)
+                    load = load_of(state) or drain.even_load(state.shape)
                     proposal = rebalance.propose(state, self._config, load, drain.PLACE)
                 else:
                     proposal = repair.propose(state, self._config)
@@ -241,17 +241,17 @@ class ControllerService:
         now = self._clock()
         if frame.kind is Kind.SYNC:
             member = Member.from_wire(frame.header, now)
-            self._state = decisions.sync(self._state, member)
-            return Kind.STATE, decisions.view(self._state, member.id, now)
+            self._state = syncing.sync(self._state, member)
+            return Kind.STATE, answers.view(self._state, member.id, now)
         if frame.kind is Kind.STATUS:
-            more = decisions.detail(self._state) if frame.header.get("detail") else {}
+            more = answers.detail(self._state) if frame.header.get("detail") else {}
             watch = {"rebalance": self._config.rebalance.value, "decision": self._watch.said}
-            return Kind.REPLY, decisions.status(self._state, now) | watch | more
+            return Kind.REPLY, answers.status(self._state, now) | watch | more
         if frame.kind is Kind.TIERS:
             if (tiers := frame.header.get("tiers")) is not None:
                 self._order(self._state.orders.offering([str(tier) for tier in tiers]))
             return Kind.REPLY, {"tiers": list(self._state.orders.tiers)}
         if frame.kind is Kind.SHUTDOWN:
-            self._state = decisions.stop(self._state)
-            return Kind.REPLY, decisions.status(self._state, now)
+            self._state = stop(self._state)
+            return Kind.REPLY, answers.status(self._state, now)
         raise ProtocolError(f"the controller does not answer {frame.kind.name}")

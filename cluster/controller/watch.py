@@ -18,8 +18,9 @@ import numpy as np
 from cluster.balance.load import LoadStats, drift, merge
 from cluster.balance.rebalance import step_seconds
 from cluster.config import ControllerConfig, Rebalance
+from cluster.controller.members import Role
 from cluster.controller.rebalance import Proposal
-from cluster.controller.state import ControllerState, Role, settled
+from cluster.controller.state import ControllerState, settled
 from cluster.types import NodeId
 
 SPEED_CHANGE = 1.25

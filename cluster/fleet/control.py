@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from cluster.balance.placement import PlacementTable, newer
-from cluster.controller.state import NO_TABLE, Role
+from cluster.controller.members import NO_TABLE, Role
 from cluster.dispatch.client import ControlClient
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cluster.config import ClusterConfig
-from cluster.controller.state import Role, Shape
+from cluster.controller.members import Role
+from cluster.controller.state import Shape
 from cluster.errors import AlreadyUp, MoemeshError, StartFailed, Unavailable, error_from_wire
 from cluster.fleet import head as ray_head
 from cluster.fleet import ports, processes, stop

@@ -5,8 +5,9 @@ import time
 
 import pytest
 
+from cluster.controller.members import Role
 from cluster.controller.service import ControllerService
-from cluster.controller.state import Role, Shape
+from cluster.controller.state import Shape
 from cluster.dispatch.client import ControlClient
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from cluster.balance.load import LoadStats
+from cluster.controller.members import NO_TABLE
 from cluster.controller.service import ControllerService
-from cluster.controller.state import NO_TABLE, Shape
+from cluster.controller.state import Shape
 from cluster.dispatch.client import ControlClient
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind

@@ -8,7 +8,8 @@ import numpy as np
 
 from cluster.balance.load import LoadStats, NodeLoad
 from cluster.balance.placement import PlacementTable
-from cluster.controller.state import NO_TABLE, Shape
+from cluster.controller.members import NO_TABLE
+from cluster.controller.state import Shape
 from cluster.dispatch.client import ControlClient
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind

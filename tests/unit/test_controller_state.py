@@ -8,8 +8,9 @@ import pytest
 
 from cluster.balance.load import LoadStats
 from cluster.balance.placement import PlacementTable, round_robin
-from cluster.controller import state as controller
-from cluster.controller.state import ControllerState, Health, Member, Role, Shape
+from cluster.controller import answers, syncing
+from cluster.controller.members import DEAD_AFTER_S, NO_TABLE, SUSPECTED_AFTER_S, Health, Member, Role, health
+from cluster.controller.state import ControllerState, Shape, active_version, load_of, offer, stop
 from cluster.errors import ProtocolError
 from cluster.types import NodeId
 
@@ -17,13 +18,13 @@ SHAPE = Shape(nodes=3, layers=4, experts=8, sparse=(0, 1, 3))
 
 
 def member(name="node-0", role=Role.NODE, incarnation=1, now=0.0, **changes):
-    fields = {"address": f"127.0.0.1:{1000 + incarnation}", "table": controller.NO_TABLE, "ready": False}
+    fields = {"address": f"127.0.0.1:{1000 + incarnation}", "table": NO_TABLE, "ready": False}
     return Member(role=role, id=name, incarnation=incarnation, error=None, last_seen=now, **fields | changes)
 
 
 def synced(state, *members):
     for one in members:
-        state = controller.sync(state, one)
+        state = syncing.sync(state, one)
     return state
 
 
@@ -46,7 +47,7 @@ def test_the_table_is_made_when_the_last_expected_node_registers(empty):
     nodes = three_nodes()
     two = synced(empty, *nodes[:2])
     assert two.table is None
-    assert controller.view(two, "node-0", 0.0)["table"] is None
+    assert answers.view(two, "node-0", 0.0)["table"] is None
 
     full = synced(two, nodes[2])
     assert full.table == round_robin(4, 8, [NodeId(n.id) for n in nodes], 5, 1, sparse=(0, 1, 3))
@@ -62,14 +63,14 @@ def test_nodes_are_dealt_in_natural_order_whoever_comes_first(empty):
 def test_the_table_is_active_once_every_node_has_loaded_it(full):
     loaded = (full.table.epoch, full.table.version)
     state = synced(full, *three_nodes(table=loaded)[:2])
-    assert controller.active_version(state) == 0
+    assert active_version(state) == 0
     state = synced(state, member("node-2", table=loaded))
-    assert controller.active_version(state) == full.table.version
+    assert active_version(state) == full.table.version
 
 
 def test_a_version_of_another_epoch_does_not_count_as_loaded(full):
     state = synced(full, *three_nodes(table=(4, full.table.version)))
-    assert controller.active_version(state) == 0
+    assert active_version(state) == 0
 
 
 def test_a_restarted_node_keeps_its_place_and_the_table_waits_for_it(full):
@@ -78,13 +79,13 @@ def test_a_restarted_node_keeps_its_place_and_the_table_waits_for_it(full):
 
     state = synced(state, member("node-1", incarnation=2))
     assert state.table == full.table
-    assert controller.active_version(state) == 0
-    answer = controller.view(state, "node-1", 0.0)
+    assert active_version(state) == 0
+    answer = answers.view(state, "node-1", 0.0)
     assert PlacementTable.from_wire(answer["table"]).experts_of(NodeId("node-1"))
     assert answer["nodes"]["node-1"]["address"] == "127.0.0.1:1002"
 
     state = synced(state, member("node-1", incarnation=2, table=loaded))
-    assert controller.active_version(state) == full.table.version
+    assert active_version(state) == full.table.version
 
 
 def test_a_late_message_of_an_older_incarnation_changes_nothing(full):
@@ -95,44 +96,44 @@ def test_a_late_message_of_an_older_incarnation_changes_nothing(full):
 def test_only_a_newer_table_is_adopted(full):
     old = full.table
     for epoch, version in ((5, 1), (5, 0), (4, 9)):
-        assert controller.offer(full, dataclasses.replace(old, epoch=epoch, version=version)).table is old
+        assert offer(full, dataclasses.replace(old, epoch=epoch, version=version)).table is old
     for epoch, version in ((5, 2), (6, 1)):
         new = dataclasses.replace(old, epoch=epoch, version=version)
-        assert controller.offer(full, new).table is new
+        assert offer(full, new).table is new
 
 
 def test_a_member_that_has_the_table_is_not_sent_it_again(full):
     loaded = (full.table.epoch, full.table.version)
     state = synced(full, member("node-0", table=loaded))
-    assert controller.view(state, "node-0", 0.0)["table"] is None
-    assert controller.view(state, "node-1", 0.0)["table"] == full.table.to_wire()
+    assert answers.view(state, "node-0", 0.0)["table"] is None
+    assert answers.view(state, "node-1", 0.0)["table"] == full.table.to_wire()
 
 
 @pytest.mark.parametrize(
     ("silence", "expected"),
     [
         (0.0, Health.ALIVE),
-        (controller.SUSPECTED_AFTER_S, Health.ALIVE),
-        (controller.SUSPECTED_AFTER_S + 0.01, Health.SUSPECTED),
-        (controller.DEAD_AFTER_S, Health.SUSPECTED),
-        (controller.DEAD_AFTER_S + 0.01, Health.DEAD),
+        (SUSPECTED_AFTER_S, Health.ALIVE),
+        (SUSPECTED_AFTER_S + 0.01, Health.SUSPECTED),
+        (DEAD_AFTER_S, Health.SUSPECTED),
+        (DEAD_AFTER_S + 0.01, Health.DEAD),
     ],
 )
 def test_health_follows_silence(silence, expected):
-    assert controller.health(member(now=100.0), 100.0 + silence) is expected
+    assert health(member(now=100.0), 100.0 + silence) is expected
 
 
 def test_a_silent_node_is_not_alive_and_comes_back_with_its_next_sync(full):
-    later = controller.SUSPECTED_AFTER_S + 1.0
-    assert not controller.view(full, "node-1", later)["nodes"]["node-0"]["alive"]
+    later = SUSPECTED_AFTER_S + 1.0
+    assert not answers.view(full, "node-1", later)["nodes"]["node-0"]["alive"]
     state = synced(full, member("node-0", now=later))
-    assert controller.view(state, "node-1", later)["nodes"]["node-0"]["alive"]
+    assert answers.view(state, "node-1", later)["nodes"]["node-0"]["alive"]
 
 
 def test_a_silent_router_is_not_ready(empty):
     state = synced(empty, member("router-0", Role.ROUTER, ready=True))
-    assert controller.view(state, "gateway", 1.0)["routers"]["router-0"]["ready"]
-    assert not controller.view(state, "gateway", controller.DEAD_AFTER_S)["routers"]["router-0"]["ready"]
+    assert answers.view(state, "gateway", 1.0)["routers"]["router-0"]["ready"]
+    assert not answers.view(state, "gateway", DEAD_AFTER_S)["routers"]["router-0"]["ready"]
 
 
 def test_a_new_controller_deals_the_same_experts_at_a_higher_epoch_and_version(full):
@@ -170,19 +171,19 @@ def with_a_copy(replicas):
 
 def test_two_roles_cannot_share_a_name(full):
     with pytest.raises(ProtocolError, match="another id"):
-        controller.sync(full, member("node-0", Role.ROUTER))
+        syncing.sync(full, member("node-0", Role.ROUTER))
 
 
 def test_a_leaving_member_is_forgotten(full):
     state = synced(full, member("node-0", leaving=True))
     assert "node-0" not in state.members
     assert state.table == full.table
-    assert controller.active_version(state) == 0
+    assert active_version(state) == 0
 
 
 def test_stop_is_told_in_every_answer(full):
-    assert controller.view(full, "node-0", 0.0)["stop"] is False
-    assert controller.view(controller.stop(full), "node-0", 0.0)["stop"] is True
+    assert answers.view(full, "node-0", 0.0)["stop"] is False
+    assert answers.view(stop(full), "node-0", 0.0)["stop"] is True
 
 
 def test_sync_headers_survive_the_wire():
@@ -213,7 +214,7 @@ def test_a_broken_sync_is_a_protocol_error(changes):
 
 def test_status_lists_everybody_by_role_and_name(full):
     state = synced(full, member("gateway", Role.GATEWAY), member("router-0", Role.ROUTER, ready=True))
-    answer = msgpack.unpackb(msgpack.packb(controller.status(state, 0.0)))
+    answer = msgpack.unpackb(msgpack.packb(answers.status(state, 0.0)))
     assert [m["id"] for m in answer["members"]] == ["node-0", "node-1", "node-2", "router-0", "gateway"]
     assert [m["experts"] for m in answer["members"]] == [8, 8, 8, 0, 0]
     assert answer["active"] == 0
@@ -227,13 +228,13 @@ def stats_of(rows, steps=2.0, half_life=256.0):
 
 
 def test_loads_of_all_routers_are_one(full):
-    assert controller.load_of(full) is None
+    assert load_of(full) is None
     state = synced(full, member("router-0", Role.ROUTER))
-    assert controller.load_of(state) is None
+    assert load_of(state) is None
     state = synced(state, member("router-1", Role.ROUTER, load=stats_of(3.0)))
-    assert (controller.load_of(state).load == 3.0).all()
+    assert (load_of(state).load == 3.0).all()
     state = synced(state, member("router-0", Role.ROUTER, load=stats_of(6.0, steps=1.0)))
-    assert (controller.load_of(state).load == 4.0).all()
+    assert (load_of(state).load == 4.0).all()
 
 
 def test_a_load_survives_the_wire():

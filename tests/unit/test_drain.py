@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from cluster.balance.load import LoadStats, NodeLoad
 from cluster.balance.placement import PlacementTable
-from cluster.controller import rebalance
-from cluster.controller import state as controller
+from cluster.controller import answers, rebalance, syncing
 from cluster.controller.drain import drain, undrain
+from cluster.controller.members import NO_TABLE, Member, Role
 from cluster.controller.orders import Orders
-from cluster.controller.state import NO_TABLE, ControllerState, Member, Role, Shape
+from cluster.controller.state import ControllerState, Shape
 from cluster.errors import ConfigError, OutOfMemoryBudget, Unavailable, UnknownNode
 from cluster.types import TIERS, NodeId
 
@@ -47,9 +47,9 @@ def with_table(
         for name in NODES:
             loaded = NO_TABLE if state.table is None else (1, state.table.version)
             one = member(name, Role.NODE, table=loaded, stats={"memory_bytes": memory})
-            state = controller.sync(state, one)
+            state = syncing.sync(state, one)
     assert state.table is not None
-    return controller.sync(state, member("router-0", Role.ROUTER, table=(1, state.table.version), load=seen))
+    return syncing.sync(state, member("router-0", Role.ROUTER, table=(1, state.table.version), load=seen))
 
 
 def carried_out(state: ControllerState, proposal: rebalance.Proposal) -> ControllerState:
@@ -150,10 +150,10 @@ def test_a_restarted_controller_does_not_wait_for_a_drained_node_that_has_gone()
     known = dataclasses.replace(settled.table, version=9)
     state = ControllerState(epoch=2, shape=SHAPE, orders=settled.orders)
     here = [member(name, Role.NODE, table=(1, 9), known=known) for name in NODES[:2]]
-    state = functools.reduce(controller.sync, here, state)
+    state = functools.reduce(syncing.sync, here, state)
     assert state.table == dataclasses.replace(known, epoch=2, version=10)
     empty = functools.reduce(
-        controller.sync,
+        syncing.sync,
         [member(name, Role.NODE) for name in NODES],
         ControllerState(epoch=2, shape=SHAPE, orders=settled.orders),
     )
@@ -162,11 +162,11 @@ def test_a_restarted_controller_does_not_wait_for_a_drained_node_that_has_gone()
 
 def test_status_and_gateways_are_told() -> None:
     state = carried_out(*drain(with_table(None, 0), LAST))
-    told = {one["id"]: one for one in controller.status(state, 0.0)["members"]}
+    told = {one["id"]: one for one in answers.status(state, 0.0)["members"]}
     assert [told[name]["drained"] for name in NODES] == [False, False, True]
     assert told[LAST]["experts"] == 0
     gateway = member("gateway", Role.GATEWAY)
-    seen = controller.view(controller.sync(state, gateway), "gateway", 0.0)["cluster"]
+    seen = answers.view(syncing.sync(state, gateway), "gateway", 0.0)["cluster"]
     assert seen["tiers"] == ["exact"]
     assert {one["id"] for one in seen["members"] if one["drained"]} == {LAST}
 

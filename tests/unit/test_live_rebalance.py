@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from cluster.balance.load import LoadStats, NodeLoad
 from cluster.balance.placement import PlacementTable
-from cluster.controller import rebalance
-from cluster.controller import state as controller
-from cluster.controller.state import NO_TABLE, ControllerState, Member, Role, Shape
+from cluster.controller import answers, rebalance, syncing
+from cluster.controller.members import DEAD_AFTER_S, NO_TABLE, Member, Role
+from cluster.controller.state import ControllerState, Shape, offer, settled
 from cluster.errors import OutOfMemoryBudget, Unavailable
 from cluster.types import ExpertId, NodeId
 
@@ -41,10 +41,10 @@ def ready(load: LoadStats | None = None, memory: int = 800, routers: int = 1) ->
         for name in NODES:
             table = NO_TABLE if state.table is None else (1, state.table.version)
             one = member(name, Role.NODE, table=table, stats={"memory_bytes": memory})
-            state = controller.sync(state, one)
+            state = syncing.sync(state, one)
     for number in range(routers):
         one = member(f"router-{number}", Role.ROUTER, table=(1, 1), load=load if number == 0 else None)
-        state = controller.sync(state, one)
+        state = syncing.sync(state, one)
     return state
 
 
@@ -86,12 +86,12 @@ def test_what_is_missing_is_said() -> None:
 
 def test_status_tells_copies_and_shares() -> None:
     state = ready(skewed(speeds=(5.0, 3.0, 2.0)))
-    told = controller.status(state, 0.0)
+    told = answers.status(state, 0.0)
     assert told["replicated"] == 0
     shares = {one["id"]: one["share"] for one in told["members"]}
     assert shares == {"node-0": 0.5, "node-1": 0.3, "node-2": 0.2, "router-0": None}
     proposal = rebalance.propose(state)
-    told = controller.status(controller.offer(state, proposal.tables[-1]), 0.0)
+    told = answers.status(offer(state, proposal.tables[-1]), 0.0)
     hosts = proposal.decision.migration.reached.hosts
     assert told["replicated"] == np.count_nonzero(hosts.sum(axis=2) > 1)
 
@@ -150,8 +150,8 @@ def test_whoever_syncs_when_every_copy_that_is_named_is_held(seed: int, memory: 
         one = members[rng.integers(len(members))]
         now = turn * 0.01
         report = one.report(now)
-        state = controller.sync(state, report)
-        one.follow(controller.view(state, report.id, now))
+        state = syncing.sync(state, report)
+        one.follow(answers.view(state, report.id, now))
         for router in members[3:]:
             for node in nodes:
                 assert node.held >= set(router.used.experts_of(node.name))
@@ -171,17 +171,17 @@ def test_a_table_waits_for_a_node_that_has_restarted() -> None:
     state = rebalance.begin(state, proposal)
     first = (1, proposal.tables[0].version)
     for name in NODES[:2]:
-        state = controller.sync(state, member(name, Role.NODE, table=(1, 1), prepared=first))
-    state = controller.sync(state, member(NODES[0], Role.NODE, incarnation=2))
-    state = controller.sync(state, member(NODES[2], Role.NODE, table=(1, 1), prepared=first))
+        state = syncing.sync(state, member(name, Role.NODE, table=(1, 1), prepared=first))
+    state = syncing.sync(state, member(NODES[0], Role.NODE, incarnation=2))
+    state = syncing.sync(state, member(NODES[2], Role.NODE, table=(1, 1), prepared=first))
     assert state.table.version == 1
-    state = controller.sync(state, member(NODES[0], Role.NODE, incarnation=2, table=(1, 1), prepared=first))
+    state = syncing.sync(state, member(NODES[0], Role.NODE, incarnation=2, table=(1, 1), prepared=first))
     assert state.table.version == 2
 
 
 def test_a_silent_router_keeps_old_copies_until_its_lease_has_run_out() -> None:
     state = ready(skewed())
-    state = controller.offer(state, dataclasses.replace(state.table, version=2))
-    assert not controller.settled(state, 1.0)
-    assert controller.settled(state, controller.DEAD_AFTER_S + 1.0)
-    assert controller.settled(controller.sync(state, member("router-0", Role.ROUTER, table=(1, 2))), 1.0)
+    state = offer(state, dataclasses.replace(state.table, version=2))
+    assert not settled(state, 1.0)
+    assert settled(state, DEAD_AFTER_S + 1.0)
+    assert settled(syncing.sync(state, member("router-0", Role.ROUTER, table=(1, 2))), 1.0)

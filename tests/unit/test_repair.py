@@ -13,13 +13,14 @@ from cluster.balance.copies import complete
 from cluster.balance.load import LoadStats
 from cluster.balance.placement import PlacementTable
 from cluster.config import ControllerConfig
-from cluster.controller import rebalance, repair
-from cluster.controller import state as controller
+from cluster.controller import answers, rebalance, repair, syncing
 from cluster.controller.drain import drain
+from cluster.controller.losses import GRACE_S
+from cluster.controller.members import DEAD_AFTER_S, NO_TABLE, Member, Role
 from cluster.controller.orders import Orders
 from cluster.controller.repair import Memory, Reason
 from cluster.controller.service import ControllerService
-from cluster.controller.state import DEAD_AFTER_S, GRACE_S, ControllerState, Member, Role, Shape
+from cluster.controller.state import ControllerState, Shape, active_version
 from cluster.errors import Unavailable
 from cluster.types import NodeId
 
@@ -40,15 +41,15 @@ def router(now: float = 0.0, **changes) -> Member:
 def serving(now: float = 0.0, **changes) -> ControllerState:
     """Three nodes with the first table, and a router that uses it."""
     state = ControllerState(epoch=1, shape=SHAPE)
-    for table in (controller.NO_TABLE, (1, 1)):
+    for table in (NO_TABLE, (1, 1)):
         for name in ("node-0", "node-1", "node-2"):
-            state = controller.sync(state, node(name, now, table=table, **changes))
-    return controller.sync(state, router(now))
+            state = syncing.sync(state, node(name, now, table=table, **changes))
+    return syncing.sync(state, router(now))
 
 
 def without(state: ControllerState, name: str, now: float = 0.0) -> ControllerState:
     """The router cannot reach `name`."""
-    return controller.sync(state, router(now, lost={name: 1}))
+    return syncing.sync(state, router(now, lost={name: 1}))
 
 
 def loaded(state: ControllerState, now: float = 0.0) -> ControllerState:
@@ -57,9 +58,9 @@ def loaded(state: ControllerState, now: float = 0.0) -> ControllerState:
         following = state.pending[0]
         for name in set(following.nodes) - state.lost:
             wanted = (following.epoch, following.version)
-            state = controller.sync(state, node(name, now, prepared=wanted, table=wanted))
+            state = syncing.sync(state, node(name, now, prepared=wanted, table=wanted))
         version = (state.table.epoch, state.table.version)
-        state = controller.sync(state, router(now, table=version))
+        state = syncing.sync(state, router(now, table=version))
     return state
 
 
@@ -75,25 +76,25 @@ def test_a_router_s_word_counts_for_the_incarnation_that_it_knew() -> None:
     state = without(serving(), "node-1")
     assert state.lost == {"node-1"}
     assert state.orphaned
-    assert controller.active_version(state) == 0
-    again = controller.sync(state, node("node-1", incarnation=2, table=controller.NO_TABLE, ready=False))
+    assert active_version(state) == 0
+    again = syncing.sync(state, node("node-1", incarnation=2, table=NO_TABLE, ready=False))
     assert not again.lost
     assert not again.orphaned
 
 
 def test_a_node_that_is_silent_for_long_or_has_left_is_lost_too() -> None:
     state = serving()
-    later = controller.sync(state, node("node-0", DEAD_AFTER_S + 1))
+    later = syncing.sync(state, node("node-0", DEAD_AFTER_S + 1))
     assert later.lost == {"node-1", "node-2"}
-    left = controller.sync(state, node("node-2", leaving=True))
+    left = syncing.sync(state, node("node-2", leaving=True))
     assert left.lost == {"node-2"}
-    assert not controller.sync(left, node("node-2", incarnation=2)).lost
+    assert not syncing.sync(left, node("node-2", incarnation=2)).lost
 
 
 def test_a_node_that_has_not_come_yet_is_not_lost() -> None:
     table = serving().table
     state = ControllerState(epoch=1, shape=SHAPE, table=table)
-    state = controller.sync(state, node("node-0"))
+    state = syncing.sync(state, node("node-0"))
     assert not state.lost
     assert repair.due(Memory(), state, ONE, 0.0) is None
 
@@ -105,7 +106,7 @@ def test_what_nobody_holds_any_more_is_loaded_at_once_by_the_others() -> None:
     state = repaired(state)
     assert state.table.nodes == ("node-0", "node-2")
     assert not state.lost
-    assert controller.active_version(state) == state.table.version
+    assert active_version(state) == state.table.version
     for name in state.table.nodes:  # nothing else moves
         assert set(before.experts_of(name)) <= set(state.table.experts_of(name))
     assert copies(state.table) == {1}
@@ -113,7 +114,7 @@ def test_what_nobody_holds_any_more_is_loaded_at_once_by_the_others() -> None:
 
 def test_calls_wait_for_experts_only_while_somebody_loads_them() -> None:
     def waits(state: ControllerState, now: float) -> bool:
-        return controller.view(state, "router-0", now)["mending"]
+        return answers.view(state, "router-0", now)["mending"]
 
     state = serving()
     assert not waits(state, 0.0)
@@ -124,7 +125,7 @@ def test_calls_wait_for_experts_only_while_somebody_loads_them() -> None:
     loading = rebalance.begin(state, repair.propose(state))
     loading = without(loading, "node-1", 9.0)
     assert waits(loading, 9.0)
-    left = controller.sync(loading, node("node-0", 9.5, leaving=True))
+    left = syncing.sync(loading, node("node-0", 9.5, leaving=True))
     assert not left.pending
     assert waits(left, 9.5)  # others may be found
     assert not waits(left, 9.6 + GRACE_S)
@@ -150,9 +151,9 @@ def test_moves_that_counted_on_a_lost_node_are_given_up() -> None:
 
 def beside(spare: Member, now: float) -> ControllerState:
     """Three nodes serve at `now`; `spare`, outside their table, has not been heard of since it came."""
-    state = controller.sync(serving(), spare)
+    state = syncing.sync(serving(), spare)
     for member in (node("node-0", now), node("node-1", now), node("node-2", now), router(now)):
-        state = controller.sync(state, member)
+        state = syncing.sync(state, member)
     return state
 
 
@@ -163,20 +164,20 @@ def test_orphans_are_not_given_to_a_spare_that_is_dead() -> None:
     assert rebalance.widened(state, state.table, trusting=True).nodes == ("node-0", "node-1", "node-2")
     proposal = repair.propose(state)
     assert {name for table in proposal.tables for name in table.nodes} == {"node-0", "node-2"}
-    back = controller.sync(state, node("node-3", now, incarnation=2))
+    back = syncing.sync(state, node("node-3", now, incarnation=2))
     assert "node-3" in rebalance.widened(back, back.table).nodes
 
 
 def test_moves_that_count_on_a_newcomer_end_with_it() -> None:
-    state = controller.sync(serving(), node("node-3"))
+    state = syncing.sync(serving(), node("node-3"))
     state = without(state, "node-1")
     state = rebalance.begin(state, repair.propose(state))
     assert "node-3" in state.pending[-1].nodes
-    gone = controller.sync(state, node("node-3", leaving=True))
+    gone = syncing.sync(state, node("node-3", leaving=True))
     assert not gone.pending
     later = DEAD_AFTER_S + 1
     for member in (node("node-0", later), node("node-2", later), router(later, lost={"node-1": 1})):
-        state = controller.sync(state, member)
+        state = syncing.sync(state, member)
     assert not state.pending
     assert repair.due(Memory(), state, ONE, later) is Reason.orphans
     assert repaired(state).table.nodes == ("node-0", "node-2")
@@ -185,12 +186,12 @@ def test_moves_that_count_on_a_newcomer_end_with_it() -> None:
 def test_a_node_that_came_back_and_died_again_is_not_back() -> None:
     state = without(serving(), "node-1")
     memory = repair.remember(Memory(), state, 0.0)
-    state = controller.sync(repaired(state), node("node-1", incarnation=2))
+    state = syncing.sync(repaired(state), node("node-1", incarnation=2))
     memory = repair.remember(memory, state, 1.0)
     assert memory.back == {"node-1": 1.0}
     later = DEAD_AFTER_S + 1
     for member in (node("node-0", later, table=(1, 2)), node("node-2", later, table=(1, 2))):
-        state = controller.sync(state, member)
+        state = syncing.sync(state, member)
     assert not repair.remember(memory, state, later).back
     assert "node-1" not in rebalance.widened(state, state.table).nodes
 
@@ -208,8 +209,8 @@ def tight() -> ControllerState:
     """Two copies of everything, in memories that have next to no room, and node-1 is lost."""
     state = repaired(serving(), TWO)
     for name in ("node-0", "node-1", "node-2"):
-        state = controller.sync(state, node(name, table=(1, 2), stats={"memory_bytes": 1700}))
-    return controller.sync(state, router(table=(1, 2), lost={"node-1": 1}))
+        state = syncing.sync(state, node(name, table=(1, 2), stats={"memory_bytes": 1700}))
+    return syncing.sync(state, router(table=(1, 2), lost={"node-1": 1}))
 
 
 def test_moves_in_several_stages_go_on_beside_a_lost_node() -> None:
@@ -217,7 +218,7 @@ def test_moves_in_several_stages_go_on_beside_a_lost_node() -> None:
     proposal = rebalance.propose(state, ONE, skewed())
     assert len(proposal.tables) > 1
     assert {name for table in proposal.tables for name in table.nodes} == {"node-0", "node-2"}
-    state = controller.sync(rebalance.begin(state, proposal), node("node-0", table=(1, 2)))
+    state = syncing.sync(rebalance.begin(state, proposal), node("node-0", table=(1, 2)))
     assert state.pending == proposal.tables
     assert loaded(state).table == proposal.tables[-1]
 
@@ -247,7 +248,7 @@ def test_the_last_copy_is_not_dropped_for_one_on_a_lost_node() -> None:
     mended = dataclasses.replace(state.table, version=4)
     for pending in ((table,), (table, mended), (dataclasses.replace(state.table, version=3), table)):
         planned = dataclasses.replace(state, pending=pending)
-        assert not controller.sync(planned, node("node-0", table=(1, 2))).pending
+        assert not syncing.sync(planned, node("node-0", table=(1, 2))).pending
 
 
 def test_a_dead_node_does_not_hold_up_moves() -> None:
@@ -256,7 +257,7 @@ def test_a_dead_node_does_not_hold_up_moves() -> None:
     assert copies(state.table) == {2}
     state = without(state, "node-1")
     assert not state.orphaned
-    assert controller.active_version(state) == state.table.version
+    assert active_version(state) == state.table.version
     state, proposal = drain(state, NodeId("node-2"))
     assert all("node-1" not in table.nodes for table in proposal.tables[-1:])
     state = loaded(rebalance.begin(state, proposal))
@@ -267,13 +268,13 @@ def test_a_lost_node_that_is_in_no_table_any_more_gets_nothing() -> None:
     """Its last sync may be younger than its loss."""
     state = repaired(without(serving(), "node-1"))
     assert not state.lost
-    state = controller.sync(state, router(0.1, table=(1, 2), lost={"node-2": 1}))
+    state = syncing.sync(state, router(0.1, table=(1, 2), lost={"node-2": 1}))
     assert repaired(state).table.nodes == ("node-0",)
     assert rebalance.widened(state, state.table).nodes == ("node-0", "node-2")
-    follows = controller.sync(state, node("node-1", table=(1, 2)))
+    follows = syncing.sync(state, node("node-1", table=(1, 2)))
     assert rebalance.widened(follows, follows.table).nodes == ("node-0", "node-2")
     assert "node-1" in rebalance.widened(follows, follows.table, trusting=True).nodes
-    again = controller.sync(state, node("node-1", incarnation=2, table=(1, 2)))
+    again = syncing.sync(state, node("node-1", incarnation=2, table=(1, 2)))
     assert "node-1" in rebalance.widened(again, again.table).nodes
 
 
@@ -315,9 +316,9 @@ def test_copies_that_no_memory_can_take_are_not_tried_again_and_again() -> None:
     memory = repair.remember(repair.fruitless(memory, state), state, 1.0)
     assert repair.due(memory, state, TWO, 1e6) is None
     for more in (node("node-3"), node("node-1", incarnation=2, table=(1, 1))):
-        assert repair.due(memory, controller.sync(state, more), TWO, 1e6) is Reason.copies
+        assert repair.due(memory, syncing.sync(state, more), TWO, 1e6) is Reason.copies
     moved = dataclasses.replace(state, table=dataclasses.replace(state.table, version=2))
-    assert repair.due(memory, controller.sync(moved, router(table=(1, 2))), TWO, 1e6) is Reason.copies
+    assert repair.due(memory, syncing.sync(moved, router(table=(1, 2))), TWO, 1e6) is Reason.copies
 
 
 def test_that_memory_is_short_for_copies_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -348,7 +349,7 @@ def test_a_node_that_is_back_gets_experts_again_later_with_every_loss() -> None:
     waits = []
     for loss in range(1, 9):
         now = 1000.0 * loss
-        state = controller.sync(state, node("node-1", 0.0, incarnation=loss + 1))
+        state = syncing.sync(state, node("node-1", 0.0, incarnation=loss + 1))
         memory = dataclasses.replace(memory, losses={NodeId("node-1"): (loss, loss)}, back={})
         memory = repair.remember(memory, state, now)
         waits.append(next(s for s in range(1000) if repair.due(memory, state, ONE, now + s)))
@@ -363,15 +364,15 @@ def test_a_node_that_is_back_gets_experts_again_later_with_every_loss() -> None:
 def test_a_process_that_was_only_cut_off_is_not_tried_by_itself() -> None:
     state = without(serving(), "node-1")
     memory = repair.remember(Memory(), state, 0.0)
-    state = controller.sync(repaired(state), node("node-1"))
+    state = syncing.sync(repaired(state), node("node-1"))
     assert not repair.remember(memory, state, 1000.0).back
-    state = controller.sync(state, node("node-1", incarnation=2))
+    state = syncing.sync(state, node("node-1", incarnation=2))
     assert repair.remember(memory, state, 1000.0).back == {"node-1": 1000.0}
 
 
 def test_a_drained_node_that_is_back_stays_empty() -> None:
     state = repaired(without(serving(), "node-1"))
-    state = controller.sync(state, node("node-1", incarnation=2))
+    state = syncing.sync(state, node("node-1", incarnation=2))
     memory = Memory(losses={NodeId("node-1"): (1, 1)}, back={NodeId("node-1"): 0.0})
     state = dataclasses.replace(state, orders=Orders(drained=frozenset({NodeId("node-1")})))
     assert repair.due(memory, state, ONE, 900.0) is None
@@ -380,7 +381,7 @@ def test_a_drained_node_that_is_back_stays_empty() -> None:
 def test_where_nobody_is_left_that_is_said() -> None:
     state = serving()
     for name in ("node-0", "node-1", "node-2"):
-        state = controller.sync(state, node(name, leaving=True))
+        state = syncing.sync(state, node(name, leaving=True))
     with pytest.raises(Unavailable, match="no node is left"):
         repair.propose(state)
     with pytest.raises(Unavailable, match="no table"):

@@ -9,9 +9,9 @@ import pytest
 
 from cluster.balance.load import LoadStats, NodeLoad, StepLoad, fold
 from cluster.config import ControllerConfig, Rebalance
-from cluster.controller import rebalance
-from cluster.controller import state as controller
-from cluster.controller.state import NO_TABLE, ControllerState, Member, Role, Shape
+from cluster.controller import rebalance, syncing
+from cluster.controller.members import NO_TABLE, Member, Role
+from cluster.controller.state import ControllerState, Shape
 from cluster.controller.watch import Watch, failed, judge, look
 from cluster.types import NodeId
 
@@ -41,12 +41,10 @@ class Cluster:
         common = {"incarnation": 1, "address": "", "ready": True, "error": None, "last_seen": self.now}
         for node in NODES:
             one = Member(Role.NODE, node, table=table, stats={"memory_bytes": 700}, **common)
-            self.state = controller.sync(self.state, one)
+            self.state = syncing.sync(self.state, one)
         for name, load in self.loads.items():
             wire = LoadStats.from_wire(load.to_wire())
-            self.state = controller.sync(
-                self.state, Member(Role.ROUTER, name, table=table, load=wire, **common)
-            )
+            self.state = syncing.sync(self.state, Member(Role.ROUTER, name, table=table, load=wire, **common))
 
     def step(self, chances: np.ndarray, noise: float) -> StepLoad:
         rows = np.stack([self.rng.multinomial(2 * TOKENS, chances) for _ in range(2)])

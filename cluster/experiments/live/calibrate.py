@@ -11,7 +11,7 @@ import numpy as np
 from cluster.balance.baselines import round_robin
 from cluster.balance.choice import flow
 from cluster.balance.fleet import Floats
-from cluster.controller.state import Role
+from cluster.controller.members import Role
 from cluster.experiments.live.cluster import LiveCluster
 from cluster.experiments.live.metered import CPU_S
 from cluster.experiments.live.replay import ReplayRouter

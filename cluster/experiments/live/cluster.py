@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from cluster.balance.placement import PlacementTable
 from cluster.config import ControllerConfig, EngineConfig, NodeConfig
-from cluster.controller.state import Role, Shape
+from cluster.controller.members import Role
+from cluster.controller.state import Shape
 from cluster.errors import StartFailed, Unavailable
 from cluster.experiments.live.faults import RelayedNode
 from cluster.experiments.live.metered import MeteredNode

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from cluster.balance.choice import ChoicePolicy, flow
 from cluster.balance.fleet import Floats
 from cluster.balance.placement import PlacementTable
-from cluster.controller.state import NO_TABLE, Role
+from cluster.controller.members import NO_TABLE, Role
 from cluster.dispatch.exchange import Exchange
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.transport import ExpertCall

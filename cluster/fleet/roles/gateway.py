@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.compute.weights import kv_dtype
 from cluster.config import EngineConfig, GatewayConfig
-from cluster.controller.state import NO_TABLE, Role
+from cluster.controller.members import NO_TABLE, Role
 from cluster.errors import ProtocolError
 from cluster.fleet.control import ControlledRole, View
 from cluster.fleet.roles.process import Place, count_restarts, log_to_file

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.balance.placement import PlacementTable
 from cluster.compute.threads import Workers
 from cluster.config import NodeConfig
-from cluster.controller.state import NO_TABLE, Role
+from cluster.controller.members import NO_TABLE, Role
 from cluster.dispatch.transport import Array
 from cluster.errors import Overloaded
 from cluster.expert.build import build_compute

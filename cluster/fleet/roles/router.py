@@ -9,7 +9,7 @@ from cluster.balance.placement import PlacementTable
 from cluster.balance.policies import resolve
 from cluster.compute.threads import Workers
 from cluster.config import EngineConfig
-from cluster.controller.state import NO_TABLE, Role
+from cluster.controller.members import NO_TABLE, Role
 from cluster.dispatch.exchange import Exchange
 from cluster.dispatch.handshake import Identity
 from cluster.fleet.control import ControlledRole, View
