@@ -11,6 +11,8 @@ import numpy as np
 
 from kernels.flow import flow_rows
 from kernels.jit import (
+    F64,
+    F64_1,
     F64_1R,
     F64_2,
     I32_1,
@@ -19,6 +21,7 @@ from kernels.jit import (
     I32_2R,
     I64_1,
     I64_1R,
+    I64_2,
     I64_2R,
     INT,
     VOID,
@@ -133,3 +136,36 @@ def observe_call(experts, pair_start, loads, n_experts, rows, sums, pace):  # ty
         pace[SECONDS, node] = KEEP * pace[SECONDS, node] + seconds
         pace[BACKLOG, node] = loads[node, 0] * seconds
     _set_speeds(pace)
+
+
+@kernel(INT(I64_2, F64_2, F64_2, F64, F64_2, F64_1, F64_2))
+def fold_step(rows, sums, links, decay, all_rows, all_distinct, all_nodes):  # type: ignore[no-untyped-def]
+    """Fold one step into decayed sums, unless it has no rows, and clear what it was counted in. Returns the
+    most rows of a layer.
+
+    rows: [layers, experts]; sums: [nodes, 4] and links: [nodes, 6], as cluster/dispatch/pace.py counts them.
+    all_rows: [layers, experts]; all_distinct: [layers], += experts that have rows; all_nodes: [nodes, 10],
+    sums before links.
+    """
+    most = 0
+    for layer in range(rows.shape[0]):
+        most = max(most, rows[layer].sum())
+    if most == 0:
+        return most
+    for layer in range(rows.shape[0]):
+        distinct = 0
+        for expert in range(rows.shape[1]):
+            here = rows[layer, expert]
+            all_rows[layer, expert] = decay * all_rows[layer, expert] + here
+            distinct += here > 0
+            rows[layer, expert] = 0
+        all_distinct[layer] = decay * all_distinct[layer] + distinct
+    for node in range(all_nodes.shape[0]):
+        for place in range(sums.shape[1]):
+            all_nodes[node, place] = decay * all_nodes[node, place] + sums[node, place]
+        for place in range(links.shape[1]):
+            behind = sums.shape[1] + place
+            all_nodes[node, behind] = decay * all_nodes[node, behind] + links[node, place]
+    sums[:] = 0.0
+    links[:] = 0.0
+    return most

@@ -1,7 +1,7 @@
 """What a router's steps asked of experts and nodes: cluster/balance/load.py's `fold`, in place.
 
-A fold of values would check and copy everything in every step; here a step costs a few operations on arrays,
-and values are made when somebody asks, about once a second.
+A fold of values would check and copy everything in every step; here a step is one kernel, and values are made
+when somebody asks, about once a second.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from cluster.balance.load import LoadStats, NodeLoad
 from cluster.dispatch.pace import Pace
 from cluster.dispatch.transport import Array, WireShape
 from cluster.types import NodeId
+from kernels.replicas import fold_step
 
-COMPUTED, SUMS = 4, 10
-"""Fields of NodeLoad that every answered call fills, and all."""
+SUMS = 10
+"""Fields of NodeLoad."""
 
 HALF_LIFE = 256.0
 """Steps after which a step counts half: some seconds of decoding."""
@@ -43,26 +44,18 @@ class LoadMeter:
 
     def end_step(self, pace: Pace) -> None:
         """Fold the step under way, with what its nodes answered; a step without rows is none."""
-        tokens = int(self.rows.sum(axis=1).max()) // self._top_k
-        if not tokens:
-            return
         decay = self._decay
         with self._lock:
             if pace.nodes != self._names:
                 self._follow(pace.nodes)
+            most = fold_step(self.rows, pace.sums, pace.links, decay, self._rows, self._distinct, self._nodes)
+            if not most:
+                return
+            tokens = most // self._top_k
             self._count += 1
             self._steps = decay * self._steps + 1
             self._tokens = decay * self._tokens + tokens
             self._squares = decay**2 * self._squares + tokens
-            self._rows *= decay
-            self._rows += self.rows
-            self._distinct *= decay
-            self._distinct += np.count_nonzero(self.rows, axis=1)
-            self._nodes *= decay
-            self._nodes[:, :COMPUTED] += pace.sums
-            self._nodes[:, COMPUTED:] += pace.links
-        self.rows[:] = 0
-        pace.sums[:] = pace.links[:] = 0
 
     def stats(self) -> LoadStats:
         """All steps that have ended."""

@@ -117,6 +117,16 @@ def observe_call(draws: Draws) -> Arrays:
         yield from (rows, sums, pace)
 
 
+@case
+def fold_step(draws: Draws) -> Arrays:
+    every = np.zeros((3, _EXPERTS)), np.zeros(3), np.zeros((_DEVICES, 10))
+    for _ in range(3):
+        rows, sums = draws.integers(0, 4, (3, _EXPERTS)), draws.integers(0, 99, (_DEVICES, 4)) / 8
+        links = draws.integers(0, 99, (_DEVICES, 6)) / 8
+        most = replicas.fold_step(rows, sums, links, 0.75, *every)
+        yield from (np.array([most]), rows, sums, links, *every)
+
+
 def _layer(draws: Draws, near: bool) -> tuple[np.ndarray, ...]:
     """The first eight arguments of the placement kernels; all numbers are exact in binary."""
     load = np.sort(draws.integers(0, 400, _EXPERTS) / 4)[::-1].copy()
