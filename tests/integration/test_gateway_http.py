@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,19 +13,7 @@ import pytest
 from cluster.gateway.http.body import Fields
 from cluster.gateway.http.openai_request import read_chat
 from support.fake_router import FakeRouter, logprob
-from support.http import GREEDY, chat, complete, events, serving, text_of
-
-
-@pytest.fixture(scope="module")
-def router() -> Iterator[FakeRouter]:
-    with FakeRouter() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(router: FakeRouter) -> Iterator[httpx.Client]:
-    with serving(router) as (_, running):
-        yield running
+from support.http import GREEDY, chat, complete, events, text_of
 
 
 def test_a_completion(client: httpx.Client) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -18,19 +17,7 @@ from cluster.errors import NodeLost, PortInUse
 from cluster.gateway.service import GatewayService
 from support.fake_router import FakeRouter
 from support.gateways import gateway, served_model, wait_until
-from support.http import GREEDY, complete, events, serving, text_of, web
-
-
-@pytest.fixture(scope="module")
-def router() -> Iterator[FakeRouter]:
-    with FakeRouter() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(router: FakeRouter) -> Iterator[httpx.Client]:
-    with serving(router) as (_, running):
-        yield running
+from support.http import GREEDY, complete, events, serving, streamed, text_of, web
 
 
 def test_a_body_beyond_the_limit_is_not_read_to_its_end(router: FakeRouter) -> None:
@@ -75,22 +62,17 @@ def test_raw_bytes_do_no_harm(client: httpx.Client, data: bytes) -> None:
 
 
 def test_an_answer_may_take_longer_than_its_request() -> None:
-    with FakeRouter(paused=True) as router, serving(router, request_s=0.1) as (_, client):
-        body = {**GREEDY, "prompt": "abc", "max_tokens": 5, "stream": True}
-        with client.stream("POST", "/v1/completions", json=body) as response:
-            wait_until(lambda: len(router.running) == 1, "the request")
-            time.sleep(0.2)
-            router.resume()
-            assert text_of(events(response)) == "abcab"
+    with streamed(max_tokens=5, request_s=0.1) as (router, _, response):
+        time.sleep(0.2)
+        router.resume()
+        assert text_of(events(response)) == "abcab"
 
 
 def test_a_client_that_leaves_ends_its_stream() -> None:
-    with FakeRouter(paused=True) as router, serving(router) as (service, client):
-        body = {**GREEDY, "prompt": "abc", "max_tokens": 50, "stream": True}
-        with client.stream("POST", "/v1/completions", json=body) as response:
-            wait_until(lambda: len(router.running) == 1, "the request")
-            router.step()
-            assert "abc"[0] in next(response.iter_text())
+    with streamed(max_tokens=50) as (router, service, response):
+        router.step()
+        assert "abc"[0] in next(response.iter_text())
+        response.close()
         wait_until(lambda: not router.running, "the router to hear of it")
         wait_until(lambda: service.stats()["outstanding"] == 0, "the gateway to forget it")
 
@@ -104,12 +86,9 @@ def test_a_client_that_leaves_before_its_answer_ends_it_too() -> None:
 
 
 def test_an_error_in_a_stream_is_an_event() -> None:
-    with FakeRouter(paused=True) as router, serving(router) as (_, client):
-        body = {**GREEDY, "prompt": "abc", "max_tokens": 50, "stream": True}
-        with client.stream("POST", "/v1/completions", json=body) as response:
-            wait_until(lambda: len(router.running) == 1, "the request")
-            router.fail_running(NodeLost("node n1 is gone"))
-            (line,) = [line for line in response.iter_lines() if line]
+    with streamed(max_tokens=50) as (router, _, response):
+        router.fail_running(NodeLost("node n1 is gone"))
+        (line,) = [line for line in response.iter_lines() if line]
         error = json.loads(line.removeprefix("data: "))["error"]
         assert (error["message"], error["code"]) == ("node n1 is gone", "NodeLost")
 
@@ -148,23 +127,17 @@ def test_a_router_that_makes_no_tokens_is_not_ready() -> None:
 
 
 def test_shutdown_lets_a_stream_end() -> None:
-    with FakeRouter(paused=True) as router, serving(router) as (service, client):
-        body = {**GREEDY, "prompt": "abc", "max_tokens": 5, "stream": True}
-        with client.stream("POST", "/v1/completions", json=body) as response:
-            wait_until(lambda: len(router.running) == 1, "the request")
-            router.resume()
-            service.shutdown(grace_s=10.0)
-            assert text_of(events(response)) == "abcab"
+    with streamed(max_tokens=5) as (router, service, response):
+        router.resume()
+        service.shutdown(grace_s=10.0)
+        assert text_of(events(response)) == "abcab"
 
 
 def test_shutdown_cuts_what_does_not_end() -> None:
-    with FakeRouter(paused=True) as router, serving(router) as (service, client):
-        body = {**GREEDY, "prompt": "abc", "max_tokens": 5, "stream": True}
-        with client.stream("POST", "/v1/completions", json=body) as response:
-            wait_until(lambda: len(router.running) == 1, "the request")
-            service.shutdown(grace_s=0.0)
-            with pytest.raises(httpx.HTTPError):
-                list(response.iter_lines())
+    with streamed(max_tokens=5) as (router, service, response):
+        service.shutdown(grace_s=0.0)
+        with pytest.raises(httpx.HTTPError):
+            list(response.iter_lines())
         wait_until(lambda: not router.running, "the router to be told")
 
 

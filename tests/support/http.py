@@ -48,6 +48,19 @@ def complete(client: httpx.Client, **fields: Any) -> httpx.Response:
     return client.post("/v1/completions", json={**GREEDY, "prompt": "abc", **fields})
 
 
+@contextmanager
+def streamed(max_tokens: int, **config: Any) -> Iterator[tuple[FakeRouter, GatewayService, httpx.Response]]:
+    """A streamed completion of "abc" that a paused router has and has not begun."""
+    body = {**GREEDY, "prompt": "abc", "max_tokens": max_tokens, "stream": True}
+    with (
+        FakeRouter(paused=True) as router,
+        serving(router, **config) as (service, client),
+        client.stream("POST", "/v1/completions", json=body) as response,
+    ):
+        wait_until(lambda: len(router.running) == 1, "the request")
+        yield router, service, response
+
+
 def chat(client: httpx.Client, **fields: Any) -> httpx.Response:
     messages = [{"role": "user", "content": "hi"}]
     return client.post("/v1/chat/completions", json={**GREEDY, "messages": messages, **fields})

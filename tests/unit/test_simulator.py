@@ -18,25 +18,13 @@ from cluster.errors import ConfigError, MoemeshError
 from cluster.experiments.sim.control import Control
 from cluster.experiments.sim.dispatch import Dispatcher, Nodes, chooser
 from cluster.experiments.sim.fit import Measurement, fit, nonnegative
-from cluster.experiments.sim.inputs import Fault, Fleet, Work
-from cluster.experiments.sim.model import Device, Model, Router
+from cluster.experiments.sim.inputs import Fault, Work
+from cluster.experiments.sim.model import Model, Router
 from cluster.experiments.sim.outcome import balancedness
 from cluster.experiments.sim.profiles import PROFILES, profile
 from cluster.experiments.sim.run import DETECT_S, simulate
 from support.policies import by_load, dealt, twice
-
-MODEL = Model(hidden=64, width=32, bits=8)
-DEVICE = Device(ops=1e9, read=1e8, memory=1 << 30, message_s=1e-4, latency_s=1e-4, bandwidth=1e8, storage=1e8)
-
-
-def work(steps=4, layers=3, experts=6, tokens=8, seed=0):
-    rng = np.random.default_rng(seed)
-    rows = rng.multinomial(tokens * 2, [1 / experts] * experts, size=(steps, layers))
-    return Work(rows.astype(np.int64), np.full(steps, tokens))
-
-
-def fleet(count=3, **changes):
-    return Fleet((DEVICE,) * count, np.full(count, 1 << 30), **changes)
+from support.simulated import DEVICE, MODEL, fleet, work
 
 
 def naive_serve(sent, tokens, rows, devices, nodes, router):

@@ -15,12 +15,10 @@ from cluster.balance import choice
 from cluster.errors import ConfigError
 from cluster.experiments.sim.cores import Cores, Processes, share
 from cluster.experiments.sim.inputs import Fault, Fleet, Host, Work
-from cluster.experiments.sim.model import Device, Model, Router
+from cluster.experiments.sim.model import Router
 from cluster.experiments.sim.run import DETECT_S, simulate
 from support.policies import dealt, twice
-
-MODEL = Model(hidden=64, width=32, bits=8)
-DEVICE = Device(ops=1e9, read=1e8, memory=1 << 30, message_s=1e-4, latency_s=1e-4, bandwidth=1e8, storage=1e8)
+from support.simulated import DEVICE, MODEL, fleet, work
 
 
 class Clock:
@@ -43,10 +41,10 @@ def ends(cores, pieces):
     """When each (arrival, process, work) is done."""
     clock, done = Clock(), {}
     processes = Processes([Cores(cores)], [0] * (1 + max(process for _, process, _ in pieces)), clock)
-    for number, (arrival, process, work) in enumerate(pieces):
+    for number, (arrival, process, amount) in enumerate(pieces):
 
-        def arrive(number=number, process=process, work=work):
-            processes.run(process, work, lambda: done.setdefault(number, clock.now))
+        def arrive(number=number, process=process, amount=amount):
+            processes.run(process, amount, lambda: done.setdefault(number, clock.now))
 
         clock.at(arrival, arrive)
     clock.run()
@@ -94,8 +92,8 @@ def test_no_more_is_done_than_there_are_cores_for(cores, pieces):
 def test_with_a_core_for_each_process_everyone_is_alone(pieces):
     found = ends(5, pieces)
     free = [0.0] * 5
-    for end, (arrival, process, work) in zip(found, pieces, strict=True):
-        free[process] = max(free[process], arrival) + work
+    for end, (arrival, process, amount) in zip(found, pieces, strict=True):
+        free[process] = max(free[process], arrival) + amount
         assert end == pytest.approx(free[process])
 
 
@@ -108,16 +106,6 @@ def test_what_is_dropped_leaves_its_share_to_the_others():
     assert cores.left(1.0, 1) == pytest.approx(1.5)
     assert cores.next_end() == pytest.approx(2.5)
     assert cores.end(2.5) == 1
-
-
-def work(steps=4, layers=3, experts=6, tokens=8, seed=0):
-    rng = np.random.default_rng(seed)
-    rows = rng.multinomial(tokens * 2, [1 / experts] * experts, size=(steps, layers))
-    return Work(rows.astype(np.int64), np.full(steps, tokens))
-
-
-def fleet(count=3, **changes):
-    return Fleet((DEVICE,) * count, np.full(count, 1 << 30), **changes)
 
 
 def apart(count=3):
