@@ -7,13 +7,18 @@ turns twice for every layer of the model.
 from __future__ import annotations
 
 import select
-import socket
-from typing import Any
+from typing import Any, Protocol
 
 READ = select.POLLIN
 WRITE = select.POLLOUT
 _PLAIN = READ | WRITE
 """The same numbers in epoll and poll. Whatever else comes (an error, a hang-up) is told as READ too."""
+
+
+class Open(Protocol):
+    """A socket, or what stands for one."""
+
+    def fileno(self) -> int: ...
 
 
 class Poller:
@@ -24,14 +29,14 @@ class Poller:
         self._poll: Any = select.epoll() if self._epoll else select.poll()
         self._data: dict[int, Any] = {}
 
-    def register(self, sock: socket.socket, mask: int, data: Any) -> None:
+    def register(self, sock: Open, mask: int, data: Any) -> None:
         self._poll.register(sock.fileno(), mask)
         self._data[sock.fileno()] = data
 
-    def modify(self, sock: socket.socket, mask: int) -> None:
+    def modify(self, sock: Open, mask: int) -> None:
         self._poll.modify(sock.fileno(), mask)
 
-    def unregister(self, sock: socket.socket) -> None:
+    def unregister(self, sock: Open) -> None:
         """Before the socket is closed; one that was never registered is ignored."""
         if self._data.pop(sock.fileno(), None) is not None:
             self._poll.unregister(sock.fileno())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import threading
@@ -14,6 +13,7 @@ from contextlib import suppress
 import numpy as np
 
 from cluster.dispatch.connection import MAX_QUEUED_BYTES, Connection
+from cluster.dispatch.door import Door
 from cluster.dispatch.frames import DEFAULT_LIMITS, Frame, Limits
 from cluster.dispatch.greeting import Reception, must_seal
 from cluster.dispatch.handshake import Identity, error_header
@@ -98,7 +98,7 @@ class FrameServer:
         self._watched: dict[Connection, Array] = {}
         self._blocked: deque[Connection] = deque()
         self._stopping = False
-        self._listener: socket.socket | None = None
+        self._door: Door | None = None
         self._thread: threading.Thread | None = None
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -125,31 +125,23 @@ class FrameServer:
             return _DO_NOT_WAIT
         watched = self._watched.get(connection)
         if watched is None:
-            assert self._listener is not None
+            assert self._door is not None
             others = (other.fd for other in self._connections if other is not connection)
-            fds = connection.fd, self._wake_out.fileno(), self._listener.fileno(), *others
+            fds = connection.fd, self._wake_out.fileno(), self._door.fileno(), *others
             watched = self._watched[connection] = np.zeros((len(fds), 2), np.int32)
             watched[:, 0] = fds
         return watched
 
     def start(self) -> str:
         """Listen and serve; returns the address. Raises PortInUse."""
-        host, port = self._where
         try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._listener = socket.create_server((host, port), family=family, backlog=128)
-        except OSError as error:
+            self._door = Door(*self._where)
+        except PortInUse:
             self._release()
-            if error.errno == errno.EADDRINUSE:
-                raise PortInUse(
-                    f"port {port} on {host} is in use; stop what uses it or choose another"
-                ) from None
-            raise PortInUse(f"cannot listen on {host}:{port}: {error.strerror}") from error
-        self._listener.setblocking(False)
-        self._poller.register(self._listener, READ, _LISTENER)
+            raise
+        self._address = self._door.address
+        self._poller.register(self._door, READ, _LISTENER)
         self._poller.register(self._wake_out, READ, _WAKE)
-        host, port = self._listener.getsockname()[:2]
-        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         self._thread.start()
         return self.address
@@ -196,8 +188,8 @@ class FrameServer:
             self._release()
 
     def _release(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
+        if self._door is not None:
+            self._door.close()
         self._poller.close()
         self._wake_in.close()
         self._wake_out.close()
@@ -207,10 +199,9 @@ class FrameServer:
             self._wake_out.recv(4096)
 
     def _accept(self) -> None:
-        assert self._listener is not None
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:  # the peer has gone again, or we are out of descriptors
+        assert self._door is not None
+        sock = self._door.accept()
+        if sock is None:
             return
         if len(self._connections) - len(self._strangers) >= MAX_CONNECTIONS:
             sock.close()

@@ -92,9 +92,9 @@ def _require(name: str, value: object, fine: bool, allowed: str) -> None:
 
 def generate(workload: Workload, seed: int) -> Iterator[Trace]:
     """One Trace a step. The same workload and seed give the same tokens."""
-    popularity_seed, token_seed = np.random.SeedSequence(seed).spawn(2)
+    popularity_seed, token_seed, group_seed = np.random.SeedSequence(seed).spawn(3)
     popularity = _popularity(workload, np.random.default_rng(popularity_seed))
-    groups = _groups(workload, np.random.default_rng(popularity_seed))
+    groups = _groups(workload, np.random.default_rng(group_seed))
     rng = np.random.default_rng(token_seed)
     burst_left, made = 0, 0
     for step in range(workload.steps):
