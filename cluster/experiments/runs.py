@@ -31,8 +31,9 @@ from cluster.experiments.sim.run import simulate
 from cluster.experiments.spec import FleetSpec, Run, Spec, TraceSpec
 
 RUN_KEY = "moemesh.run"
-RUN_VERSION = 1
-"""Part of every run's id: raised when the simulator's results change, so that old runs are done again."""
+RUN_VERSION = 2
+"""Part of every run's id: raised when the simulator's results or made-up traces change, so that old runs are
+done again."""
 
 
 @dataclass(frozen=True)

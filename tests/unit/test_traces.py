@@ -172,6 +172,21 @@ def test_correlated_experts_fire_together_and_in_the_same_group_everywhere():
     assert together(2.0) > 2 * together(0.0)
 
 
+def test_an_experts_group_does_not_follow_from_its_popularity():
+    """Dealt by one seed, the most popular expert and the fifth would be of one of the four groups always."""
+
+    def rank_of_the_partner(seed):
+        workload = Workload(
+            layers=1, experts=16, top_k=2, tokens=4000, steps=1, groups=4, correlation=4.0, zipf=0.8
+        )
+        ids = whole(workload, seed).ids[:, 0].astype(int)
+        ranked = np.argsort(-np.bincount(ids.ravel(), minlength=16))
+        first = ids[(ids == ranked[0]).any(axis=1)]
+        return 1 + np.argmax([(first == expert).any(axis=1).mean() for expert in ranked[1:]])
+
+    assert not {rank_of_the_partner(seed) for seed in range(8)} <= {3, 4, 5}
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
