@@ -18,7 +18,8 @@ from cluster.dispatch.aio import FrameStream
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.requests import pack_request
-from cluster.errors import Unavailable
+from cluster.errors import ProtocolError, Unavailable
+from cluster.expert.fetch import fetch_blobs, fetch_manifest
 from cluster.expert.mapping import PAGE
 from cluster.fleet import control
 from cluster.fleet.ask import Controller
@@ -27,7 +28,7 @@ from cluster.fleet.roles.process import Place
 from cluster.library.reader import Library
 from cluster.library.verify import verify
 from kernels.layout import pad
-from support.blobs import blob_server, manifest_only
+from support.blobs import KEY, blob_server, client, manifest_only
 from support.checkpoints import case
 from support.clusters import Moemesh, wait_until
 from support.engines import engine_over, request, run_all, tiny_library
@@ -241,20 +242,20 @@ def full(folder: Path) -> Iterator[None]:
 
 def test_a_library_from_a_process_of_its_own(library: Library, tmp_path: Path) -> None:
     key, out = tmp_path / "key", tmp_path / "new"
-    key.write_bytes(b"k" * 32)
+    key.write_bytes(KEY)
     moemesh = Moemesh(tmp_path / "state")
     serving = moemesh.start("library", "serve", str(library.path), "--key-file", str(key))
     try:
         assert serving.stdout is not None
         address = serving.stdout.readline().split(" is served at ")[1].split(";")[0]
-        refused = moemesh.run("library", "fetch", address, str(out))
-        assert refused.returncode == 1
-        assert "key" in refused.stderr
-        found = moemesh.json("library", "fetch", address, str(out), "--key-file", str(key))
+        with client(None, key=b"") as stranger, pytest.raises(ProtocolError, match="key"):
+            fetch_manifest(stranger, address, out)
+        with client(None) as tool:
+            fetched = fetch_manifest(tool, address, out)
+            fetch_blobs(tool, [address], fetched, fetched.manifest.refs(), lambda *_: None)
     finally:
         serving.send_signal(signal.SIGINT)
         _, said = serving.communicate(timeout=30)
-    assert found["library"] == library.digest
-    assert found["corrupt"] == 0
+    assert fetched.digest == library.digest
     assert verify(Library.open(out)).problems == ()
     assert "Traceback" not in said
