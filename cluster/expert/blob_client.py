@@ -48,13 +48,20 @@ Wait = Callable[[float], bool]
 class Fetched:
     """blobs: whole and right. bytes: received. resumed: of the blobs, those that had begun earlier or at
     another peer. corrupt: whose bytes did not match their digest. failed: attempts at a peer that gave
-    nothing more, for whatever reason."""
+    nothing more, for whatever reason. busy_s: seconds that pieces took, without the pauses between them.
+    """
 
     blobs: int = 0
     bytes: int = 0
     resumed: int = 0
     corrupt: int = 0
     failed: int = 0
+    busy_s: float = 0.0
+
+    @property
+    def bytes_per_s(self) -> float:
+        """0 before anything was received."""
+        return self.bytes / self.busy_s if self.busy_s else 0.0
 
 
 def pause_s(took_s: float, share: float) -> float:
@@ -166,8 +173,10 @@ class BlobClient:
         if total != ref.bytes:
             raise ProtocolError(f"it says that the blob has {total} bytes, the manifest {ref.bytes}")
         incoming.add(piece)
+        took = self._clock() - begin
         self.counts.bytes += len(piece)
-        self._sleep(pause_s(self._clock() - begin, share))
+        self.counts.busy_s += took
+        self._sleep(pause_s(took, share))
 
     def _sleep(self, seconds: float) -> None:
         if self._wait(seconds):

@@ -97,6 +97,22 @@ def test_what_is_there_is_not_asked_for(library: Library) -> None:
         one.shutdown()
 
 
+def test_moves_are_judged_by_the_slower_way_to_an_expert(library: Library, tmp_path: Path) -> None:
+    whole, partial = made(library), made(manifest_only(library, tmp_path / "partial"))
+    try:
+        for each, peers, disk, speed in (
+            (whole, 5.0, 100.0, 100.0),
+            (partial, 0.0, 100.0, 100.0),
+            (partial, 5.0, 100.0, 5.0),
+            (partial, 5.0, 0.0, 5.0),
+        ):
+            each._fetched.bytes, each._fetched.busy_s = int(2 * peers), 2.0
+            assert each.load_speed(disk) == speed
+    finally:
+        whole.shutdown()
+        partial.shutdown()
+
+
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
 def test_a_share_that_is_none(library: Library, share: float) -> None:
     with pytest.raises(ConfigError, match="fetch_share"):

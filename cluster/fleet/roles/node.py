@@ -176,10 +176,11 @@ class NodeRole(ControlledRole):
 
     def stats(self) -> dict[str, Any]:
         node = {} if self._node is None else self._node.stats()
+        speed = self._load_speed
         return node | {
             "restarts": self._restarts,
             "memory_bytes": self._config.memory_bytes,
-            "load_bytes_per_s": self._load_speed,
+            "load_bytes_per_s": speed if self._supply is None else self._supply.load_speed(speed),
             "load_s": self._load_s,
             "resident_bytes": self._shard.resident_bytes,
             "held": len(self._shard.experts),

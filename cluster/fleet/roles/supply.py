@@ -105,6 +105,12 @@ class Supply:
     def shutdown(self) -> None:
         self._server.shutdown()
 
+    def load_speed(self, disk: float) -> float:
+        """Bytes per second at which experts come, as far as is known: of `disk`, where a node has no file of
+        some expert also of its peers."""
+        told = [disk] if not self._missing else [disk, self._fetched.bytes_per_s]
+        return min((speed for speed in told if speed > 0), default=0.0)
+
     def stats(self) -> dict[str, Any]:
         """address, complete: for the controller; the rest for people."""
         return {
