@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 RETRY_S = 5.0
 """After this a node tries again to get what it could not get."""
 
-TROUBLE_S = 30.0
+TROUBLE_S = 10.0
 """For so long the controller is told of it, and gives the node nothing more."""
 
 
