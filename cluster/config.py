@@ -51,11 +51,17 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """An expert node. memory_bytes is a hard limit for resident expert weights, 0 means no limit."""
+    """An expert node. memory_bytes is a hard limit for resident expert weights, 0 means no limit.
+
+    hub: address of a `moemesh library serve` that has all blobs, for those that no other node has; "": none.
+    fetch_share: part of the time in which a node may receive blobs that nobody waits for yet.
+    """
 
     memory_bytes: int = 0
     threads: int = 1
     host: str = "127.0.0.1"
+    hub: str = ""
+    fetch_share: float = 0.25
 
 
 class WireSecurity(StrEnum):

@@ -24,7 +24,9 @@
     │   ├── UnsupportedModel         FAILED_PRECONDITION  architecture, rope type, bias, activation
     │   └── BrokenCheckpoint         FAILED_PRECONDITION  missing shard, NaN weights, tokenizer mismatch
     ├── LibraryError                 FAILED_PRECONDITION  a packed library that cannot be used
-    │   └── CorruptBlob              DATA_LOSS            digest or length of a blob does not match
+    │   ├── CorruptBlob              DATA_LOSS            digest or length of a blob does not match
+    │   ├── IncompleteLibrary        FAILED_PRECONDITION  a folder lacks blobs that its use needs
+    │   └── CannotStore              RESOURCE_EXHAUSTED   a folder that takes no more blobs: it is full
     ├── OutOfMemoryBudget            FAILED_PRECONDITION  a budget is below what the work needs
     ├── ProtocolError                FAILED_PRECONDITION  a peer speaks another protocol, numerics or library
     └── ClusterError                 FAILED_PRECONDITION  up, down, status: what the operator must do
@@ -158,6 +160,14 @@ class LibraryError(MoemeshError):
 
 class CorruptBlob(LibraryError):
     code = "DATA_LOSS"
+
+
+class IncompleteLibrary(LibraryError):
+    pass
+
+
+class CannotStore(LibraryError):
+    code = "RESOURCE_EXHAUSTED"
 
 
 class OutOfMemoryBudget(MoemeshError):

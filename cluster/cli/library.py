@@ -1,4 +1,4 @@
-"""`moemesh library info DIR` and `moemesh library verify DIR`."""
+"""`moemesh library info DIR` and `moemesh library verify DIR`; library_transfer.py has serve and fetch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cluster.cli import library_transfer
 from cluster.cli.output import print_json
 from cluster.cli.pack import report_table
 from cluster.cli.progress import progress_bar
@@ -26,9 +27,10 @@ SHAPE = ("layers", "hidden", "heads", "kv_heads", "vocab", "context", "experts",
 
 
 def register(app: typer.Typer) -> None:
-    verbs = typer.Typer(help="Look at packed models.", no_args_is_help=True)
+    verbs = typer.Typer(help="Look at packed models, and move them.", no_args_is_help=True)
     verbs.command("info")(info_command)
     verbs.command("verify")(verify_command)
+    library_transfer.register(verbs)
     app.add_typer(verbs, name="library")
 
 
@@ -61,8 +63,9 @@ def _text(value: object) -> str:
 
 
 def library_info(library: Library) -> dict[str, Any]:
-    """bytes: of every blob, each once."""
+    """bytes: of every blob, each once. missing, missing_bytes: those that this folder lacks."""
     manifest, refs = library.manifest, library.manifest.refs()
+    missing = library.blobs.missing(refs)
     return {
         "name": library.name,
         "digest": library.digest,
@@ -76,20 +79,29 @@ def library_info(library: Library) -> dict[str, Any]:
         "chat_template": manifest.chat_template is not None,
         "blobs": len(refs),
         "bytes": sum(ref.bytes for ref in refs),
+        "missing": len(missing),
+        "missing_bytes": sum(ref.bytes for ref in missing),
         "spec": library.spec.to_dict(),
         "report": manifest.report,
     }
 
 
-def verify_command(folder: Folder, as_json: AsJson = False) -> None:
+def verify_command(
+    folder: Folder,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="blobs that are not there are no problem, only told")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Read every blob of a library and compare it with its digest."""
     library = Library.open(folder)
     with progress_bar("verifying") as progress:
-        verdict = verify(library, progress)
+        verdict = verify(library, progress, partial)
     if as_json:
         ok = not verdict.problems
         print_json({"ok": ok, "digest": library.digest, **dataclasses.asdict(verdict)})
         raise typer.Exit(0 if ok else 1)  # one document on stdout, not another with the error
     verdict.raise_if_broken()
-    spare = f"; {len(verdict.strays)} files do not belong to it" if verdict.strays else ""
-    typer.echo(f"{library.name} is sound: {verdict.blobs} blobs, {verdict.bytes:,} bytes{spare}")
+    more = f"; {len(verdict.strays)} files do not belong to it" if verdict.strays else ""
+    more += f"; {verdict.missing} of them are not here" if verdict.missing else ""
+    typer.echo(f"{library.name} is sound: {verdict.blobs} blobs, {verdict.bytes:,} bytes{more}")

@@ -33,6 +33,7 @@ def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
                 "address": node.address,
                 "incarnation": node.incarnation,
                 "alive": health(node, now) is Health.ALIVE,
+                **(_blobs(node) if is_node else {}),
             }
             for node in state.of(Role.NODE)
         },
@@ -49,6 +50,12 @@ def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
         "hurry": state.orphaned or bool(state.pending),
         "cluster": _observed(state, now) if is_gateway else None,
     }
+
+
+def _blobs(node: Member) -> dict[str, Any]:
+    """Where others may get blobs from it, and whether it has all of them on disk."""
+    told = node.stats.get("blobs") or {}
+    return {"blobs": str(told.get("address", "")), "complete": bool(told.get("complete", False))}
 
 
 def _observed(state: ControllerState, now: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 from cluster.balance.placement import PlacementTable
 from cluster.controller.members import Health, Role, health
@@ -47,12 +48,22 @@ def count_on(gone: frozenset[NodeId], state: ControllerState) -> bool:
     following, last = state.pending[0], state.pending[-1]
     if _orphans(last, gone) or _orphans(following, gone) - _orphans(state.table, gone):
         return True
-    named = gone & (set(following.nodes) | set(last.nodes))
+    return must_load(gone, state)
+
+
+def must_load(nodes: Collection[NodeId], state: ControllerState) -> bool:
+    """Whether the next table or the last of those that are pending gives one of `nodes` what it has not."""
+    assert state.table is not None, "tables are pending beside the present one"
     return any(
         set(table.experts_of(node)) - set(state.table.experts_of(node))
-        for node in named
-        for table in (following, last)
+        for table in (state.pending[0], state.pending[-1])
+        for node in set(nodes) & set(table.nodes)
     )
+
+
+def failing(state: ControllerState) -> frozenset[NodeId]:
+    """Nodes that say what keeps them from loading what they are given: they are given nothing more."""
+    return frozenset(NodeId(node.id) for node in state.of(Role.NODE) if node.error is not None)
 
 
 def _orphans(table: PlacementTable, gone: frozenset[NodeId]) -> set[tuple[int, int]]:

@@ -23,6 +23,7 @@ from cluster.balance.placement import PlacementTable
 from cluster.balance.problem import Placement, Problem
 from cluster.balance.rebalance import Decision
 from cluster.config import ControllerConfig
+from cluster.controller.losses import failing
 from cluster.controller.members import Role
 from cluster.controller.rebalance import (
     DEFAULTS,
@@ -129,10 +130,11 @@ def propose(state: ControllerState, config: ControllerConfig = DEFAULTS) -> Prop
     sizes = expert_sizes(state.shape)
     current = Placement.from_table(table, table.nodes, state.shape.experts)
     leaving = np.array([node in state.lost or node in state.orders.drained for node in table.nodes])
-    if leaving.all():
+    able = ~leaving & np.array([node not in failing(state) for node in table.nodes])
+    if not able.any():
         raise Unavailable("no node is left that could load experts")
     limits = _limits(state, table)
-    target = complete(current.hosts & ~leaving, sizes, limits, ~leaving, config.min_replicas)
+    target = complete(current.hosts & ~leaving, sizes, limits, able, config.min_replicas)
     rows = (sizes > 0).astype(np.float64) if load is None else load.load
     memory = np.maximum(limits, np.einsum("led,le->d", target | current.hosts, sizes))
     count = len(table.nodes)

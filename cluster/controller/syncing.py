@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from cluster.balance.placement import PlacementTable, round_robin
-from cluster.controller.losses import count_on, stranded, with_losses
+from cluster.controller.losses import count_on, failing, must_load, stranded, with_losses
 from cluster.controller.members import NO_TABLE, Member, Role
 from cluster.controller.state import ControllerState, offer
 from cluster.errors import ProtocolError
@@ -45,11 +45,12 @@ def sync(state: ControllerState, member: Member) -> ControllerState:
 
 def _advance(state: ControllerState) -> ControllerState:
     """Publish the next table once every node that is there has loaded it beside the present one. Moves that
-    count on a node which is lost are given up: others are found (cluster/controller/repair.py)."""
+    count on a node which is lost, or cannot load, are given up: others are found
+    (cluster/controller/repair.py)."""
     if not state.pending:
         return state
     gone = state.lost | state.absent
-    if gone and count_on(gone, state):
+    if (gone and count_on(gone, state)) or must_load(failing(state), state):
         return dataclasses.replace(state, pending=())
     following = state.pending[0]
     wanted = (following.epoch, following.version)

@@ -38,5 +38,7 @@ class Kind(IntEnum):
     REPLY = 64
     ERROR = 65
 
+    BLOB = 80
+
 
 FIRST_ORDERED = 32

@@ -89,12 +89,14 @@ class ControlledRole(abc.ABC):
     address: host:port where the service listens, set by build or apply, "" before.
     prepared: (epoch, version) of the table that it has loaded in advance, set by apply.
     closing_s: how long `close` may take.
+    again_s: apply the view again after so long, even if it has not changed, set by apply.
     """
 
     role: Role
     address: str = ""
     prepared: tuple[int, int] = NO_TABLE
     closing_s: float = JOIN_S
+    again_s: float | None = None
 
     def __init__(self, name: str, controller: str) -> None:
         self.name = name
@@ -145,6 +147,10 @@ class ControlledRole(abc.ABC):
         """Nodes that it cannot reach, with their incarnations; none for a role that reaches none."""
         return {}
 
+    def trouble(self) -> MoemeshError | None:
+        """What keeps it from doing all that the controller asks, while it goes on with what it has."""
+        return None
+
     def hurry(self) -> None:
         """Sync now: there is something to tell. Callable from any thread."""
         self._news.set()
@@ -183,18 +189,14 @@ class ControlledRole(abc.ABC):
         except Exception as error:
             # Reported with the next syncs; whoever waits for this role reads it there.
             log.exception("%s stops working", self.name)
-            known = isinstance(error, MoemeshError)
-            self._error = (
-                type(error).__name__ if known else "MoemeshError",
-                str(error) if known else repr(error),
-            )
+            self._error = _named(error)
         finally:
             self._stopping.wait()
             self.close()
 
     def _wait_for_news(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._fresh or self._stopping.is_set())
+            self._changed.wait_for(lambda: self._fresh or self._stopping.is_set(), self.again_s)
             self._fresh = False
         return not self._stopping.is_set()
 
@@ -237,6 +239,8 @@ class ControlledRole(abc.ABC):
         epoch, version = self.table_in_use
         table = self._view.table
         unknown = table is not None and table.epoch != self._epoch  # the controller has restarted
+        trouble = self._asked("trouble", self.trouble, None)
+        error = self._error if trouble is None else self._error or _named(trouble)
         return {
             "role": self.role.value,
             "id": self.name,
@@ -247,7 +251,7 @@ class ControlledRole(abc.ABC):
             "prepared": list(self.prepared),
             "known": table.to_wire() if table is not None and unknown else None,
             "ready": self._is_ready() and self._error is None,
-            "error": None if self._error is None else list(self._error),
+            "error": None if error is None else list(error),
             "stats": self._asked("stats", self.stats, dict[str, Any]()),
             "load": self._asked("load", self.load, None),
             "lost": self._asked("lost", lambda: dict(self.lost()), dict[NodeId, int]()),
@@ -268,6 +272,12 @@ class ControlledRole(abc.ABC):
             return otherwise
         self._failing.discard(what)
         return answer
+
+
+def _named(error: Exception) -> tuple[str, str]:
+    """(class, message), as the controller is told."""
+    known = isinstance(error, MoemeshError)
+    return type(error).__name__ if known else "MoemeshError", str(error) if known else repr(error)
 
 
 def _settle() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,17 @@ class BlobFolder:
 
     def file(self, ref: BlobRef) -> Path:
         return self.path / ref.sha256
+
+    def has(self, ref: BlobRef) -> bool:
+        """Whether the file is there, with the right length; its digest is another matter."""
+        try:
+            return os.stat(self.file(ref)).st_size == ref.bytes
+        except OSError:
+            return False
+
+    def missing(self, refs: Iterable[BlobRef]) -> tuple[BlobRef, ...]:
+        """Those of `refs` that it does not have."""
+        return tuple(ref for ref in refs if not self.has(ref))
 
     def write(self, data: bytes | memoryview) -> BlobRef:
         """Store `data` under its digest; equal bytes are stored once."""

@@ -95,6 +95,10 @@ class Variant:
         """Whether rows go to these experts as float32 instead of int8."""
         return self.kind in FLOAT_KINDS
 
+    def refs(self) -> tuple[BlobRef, ...]:
+        """Every blob once, layer by layer."""
+        return tuple(dict.fromkeys(ref for layer in self.blobs for ref in layer))
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -117,9 +121,14 @@ class Manifest:
     report: dict[str, Any] = field(default_factory=dict)
     extensions: dict[str, Any] = field(default_factory=dict)
 
-    def refs(self) -> tuple[BlobRef, ...]:
-        """Every blob of the library once, in manifest order."""
+    def common_refs(self) -> tuple[BlobRef, ...]:
+        """The blobs that are no experts: trunk, tokenizer, chat template. Routers and gateways need them."""
         refs = [blob.ref for blob in self.trunk.blobs()]
-        refs += [ref for variant in self.experts.values() for layer in variant.blobs for ref in layer]
         refs += [ref for ref in (self.tokenizer, self.chat_template) if ref]
         return tuple(dict.fromkeys(refs))
+
+    def refs(self) -> tuple[BlobRef, ...]:
+        """Every blob of the library once, in manifest order."""
+        trunk = [blob.ref for blob in self.trunk.blobs()]
+        experts = [ref for variant in self.experts.values() for ref in variant.refs()]
+        return tuple(dict.fromkeys([*trunk, *experts, *self.common_refs()]))

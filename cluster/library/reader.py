@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from cluster.errors import LibraryError
+from cluster.errors import IncompleteLibrary, LibraryError
 from cluster.library.blobs import BlobFolder
 from cluster.library.format import BLOBS_NAME, MANIFEST_NAME, BlobRef, Manifest, TrunkBlob, Variant
 from cluster.library.manifest import digest, from_bytes
@@ -139,6 +139,17 @@ class Library:
         hidden, width = self.spec.padded_hidden, layout.pad(self.spec.expert_width, layout.GROUP)
         check_table(data, 0, 2 * width, hidden)
         check_table(data, self.down_offset(variant), hidden, width)
+
+    def require_common(self) -> None:
+        """Raises IncompleteLibrary if this folder lacks trunk, tokenizer or template, wholly or in part."""
+        wanted = self.manifest.common_refs()
+        missing = self.blobs.missing(wanted)
+        if missing:
+            raise IncompleteLibrary(
+                f"{self.path} has the library {self.name} in part: {len(missing)} of {len(wanted)} blobs of "
+                f"trunk and tokenizer lack, {sum(ref.bytes for ref in missing)} bytes; get them with "
+                f"`moemesh library fetch SOURCE {self.path} --experts none`"
+            )
 
     def trunk(self) -> TrunkBlobs:
         """Map and check all of the trunk. Raises CorruptBlob or LibraryError."""

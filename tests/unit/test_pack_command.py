@@ -1,4 +1,4 @@
-"""The verbs `pack`, `library info` and `library verify`: their JSON, their words, their errors."""
+"""The verbs `pack` and `library …`: their JSON, their words, their errors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ from typer.testing import CliRunner
 
 from cluster.cli import library as library_verbs
 from cluster.cli import pack as pack_verb
-from cluster.errors import CorruptBlob, LibraryError, MoemeshError
+from cluster.errors import (
+    ConfigError,
+    CorruptBlob,
+    InvalidRequest,
+    LibraryError,
+    MoemeshError,
+    ProtocolError,
+    Unavailable,
+)
 from cluster.library.reader import Library
 from cluster.types import ExpertId
 from support import libraries
+from support.blobs import blob_server
 from support.checkpoints import case
 
 
@@ -85,3 +94,46 @@ def test_verify(app: typer.Typer, packed: tuple[Path, dict], tmp_path: Path) -> 
     assert verdict["ok"] is False
     assert len(verdict["problems"]) == 1
     run(app, "library", "verify", tmp_path, error=LibraryError)
+
+
+def test_a_partial_library_says_what_lacks(
+    app: typer.Typer, packed: tuple[Path, dict], tmp_path: Path
+) -> None:
+    partial = libraries.copy(Library.open(packed[0]), tmp_path)
+    gone = partial.expert_ref("int8", ExpertId(0, 0))
+    partial.blobs.file(gone).unlink()
+    values = json.loads(run(app, "library", "info", partial.path, "--json"))
+    assert (values["missing"], values["missing_bytes"]) == (1, gone.bytes)
+    run(app, "library", "verify", partial.path, error=CorruptBlob)
+    assert "1 of them are not here" in run(app, "library", "verify", partial.path, "--partial")
+    verdict = json.loads(run(app, "library", "verify", partial.path, "--partial", "--json"))
+    assert (verdict["ok"], verdict["missing"]) == (True, 1)
+
+
+def test_fetch_takes_what_it_is_told(
+    app: typer.Typer, packed: tuple[Path, dict], tmp_path: Path, state_dir: Path
+) -> None:
+    library, out = Library.open(packed[0]), tmp_path / "new"
+    with blob_server(library, key=b"") as hub:
+
+        def fetch(*more: str) -> dict:
+            return json.loads(run(app, "library", "fetch", hub.address, out, *more, "--json"))
+
+        assert fetch("--only-manifest")["blobs"] == 1
+        common = fetch("--experts", "none")
+        assert common["blobs"] == len(library.manifest.common_refs())
+        Library.open(out).require_common()
+        assert fetch("--experts", "int4")["blobs"] == len(library.variant("int4").refs())
+        run(app, "library", "fetch", hub.address, out, "--experts", "int2", error=InvalidRequest)
+        assert "blobs came" in run(app, "library", "fetch", hub.address, out)
+        assert fetch()["blobs"] == 0
+    assert json.loads(run(app, "library", "verify", out, "--json"))["ok"]
+    run(app, "library", "fetch", hub.address, out, error=Unavailable)
+
+
+def test_serve_refuses_what_would_give_a_library_to_anybody(
+    app: typer.Typer, packed: tuple[Path, dict], tmp_path: Path, state_dir: Path
+) -> None:
+    run(app, "library", "serve", packed[0], "--listen", "0.0.0.0:0", error=ConfigError)
+    run(app, "library", "serve", packed[0], "--listen", "nowhere", error=ProtocolError)
+    run(app, "library", "serve", tmp_path, error=LibraryError)

@@ -183,6 +183,24 @@ def test_moves_that_count_on_a_newcomer_end_with_it() -> None:
     assert repaired(state).table.nodes == ("node-0", "node-2")
 
 
+def test_moves_to_a_node_that_cannot_load_are_given_up_and_go_elsewhere() -> None:
+    full = ("CannotStore", "no room")
+    state = without(serving(), "node-1")
+    state = rebalance.begin(state, repair.propose(state))
+    assert {"node-0", "node-2"} <= set(state.pending[-1].nodes)
+    state = syncing.sync(state, node("node-0", error=full))
+    assert not state.pending
+    again = repair.propose(state)
+    before = set(state.table.experts_of(NodeId("node-0")))
+    assert set(again.tables[-1].experts_of(NodeId("node-0"))) == before
+    state = syncing.sync(rebalance.begin(state, again), node("node-0", error=full))
+    assert state.pending
+    state = syncing.sync(state, node("node-2", error=full))
+    with pytest.raises(Unavailable, match="no node is left"):
+        repair.propose(state)
+    assert repair.propose(syncing.sync(state, node("node-2"))).tables
+
+
 def test_a_node_that_came_back_and_died_again_is_not_back() -> None:
     state = without(serving(), "node-1")
     memory = repair.remember(Memory(), state, 0.0)

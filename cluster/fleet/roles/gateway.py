@@ -40,6 +40,7 @@ class GatewayRole(ControlledRole):
 
     def build(self) -> None:
         library = Library.open(self._place.library)
+        library.require_common()
         dtype = kv_dtype(library.manifest.trunk.floating, self._engine.kv)
         context = longest_sequence(library.spec, self._engine, dtype)
         served = ServedModel.of(library, context, self._place.variant)

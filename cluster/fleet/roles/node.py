@@ -2,83 +2,40 @@
 
 from __future__ import annotations
 
-import threading
+import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from cluster.balance.placement import PlacementTable
 from cluster.compute.threads import Workers
 from cluster.config import NodeConfig
 from cluster.controller.members import NO_TABLE, Role
-from cluster.dispatch.transport import Array
-from cluster.errors import Overloaded
+from cluster.dispatch.handshake import Identity
+from cluster.errors import CannotStore, IncompleteLibrary, MoemeshError, RequestAborted
 from cluster.expert.build import build_compute
 from cluster.expert.node import ExpertCompute, ExpertNode
 from cluster.expert.store import ExpertStore
 from cluster.fleet.control import ControlledRole, View
 from cluster.fleet.roles.process import Place, count_restarts, load_kernels, log_to_file
+from cluster.fleet.roles.shard import Shard
+from cluster.fleet.roles.supply import Supply, open_library, peers_of
 from cluster.fleet.roles.wire import wire_shape
-from cluster.library.reader import Library
 from cluster.types import ExpertId, NodeId
 
+log = logging.getLogger(__name__)
 
-class Shard:
-    """The experts of the moment, which may be exchanged while the node serves."""
+RETRY_S = 5.0
+"""After this a node tries again to get what it could not get."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._compute: ExpertCompute | None = None
-        self._store: ExpertStore | None = None
-
-    def run(self, layer: int, counts: Array, experts: Array, rows: Array, scales: Array) -> Array:
-        """As `ExpertCompute.run`. While there is nothing it raises Overloaded: routers ask again later."""
-        with self._lock:
-            if self._compute is None:
-                raise Overloaded("the node is loading its experts")
-            return self._compute.run(layer, counts, experts, rows, scales)
-
-    def clear(self) -> None:
-        """Give the memory back, once a running call has ended. Before new experts are loaded: the budget
-        never holds two shards."""
-        with self._lock:
-            if self._store is not None:
-                self._store.close()
-            self._compute = self._store = None
-
-    def put(self, store: ExpertStore, compute: ExpertCompute) -> None:
-        """Compute with these from the next call on; a call waits for no more than that."""
-        with self._lock:
-            before, self._store, self._compute = self._store, store, compute
-        if before is not None:
-            before.close()
-
-    @property
-    def experts(self) -> frozenset[ExpertId]:
-        """Those that it holds, resident or not."""
-        return frozenset() if self._store is None else frozenset(self._store.experts)
-
-    @property
-    def resident_bytes(self) -> int:
-        store = self._store
-        return 0 if store is None else store.resident_bytes
-
-    @property
-    def cache(self) -> dict[str, Any]:
-        """How the experts lie in memory, and how often they had to be read."""
-        store = self._store
-        if store is None:
-            return {}
-        return {
-            "mapped": store.mapped,
-            "hits": store.hits,
-            "misses": store.misses,
-            "evictions": store.evictions,
-        }
+TROUBLE_S = 10.0
+"""For so long the controller is told of it, and gives the node nothing more."""
 
 
 class NodeRole(ControlledRole):
-    """Loads what the table gives it; the blobs are checked before their first use (ExpertStore).
+    """Loads what the table gives it; the blobs are checked before their first use (ExpertStore). Those that
+    its library lacks it gets from others first, while it serves what it has (Supply).
 
     What a next table adds is loaded beside what is served, as a second generation of the store: mapped, both
     refer to the same memory; an arena begins anew and is filled by what is asked for. What the table does not
@@ -98,12 +55,19 @@ class NodeRole(ControlledRole):
         self._shard = Shard()
         self._load_speed = self._load_s = 0.0
         self._node: ExpertNode | None = None
+        self._supply: Supply | None = None
+        self._applied = NO_TABLE
+        self._trouble: tuple[float, MoemeshError] | None = None
         super().__init__(place.name, place.controller)
 
     def build(self) -> None:
+        identity = Identity(self.role.value, self.name, self.incarnation)
+        self._library = open_library(self._place.library, identity, self._config.hub, self._stopping.wait)
+        identity = replace(identity, library=self._library.digest)
+        self._supply = Supply(self._library, self._place.variant, identity, self._config)
+        self._supply.start()  # peers may need it before this node can compute
         load_kernels()
         self._workers = Workers(self._config.threads)  # runs a kernel: after they are there
-        self._library = Library.open(self._place.library)
         node = ExpertNode(
             self._shard,
             wire_shape(self._library, self._place.variant),
@@ -117,26 +81,40 @@ class NodeRole(ControlledRole):
         self._node = node
 
     def apply(self, view: View) -> tuple[int, int]:
-        assert self._node is not None, "build() comes first"
         if view.table is None:
             return NO_TABLE
-        mine = frozenset(view.table.experts_of(NodeId(self.name)))
-        if not mine <= self._shard.experts or not self._node.ready:
-            self._load_afresh(mine)
-        elif view.settled and mine != self._shard.experts and view.next is None:
-            self._node.hold(view.table.version, mine)
-            self._change(mine)
-        if view.next is not None:
-            self._prepare(view.table, view.next)
-        self._node.hold(view.table.version, self._shard.experts)
-        return view.table.epoch, view.table.version
+        self.again_s = None
+        try:
+            self._follow_table(view, view.table)
+        except RequestAborted as error:
+            log.info("%s", error)
+        except (IncompleteLibrary, CannotStore) as error:
+            log.error("%s goes on with what it has: %s", self.name, error)
+            self._trouble = time.monotonic(), error
+            self.again_s = RETRY_S
+        return self._applied
 
-    def _prepare(self, table: PlacementTable, following: PlacementTable) -> None:
+    def _follow_table(self, view: View, table: PlacementTable) -> None:
+        assert self._node is not None, "build() comes first"
+        mine = frozenset(table.experts_of(NodeId(self.name)))
+        if not mine <= self._shard.experts or not self._node.ready:
+            self._load_afresh(mine, view)
+        elif view.settled and mine != self._shard.experts and view.next is None:
+            self._node.hold(table.version, mine)
+            self._change(mine)
+        self._node.hold(table.version, self._shard.experts)
+        self._applied = table.epoch, table.version
+        if view.next is not None:
+            self._prepare(table, view.next, view)
+            self._node.hold(table.version, self._shard.experts)
+
+    def _prepare(self, table: PlacementTable, following: PlacementTable, view: View) -> None:
         """Hold what both tables give this node, and nothing else: old copies make room for new ones."""
         assert self._node is not None, "build() comes first"
         name = NodeId(self.name)
         mine = frozenset(table.experts_of(name))
         wanted = mine | frozenset(following.experts_of(name))
+        self._fetch(wanted, view, 1.0 if view.mending else self._config.fetch_share)
         if not self._shard.experts <= wanted:
             self._node.hold(table.version, mine)
             self._change(mine)
@@ -144,12 +122,27 @@ class NodeRole(ControlledRole):
             self._change(wanted)
         self.prepared = following.epoch, following.version
 
-    def _load_afresh(self, experts: frozenset[ExpertId]) -> None:
+    def _load_afresh(self, experts: frozenset[ExpertId], view: View) -> None:
         """The memory is given back first: nobody has said that both fit."""
         assert self._node is not None, "build() comes first"
+        self._fetch(experts, view, 1.0)
         self._node.hold(0, ())
         self._shard.clear()
         self._change(experts)
+
+    def _fetch(self, experts: frozenset[ExpertId], view: View, share: float) -> None:
+        """Have their blobs on disk. Raises what Supply.get does; RequestAborted once another view asks for
+        something else."""
+        assert self._supply is not None, "build() comes first"
+
+        def peers(expert: ExpertId) -> list[str]:
+            return peers_of(expert, self._view, self.name, self._config.hub)
+
+        def wait(seconds: float) -> bool:
+            return self._stopping.wait(seconds) or _asked(self._view) != _asked(view)
+
+        self._supply.get(experts, peers, share, wait)
+        self._trouble = None
 
     def _change(self, experts: frozenset[ExpertId]) -> None:
         assert self._workers is not None, "build() comes first"
@@ -171,21 +164,40 @@ class NodeRole(ControlledRole):
     def ready(self) -> bool:
         return self._node is not None and self._node.ready
 
+    @property
+    def table_in_use(self) -> tuple[int, int]:
+        """Also while it gets what a next table adds."""
+        return self._applied
+
+    def trouble(self) -> MoemeshError | None:
+        """For a while after the last failure: it is given nothing meanwhile, and then it is tried again."""
+        found = self._trouble
+        return None if found is None or time.monotonic() - found[0] > TROUBLE_S else found[1]
+
     def stats(self) -> dict[str, Any]:
         node = {} if self._node is None else self._node.stats()
+        speed = self._load_speed
         return node | {
             "restarts": self._restarts,
             "memory_bytes": self._config.memory_bytes,
-            "load_bytes_per_s": self._load_speed,
+            "load_bytes_per_s": speed if self._supply is None else self._supply.load_speed(speed),
             "load_s": self._load_s,
             "resident_bytes": self._shard.resident_bytes,
             "held": len(self._shard.experts),
+            "blobs": {} if self._supply is None else self._supply.stats(),
             **self._shard.cache,
         }
 
     def close(self) -> None:
+        if self._supply is not None:
+            self._supply.shutdown()
         if self._node is not None:
             self._node.shutdown()
         self._shard.clear()
         if self._workers is not None:
             self._workers.close()
+
+
+def _asked(view: View) -> tuple[tuple[int, int], ...]:
+    """(epoch, version) of the tables that a view wants loaded."""
+    return tuple((table.epoch, table.version) for table in (view.table, view.next) if table is not None)

@@ -49,6 +49,7 @@ class RouterRole(ControlledRole):
         load_kernels()
         self._workers = Workers(self._config.threads)  # runs a kernel: after they are there
         self._library = Library.open(self._place.library)
+        self._library.require_common()
         self._trunk = build_trunk(self._library, self._place.variant, self._workers)
 
     def apply(self, view: View) -> tuple[int, int]:
