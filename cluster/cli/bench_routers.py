@@ -51,7 +51,7 @@ def observe_routers(
     """
     model = expert_model(library)
     nodes = [LiveNode(row_rate(rate, model)) for rate in rates]
-    with live_cluster(library, nodes, [ENGINE] * 2) as live, gateway_of(live) as address:
+    with live_cluster(library, nodes, [ENGINE] * 2) as live, gateway_of(live) as gateway:
 
         def happen() -> float:
             time.sleep(course.warm_s + course.before_s)
@@ -60,14 +60,14 @@ def observe_routers(
             time.sleep(course.after_s)
             return begin
 
-        streams, begin = asyncio.run(streams_through(address, requests, happen))
+        streams, begin = asyncio.run(streams_through(gateway.address, requests, happen))
     wrong = sum(wrong_tokens(stream, expected[stream.request]) for stream in streams)
     return summed_up(streams, expected, begin, course, 0.0), wrong
 
 
 @contextmanager
-def gateway_of(live: LiveCluster) -> Iterator[str]:
-    """A gateway of this process in front of all its routers; its address."""
+def gateway_of(live: LiveCluster) -> Iterator[GatewayService]:
+    """A gateway of this process in front of all its routers."""
     library = live.library
     dtype = kv_dtype(library.manifest.trunk.floating, ENGINE.kv)
     context = longest_sequence(library.spec, ENGINE, dtype)
@@ -78,7 +78,7 @@ def gateway_of(live: LiveCluster) -> Iterator[str]:
         members = live.controller.status()["members"]
         routers = {str(m["id"]): str(m["address"]) for m in members if m["role"] == Role.ROUTER.value}
         service.update(routers)
-        yield service.address
+        yield service
     finally:
         service.shutdown(grace_s=0.0)
 
