@@ -16,7 +16,7 @@ from cluster.cli.report import Result, Target, percentile, result
 from cluster.compute.weights import kv_dtype
 from cluster.config import EngineConfig, GatewayConfig
 from cluster.controller.members import Role
-from cluster.errors import Unavailable
+from cluster.errors import StartFailed, Unavailable
 from cluster.experiments.live.cluster import LiveCluster, LiveNode, expert_model, live_cluster
 from cluster.experiments.live.failover import Course, Observed, summed_up
 from cluster.experiments.live.faults import Fault
@@ -32,6 +32,8 @@ from protos import generation_pb2_grpc
 
 VICTIM = "router-0"
 ENGINE = EngineConfig()
+CONNECT_S = 10.0
+POLL_S = 0.01
 
 BEYOND_REPLAY = Target(must=2.0, at_most=True, reference="gap less the time to compute tokens again")
 FAILED = Target(must=0, at_most=True)
@@ -114,7 +116,8 @@ async def first_tokens(address: str, lengths: Sequence[int], vocab: int) -> floa
 
 @contextmanager
 def gateway_of(live: LiveCluster) -> Iterator[GatewayService]:
-    """A gateway of this process in front of all its routers."""
+    """A gateway of this process, connected to all its routers, so that they share the first streams. Raises
+    StartFailed."""
     library = live.library
     dtype = kv_dtype(library.manifest.trunk.floating, ENGINE.kv)
     context = longest_sequence(library.spec, ENGINE, dtype)
@@ -125,6 +128,11 @@ def gateway_of(live: LiveCluster) -> Iterator[GatewayService]:
         members = live.controller.status()["members"]
         routers = {str(m["id"]): str(m["address"]) for m in members if m["role"] == Role.ROUTER.value}
         service.update(routers)
+        deadline = time.monotonic() + CONNECT_S
+        while service.stats()["routers"] < len(routers):
+            if time.monotonic() > deadline:
+                raise StartFailed(f"the gateway did not reach {len(routers)} routers within {CONNECT_S:g} s")
+            time.sleep(POLL_S)
         yield service
     finally:
         service.shutdown(grace_s=0.0)
