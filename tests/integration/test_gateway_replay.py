@@ -239,6 +239,25 @@ def test_they_are_ahead_of_the_line_and_are_charged_once() -> None:
         with_pool([one, other], use, window=1)
 
 
+def test_only_the_samples_that_have_not_ended_go_on() -> None:
+    async def use(pool: RouterPool) -> None:
+        short, long = (EngineRequest(RequestId("a"), (1, 2), SamplingParams(max_tokens=n)) for n in (1, 3))
+        ticket = pool.submit(short, long)
+        await until(lambda: len(one.running) + len(other.running) == 2)
+        lost, left = (one, other) if one.running else (other, one)
+        lost.step()
+        await until(lambda: ticket.mailboxes[0].ended)
+        await asyncio.to_thread(lost.kill)
+        left.resume()
+        await until(lambda: ticket.completed)
+        assert [each.asked.emitted for each in left.counts.submitted] == [(1,)]
+        assert [mailbox.ids for mailbox in ticket.mailboxes] == [(1,), (1, 2, 1)]
+        pool.release(ticket)
+
+    with FakeRouter(paused=True) as one, FakeRouter(paused=True) as other:
+        with_pool([one, other], use)
+
+
 def test_what_nobody_wants_any_more_waits_for_no_router() -> None:
     async def use(pool: RouterPool) -> None:
         tickets = [pool.submit(engine_request(name)) for name in ("aborted", "left", "kept")]
