@@ -163,10 +163,9 @@ def _check_edge(host: Host, entry: Any) -> None:
 def _check_ports(fleet: FleetFile, host: Host, values: Any, entry: Any) -> None:
     def refuse(use: PortUse, text: str) -> NoReturn:
         group, _, key = use.key.partition(".")
-        inner = (entry if group == "ssh" and "ssh" in entry else values).get(group)
-        if isinstance(inner, dict) and key in inner:
-            _refuse(inner, key, text)
-        _refuse(entry, "", text)
+        written = (entry.get(group), values.get(group))
+        place = next((inner for inner in written if isinstance(inner, dict) and key in inner), None)
+        _refuse(entry if place is None else place, "" if place is None else key, text)
 
     uses = fleet.ports_of(host)
     for use in uses:
