@@ -35,7 +35,7 @@ hosts:
 
 JOIN = "/opt/moemesh/bin/moemesh fleet join ~/.config/moemesh/fleet.yaml"
 RAY_UP = f"""\
-# ray up --no-config-cache ray-cluster.yaml
+# ray up --no-config-cache ray-cluster.yaml, then moemesh up --fleet
 cluster_name: kitchen
 max_workers: 1
 provider:
@@ -134,7 +134,7 @@ def test_a_unit_runs_join_as_the_hosts_user(short: FleetFile) -> None:
     lines = unit(short, hub).splitlines()
     assert "User=pi" in lines
     assert "Environment=MOEMESH_STATE_DIR=/mnt/data/state" in lines
-    assert "ExecStart=/srv/venv/bin/moemesh fleet join --block /etc/moemesh/fleet.yaml" in lines
+    assert "ExecStart=/srv/venv/bin/moemesh fleet join --block --host hub /etc/moemesh/fleet.yaml" in lines
 
 
 def test_every_host_is_a_pod_of_its_name(short: FleetFile) -> None:
@@ -147,7 +147,9 @@ def test_every_host_is_a_pod_of_its_name(short: FleetFile) -> None:
     (container,) = spec.pop("containers")
     assert spec == EDGE_POD
     assert container["image"] == IMAGE
-    assert container["args"][0].endswith("exec moemesh fleet join --block /etc/moemesh/fleet.yaml")
+    assert container["args"][0].endswith(
+        "exec moemesh fleet join --block --host pi-1 /etc/moemesh/fleet.yaml"
+    )
     assert container["resources"]["limits"] == {"memory": str((1 << 30) + RAY_BYTES)}
     assert "limits" not in head["template"]["spec"]["containers"][0]["resources"]
 

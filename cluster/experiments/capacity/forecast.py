@@ -110,7 +110,7 @@ def traffic(needs: Needs, problem: Problem, placement: Placement) -> tuple[Float
     """
     out, back = np.zeros(len(problem.devices)), np.zeros(len(problem.devices))
     model = needs.model
-    for layer in np.flatnonzero(problem.sparse):
+    for layer in np.flatnonzero(problem.sparse).tolist():
         share = _shares(problem.load[layer], placement, layer, problem.devices)
         out += (1 - (1 - share) ** needs.top_k) * model.request_bytes
         back += share * needs.top_k * model.reply_bytes

@@ -101,5 +101,5 @@ def draw_work(needs: Needs, streams: int, steps: int, seed: int = 0) -> Work:
 
 def rows_at_a_time(needs: Needs, streams: int) -> float:
     """Mean rows of an expert in a step, of the experts that have any: uniform routing."""
-    share = needs.top_k / needs.expert_bytes.shape[1]
-    return streams * share / (1 - (1 - share) ** streams)
+    share: float = needs.top_k / needs.expert_bytes.shape[1]
+    return streams * share / (1 - float((1 - share) ** streams))

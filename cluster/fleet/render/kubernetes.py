@@ -42,6 +42,7 @@ _HEADER = """\
 #   Secret {name} with the keys token and cluster.key;
 #   Secret {name}-gateway with the files of gateway.keys and gateway.tls, if the fleet file names them;
 #   PersistentVolumeClaim {name}-library with the folder of the model, if it names one.
+# Once the pods run, start the roles: kubectl exec HEAD -- moemesh fleet serve /etc/moemesh/fleet.yaml
 """
 
 
@@ -131,7 +132,7 @@ def _container(fleet: FleetFile, host: Host, image: str) -> dict[str, Any]:
         "name": "ray",
         "image": image,
         "command": ["sh", "-c"],
-        "args": [f"{begin}; exec moemesh fleet join --block {FILE}"],
+        "args": [f"{begin}; exec moemesh fleet join --block --host {host.name} {FILE}"],
         "env": [{"name": name, "value": value} for name, value in environment.items()],
         "resources": _resources(host),
         "readinessProbe": alive,

@@ -39,7 +39,7 @@ def ray_up(fleet: FleetFile, path: str) -> str:
         "worker_start_ray_commands": [_join(fleet)],
     }
     notes = "".join(f"# {note}\n" for note in ray_up_notes(fleet))
-    return f"# ray up --no-config-cache ray-cluster.yaml\n{notes}{dump(values)}"
+    return f"# ray up --no-config-cache ray-cluster.yaml, then moemesh up --fleet\n{notes}{dump(values)}"
 
 
 def ray_up_notes(fleet: FleetFile) -> list[str]:

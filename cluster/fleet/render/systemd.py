@@ -21,7 +21,7 @@ StartLimitIntervalSec=0
 Type=exec
 User={user}
 Environment=MOEMESH_STATE_DIR={state}
-ExecStart={venv}/bin/moemesh fleet join --block {file}
+ExecStart={venv}/bin/moemesh fleet join --block --host {host} {file}
 Restart=always
 RestartSec=5
 # It ends Ray itself; what is left after the time limit is killed.

@@ -42,11 +42,11 @@ _Dumper.add_representer(str, _Dumper.lines)
 def _host(host: Host, fleet: FleetFile) -> dict[str, Any]:
     """routers and gateways are written in full: what a host has by default depends on its role."""
     given = _mapping(host)
-    inherited = {"ssh": (host.ssh, fleet.ssh), "ports": (host.ports, fleet.ports)}
-    for key, (own, all_) in inherited.items():
+    for key in ("ssh", "ports"):
         given.pop(key, None)
-        if own != all_:
-            given[key] = {field.name: _plain(getattr(own, field.name)) for field in fields(own)}
+        own = getattr(host, key)
+        if own != getattr(fleet, key):
+            given[key] = _plain(own)
     return given | {"routers": host.routers, "gateways": host.gateways}
 
 
