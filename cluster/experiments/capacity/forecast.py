@@ -7,7 +7,7 @@ the machines' classes. Routing that is not uniform is slower where replicas are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from cluster.balance.heuristic import place
 from cluster.balance.problem import Placement, Problem
 from cluster.errors import OutOfMemoryBudget
 from cluster.experiments.capacity.needs import Needs, Node, devices_of, draw_work, rows_at_a_time
-from cluster.experiments.sim.inputs import Fleet
+from cluster.experiments.sim.inputs import Fleet, Work
 from cluster.experiments.sim.model import Router
 from cluster.experiments.sim.run import simulate
 
@@ -81,25 +81,37 @@ def forecast(needs: Needs, nodes: Sequence[Node], under: Conditions) -> Forecast
     """Raises OutOfMemoryBudget where the experts do not fit."""
     problem = problem_of(needs, nodes, under.streams)
     placement = place_experts(problem, under.min_replicas)
-    outcome = simulate(
-        draw_work(needs, under.streams, STEPS),
-        needs.model,
-        Fleet(
-            tuple(node.device for node in nodes), problem.devices.memory, under.routers, router=under.router
-        ),
-        lambda _: placement,
-        flow,
-    )
+    passed = _simulated_s(needs, nodes, placement, under)
     seconds = sum(layer.fluid for layer in layer_bounds(problem, placement).values())
     out, back = traffic(needs, problem, placement)
     return Forecast(
         placement,
         problem.devices,
-        STEPS * under.streams / outcome.seconds,
+        STEPS * under.streams / passed,
         under.streams / seconds,
         out,
         back,
     )
+
+
+def _simulated_s(needs: Needs, nodes: Sequence[Node], placement: Placement, under: Conditions) -> float:
+    """Seconds of STEPS steps. The simulator has sparse layers only, and experts of one size: the router's
+    part of dense layers goes to its step, and memories hold the placement in that size."""
+    sparse = needs.expert_bytes.any(axis=1)
+    held = Placement(placement.hosts[sparse])
+    sizes = np.full(held.hosts.shape[:2], needs.model.expert_bytes)
+    memory = np.array([node.device.memory for node in nodes], np.int64)
+    router = under.router
+    router = replace(router, step_s=router.step_s + router.layer_s * int((~sparse).sum()))
+    work = draw_work(needs, under.streams, STEPS)
+    fleet = Fleet(
+        tuple(node.device for node in nodes),
+        np.maximum(memory, held.device_bytes(sizes)),
+        under.routers,
+        router=router,
+    )
+    work = Work(work.rows[:, sparse], work.tokens)
+    return simulate(work, needs.model, fleet, lambda _: held, flow).seconds
 
 
 def traffic(needs: Needs, problem: Problem, placement: Placement) -> tuple[Floats, Floats]:
