@@ -38,14 +38,16 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     from cluster.experiments.capacity.forecast import Conditions, fits
-    from cluster.experiments.capacity.needs import assumed, nodes_of
+    from cluster.experiments.capacity.needs import assumed, nodes_of, router_link
+    from cluster.experiments.sim.model import Router
     from cluster.fleet.file import load
 
     described = load(fleet)
     nodes = nodes_of(described)
     needs = _needs(model, described)
     routers = sum(host.routers for host in described.hosts)
-    under = Conditions(streams, routers, min_replicas=described.controller.min_replicas)
+    router = Router(bandwidth=router_link(described))
+    under = Conditions(streams, routers, router, described.controller.min_replicas)
     with Progress() as progress:
         progress.phase("placing experts")
         room = fits(needs, nodes)

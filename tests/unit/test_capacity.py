@@ -12,9 +12,10 @@ import pytest
 from cluster.cli import app
 from cluster.errors import ConfigError, OutOfMemoryBudget
 from cluster.experiments.capacity.forecast import Conditions, fits, forecast, missing_bytes, problem_of
-from cluster.experiments.capacity.needs import Needs, Node, draw_work, nodes_of, rows_at_a_time
+from cluster.experiments.capacity.needs import Needs, Node, draw_work, nodes_of, router_link, rows_at_a_time
 from cluster.experiments.capacity.purchases import binding, machines_to_fit, purchases
 from cluster.experiments.sim.model import Device, Router
+from cluster.experiments.sim.profiles import PROFILES
 from cluster.fleet.file import load
 
 LAYERS, EXPERTS, TOP_K = 2, 8, 2
@@ -156,6 +157,7 @@ def test_nodes_are_the_files_hosts(tmp_path: Path) -> None:
     hub, edge = nodes_of(load(fleet_file(tmp_path)))
     assert (hub.kind, hub.device.memory) == ("n100", 16 << 20)
     assert (edge.kind, edge.device.bandwidth, edge.site) == ("raspberry-pi-5", 1e6, "attic")
+    assert router_link(load(fleet_file(tmp_path))) == PROFILES["n100"].bandwidth
     wrong = fleet_file(tmp_path, FLEET.replace("raspberry-pi-5", "pi"))
     with pytest.raises(ConfigError, match="device of host pi-1 is 'pi'; it is one of raspberry-pi-5"):
         nodes_of(load(wrong))

@@ -64,14 +64,22 @@ def assumed(fleet: FleetFile) -> tuple[str, ...]:
     return tuple(host.name for host in fleet.nodes if not host.device)
 
 
+def router_link(fleet: FleetFile) -> float:
+    """Bytes per second of the slowest link of a machine with routers. Raises ConfigError as `nodes_of`."""
+    return min(_class(host).bandwidth for host in fleet.hosts if host.routers)
+
+
 def _node(host: Host) -> Node:
+    return Node(host.name, _class(host), host.labels.get("site", ""), host.device or UNKNOWN)
+
+
+def _class(host: Host) -> Device:
     kind = host.device or UNKNOWN
     if kind not in PROFILES:
         raise ConfigError(f"device of host {host.name} is {kind!r}; it is one of {', '.join(PROFILES)}")
     base = PROFILES[kind]
     link = float(host.link_bytes_per_s) or base.bandwidth
-    device = replace(base, memory=host.memory_bytes, bandwidth=link)
-    return Node(host.name, device, host.labels.get("site", ""), kind)
+    return replace(base, memory=host.memory_bytes, bandwidth=link)
 
 
 def devices_of(needs: Needs, nodes: Sequence[Node], rows: float) -> Devices:
