@@ -201,7 +201,8 @@ def _print_nodes(console: Console, found: dict[str, Any]) -> None:
         )
     console.print(table)
     least, most = found["copies"]["least"], found["copies"]["most"]
-    console.print(f"every expert has {least} to {most} copies; --json says where each is")
+    copies = f"{least} to {most} copies" if least < most else f"{least} {'copy' if least == 1 else 'copies'}"
+    console.print(f"every expert has {copies}; --json says where each is")
 
 
 def _print_purchases(console: Console, binds: str | None, found: list[dict[str, Any]]) -> None:
