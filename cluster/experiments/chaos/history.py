@@ -55,8 +55,8 @@ class Ended(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """The call ended with an error. kind: its class, "" where no gateway of ours has answered. emitted: tokens
-    that the gateway says it sent in this call, None where it does not say."""
+    """The call ended with an error. kind: its class, "" where no gateway of ours has answered. emitted:
+    tokens that the gateway says it sent in this call, None where it does not say."""
 
     name = "failed"
     request: str

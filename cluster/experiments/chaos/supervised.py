@@ -25,7 +25,6 @@ from cluster.experiments.live.cluster import (
     serve_controller,
     serve_role,
 )
-from cluster.experiments.live.failover import in_copies
 from cluster.experiments.live.pace import row_rate
 from cluster.fleet.ask import Controller
 from cluster.fleet.children import Started
@@ -163,8 +162,7 @@ def _recipes(
     """(target, arguments) of every process, by name."""
     spec, variant = library.spec, library.manifest.default_variant
     placed = Placed(shape.nodes, spec.layers, spec.experts, spec.sparse_layers, expert_page_bytes(library))
-    table = in_copies(library, shape.nodes, COPIES)
-    place = ControllerPlace(placed, HOST, port, str(folder / "epoch"), logs, CONTROL, table)
+    place = ControllerPlace(placed, HOST, port, str(folder / "epoch"), logs, CONTROL)
     model = expert_model(library)
     node = LiveNode(row_rate(RATE, model), relayed=True)
     engine = EngineConfig()

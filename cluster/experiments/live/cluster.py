@@ -158,8 +158,8 @@ def serve_controller(pipe: Pipe, place: ControllerPlace) -> None:
 
 
 def serve_role(pipe: Pipe, role: str, place: Place, *more: Any) -> None:
-    """What any other role's process runs. more: of a router its EngineConfig; of a gateway its GatewayConfig and
-    the routers' EngineConfig; of a node its LiveNode and the Model that it computes."""
+    """What any other role's process runs. more: of a router its EngineConfig; of a gateway its
+    GatewayConfig and the routers' EngineConfig; of a node its LiveNode and the Model that it computes."""
     if role != "node":
         _until_told(pipe, RouterRole(place, *more) if role == "router" else GatewayRole(place, *more))
         return
