@@ -95,6 +95,7 @@ class GatewayConfig:
     max_resume_s: the longest resume window that a request may open. max_resumable: requests that may wait
         in theirs for their clients to come back; of more, the one that waits for longest is given up.
     drain_s: how long running requests may go on after the gateway was told to stop.
+    replay_s: how long requests whose router was lost wait for one that goes on with them; 0 ends them then.
     keys: file of API keys, "" asks for none. guard_health: ask for them on health checks too.
     """
 
@@ -115,6 +116,7 @@ class GatewayConfig:
     max_resume_s: float = 60.0
     max_resumable: int = 256
     drain_s: float = 2.0
+    replay_s: float = 30.0
     tls: TlsFiles | None = None
     keys: str = ""
     guard_health: bool = False

@@ -20,6 +20,7 @@
     ├── DeadlineExceeded             DEADLINE_EXCEEDED    it took longer than it may
     ├── RequestAborted               CANCELLED
     ├── NonFinite                    INTERNAL             NaN or Inf in the activations of a layer
+    ├── RouterLost                   INTERNAL             every router that computed the request was lost
     ├── ModelError                   FAILED_PRECONDITION  a checkpoint we cannot serve
     │   ├── UnsupportedModel         FAILED_PRECONDITION  architecture, rope type, bias, activation
     │   └── BrokenCheckpoint         FAILED_PRECONDITION  missing shard, NaN weights, tokenizer mismatch
@@ -138,6 +139,10 @@ class NonFinite(MoemeshError):
         )
         error.layer = layer
         return error
+
+
+class RouterLost(MoemeshError):
+    """Not UNAVAILABLE, which clients take for a reason to try again: the request may be why."""
 
 
 class ModelError(MoemeshError):

@@ -160,7 +160,10 @@ class EngineRequest:
     priority: order of admission, higher first (cluster/router/sequence.py has the rule).
     tier: quality. tenant: whose it is; two tenants share no KV page, unless EngineConfig.share_prefixes says
         so. trace: W3C traceparent of the span that it belongs to, empty where it is not traced.
-    Raises InvalidRequest for a priority out of range.
+    emitted: tokens that a router which was lost has given it: the next one follows them, as it would have
+        there. They count towards max_tokens, and are not told again.
+    Raises InvalidRequest for a priority out of range, and for tokens of a request that generates none, or
+    more than it may have.
     """
 
     request_id: RequestId
@@ -171,10 +174,14 @@ class EngineRequest:
     tier: str = "exact"
     tenant: str = ""
     trace: str = ""
+    emitted: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         ranked = abs(self.priority) <= MOST_PRIORITY
         _require("priority", self.priority, ranked, f"between {-MOST_PRIORITY} and {MOST_PRIORITY}")
+        if count := len(self.emitted):
+            most = self.sampling.max_tokens if self.kind == "generate" else 0
+            _require("emitted", f"a list of {count}", count <= most, f"at most {most} token ids")
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,16 @@ MOEMESH = (sys.executable, "-m", "cluster.cli.app")
 
 
 class Case(StrEnum):
-    """Of a failover. kill, freeze, cut, slow: two copies of every expert. sole: one, whose node is killed."""
+    """Of a failover. kill, freeze, cut, slow: two copies of every expert. sole: one, whose node is killed.
+    router, frozen_router: one of two routers behind a gateway is killed, or frozen."""
 
     kill = "kill"
     freeze = "freeze"
     cut = "cut"
     slow = "slow"
     sole = "sole"
+    router = "router"
+    frozen_router = "frozen-router"
 
 
 class Preset(StrEnum):
@@ -201,10 +204,11 @@ def bench_failover(
     preset: PresetOption = Preset.minimal,
     as_json: AsJson = False,
 ) -> None:
-    """What streams see of a lost expert node: failed requests, bits, the longest gap, the way back.
+    """What streams see of a lost node or router: failed requests, bits, the longest gap, the way back.
 
     Clusters of paced nodes on this machine; one node is killed, frozen, cut off or slowed down while 16
-    streams run over two copies of every expert, or killed where there is one copy.
+    streams run over two copies of every expert, or killed where there is one copy. Or one of two routers is
+    killed or frozen behind a gateway.
     """
     from cluster.cli.bench_failover import FAILOVER_PRESETS, measure_failover
     from cluster.cli.report import Report

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from cluster.cli.bench import Case
+from cluster.cli.bench_routers import observe_routers, router_results
 from cluster.cli.local import local_engine, run
 from cluster.cli.report import NO_TARGET, Result, Target, percentile, result
 from cluster.experiments.live.failover import Course, Observed, observe
@@ -31,7 +32,12 @@ SLOW_GAP = Target(must=2.0, at_most=True, reference="the same streams before")
 BEYOND_LOAD = Target(must=1.5, at_most=True, reference="gap less the time to load the experts")
 
 
+ROUTERS = {Case.router: Fault.kill, Case.frozen_router: Fault.freeze}
+"""What happens to one of two routers."""
+
+
 def fault_of(case: Case) -> Fault:
+    """To one of the nodes."""
     return Fault.kill if case is Case.sole else Fault(case.value)
 
 
@@ -57,13 +63,16 @@ def measure_failover(
     progress("the tokens of one process")
     expected = reference(library, requests)
     two = math.nan
-    if any(case is not Case.slow for case in cases):
+    if any(case is not Case.slow and case not in ROUTERS for case in cases):
         progress("two nodes alone")
         course = replace(preset.course, after_s=0.5)
         alone = observe(library, [RATE] * 2, requests, expected, None, 2, course)
         two = alone.rate_before(course.before_s)
     results = [] if math.isnan(two) else [result("failover.two_nodes.tokens_per_s", [two], "tokens/s")]
     for case in cases:
+        if case in ROUTERS:
+            results += _of_routers(case, library, requests, expected, preset, progress)
+            continue
         trials = []
         for trial in range(preset.trials):
             progress(f"{case.value}, trial {trial + 1} of {preset.trials}")
@@ -73,6 +82,22 @@ def measure_failover(
             )
         results += _results(case, trials, preset.course, 0.9 * two)
     return results
+
+
+def _of_routers(
+    case: Case,
+    library: Library,
+    requests: Sequence[EngineRequest],
+    expected: Sequence[Sequence[int]],
+    preset: FailoverPreset,
+    progress: Callable[[str], None],
+) -> list[Result]:
+    trials = []
+    for trial in range(preset.trials):
+        progress(f"{case.value}, trial {trial + 1} of {preset.trials}")
+        rates = [RATE] * NODES
+        trials.append(observe_routers(library, rates, requests, expected, ROUTERS[case], preset.course))
+    return router_results(f"failover.{case.value.replace('-', '_')}", trials, preset.course)
 
 
 def _results(case: Case, trials: Sequence[Observed], course: Course, enough: float) -> list[Result]:

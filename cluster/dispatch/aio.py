@@ -37,12 +37,13 @@ FRAME_COST = 256
 class FrameStream(asyncio.BufferedProtocol):
     """One connection of frames, from `await FrameStream.open(address)`; send from any task, recv from one.
 
-    server: the Identity that the server answered, if one was given to `open`.
+    server: the Identity that the server answered, if one was given to `open`. received: bytes so far.
     """
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS, greeting: bool = False) -> None:
         """greeting: the peer is not known yet; `open` sees to it."""
         self.server: Identity | None = None
+        self.received = 0
         self._limits = limits
         self._decoder: FrameDecoder | SealedDecoder = GreetingDecoder() if greeting else FrameDecoder(limits)
         self._sealer: Sealer | None = None
@@ -115,8 +116,9 @@ class FrameStream(asyncio.BufferedProtocol):
             self._transport.resume_reading()
         return frame
 
-    async def close(self) -> None:
-        """Idempotent; waits until the socket is closed."""
+    async def close(self, why: MoemeshError | None = None) -> None:
+        """Idempotent; waits until the socket is closed. why: what whoever receives is told."""
+        self._error = self._error or why
         if self._transport is not None:
             self._transport.abort()
             await self._lost.wait()
@@ -193,6 +195,7 @@ class FrameStream(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         assert self._transport is not None
         before = self._ahead
+        self.received += nbytes
         try:
             for frame in self._decoder.advance(nbytes):
                 self._frames.append(frame)

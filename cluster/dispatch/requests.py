@@ -1,8 +1,8 @@
 """Requests and what becomes of them as frames between gateways and routers.
 
-SUBMIT: header {n, id, kind, prompt, sampling, priority?, tier?, tenant?, trace?, grammar?}; payload: `prompt`
-int32 token ids, then the grammar's text in UTF-8. `sampling` has what differs from the default; `grammar` is
-the kind.
+SUBMIT: header {n, id, kind, prompt, sampling, emitted?, priority?, tier?, tenant?, trace?, grammar?};
+payload: `prompt` int32 token ids, then `emitted` more, which another router has generated, then the grammar's
+text in UTF-8. `sampling` has what differs from the default; `grammar` is the kind.
 
 EVENTS: header {e: [[n, kind, ...], ...]}, n being the request's number on its connection:
 
@@ -62,7 +62,9 @@ def pack_request(number: int, request: EngineRequest) -> tuple[Header, bytes]:
             if (value := getattr(sampling, name)) != getattr(DEFAULTS, name)
         },
     }
-    payload = np.asarray(request.prompt_ids, "<i4").tobytes()
+    payload = np.asarray(request.prompt_ids + request.emitted, "<i4").tobytes()
+    if request.emitted:
+        header["emitted"] = len(request.emitted)
     for name in ("priority", "tier", "tenant", "trace"):
         if (value := getattr(request, name)) != getattr(PLAIN, name):
             header[name] = value
@@ -76,24 +78,28 @@ def parse_request(request_id: RequestId, header: Header, payload: memoryview | b
     """Raises InvalidRequest on a malformed frame and on values out of range."""
     assert isinstance(header, dict)
     try:
-        length = int(header["prompt"])
-        ids = np.frombuffer(payload, "<i4", count=length).tolist() if length else []
+        length, emitted = int(header["prompt"]), int(header.get("emitted", 0))
+        if min(length, emitted) < 0:
+            raise ValueError(f"{length} tokens of a prompt and {emitted} behind it")
+        count = length + emitted
+        ids = tuple(np.frombuffer(payload, "<i4", count=count).tolist()) if count else ()
         fields = dict(header["sampling"])
         fields["stop_token_ids"] = tuple(fields.get("stop_token_ids", ()))
         if "grammar" in header:
-            fields["grammar"] = Grammar(header["grammar"], bytes(payload[4 * length :]).decode())
+            fields["grammar"] = Grammar(header["grammar"], bytes(payload[4 * count :]).decode())
         kind = header["kind"]
         if kind not in KINDS:
             raise ValueError(f"unknown kind {kind!r}")
         return EngineRequest(
             request_id,
-            tuple(ids),
+            ids[:length],
             SamplingParams(**fields),
             kind,
             int(header.get("priority", PLAIN.priority)),
             str(header.get("tier", PLAIN.tier)),
             str(header.get("tenant", PLAIN.tenant)),
             str(header.get("trace", PLAIN.trace)),
+            ids[length:],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequest(f"malformed request to the router: {error}") from error

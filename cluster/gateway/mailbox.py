@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,7 +80,7 @@ class Mailbox:
 
     __slots__ = (
         *("_batch", "_error", "_max_tokens", "_meter", "_read"),
-        *("bell", "ended", "reason", "received", "request_id", "started"),
+        *("_ids", "bell", "ended", "reason", "request_id", "started"),
     )
 
     def __init__(
@@ -92,7 +93,7 @@ class Mailbox:
     ) -> None:
         self.request_id = request_id
         self.bell = bell or Bell()
-        self.received = 0
+        self._ids = array("i")
         self.started = False
         self.ended = False
         self.reason = ""
@@ -102,14 +103,24 @@ class Mailbox:
         self._read = Batch() if keep else None
         self._error: MoemeshError | None = None
 
+    @property
+    def received(self) -> int:
+        """How many tokens have come."""
+        return len(self._ids)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All that have come, read or not: another router goes on behind them."""
+        return tuple(self._ids)
+
     def token(self, token_id: int, logprob: float, alternatives: Alternatives = ()) -> None:
         if self.ended:
             return
         self.started = True
-        if self.received == self._max_tokens:
+        if len(self._ids) == self._max_tokens:
             self.fail(ProtocolError(f"a router sent more than the {self._max_tokens} tokens asked for"))
             return
-        self.received += 1
+        self._ids.append(token_id)
         if self._meter is not None:
             self._meter.token()
         self._batch.token_ids.append(token_id)

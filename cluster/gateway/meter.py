@@ -69,7 +69,8 @@ class Meter:
 
     sequences: those now at hand whose end has not come; queued: those of which no router has sent anything.
     finished: requests by reason, FAILED among them. succeeded, failed: with the time from submission to the
-    end. last_end: seconds since 1970 of the last one that succeeded, 0 before.
+    end. replayed: sequences that a router went on with after another was lost. last_end: seconds since 1970
+    of the last one that succeeded, 0 before.
     """
 
     clock: Clock = time.monotonic
@@ -85,6 +86,7 @@ class Meter:
     refused: dict[str, int] = field(default_factory=dict)
     succeeded: Span = field(default_factory=Span)
     failed: Span = field(default_factory=Span)
+    replayed: int = 0
     last_end: float = 0.0
     last_token: float = float("-inf")
 

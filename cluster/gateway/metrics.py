@@ -104,6 +104,9 @@ class GatewayCollector(Collector):
         yield self._counter(
             "moemesh_", "requests_failed", "Sequences that ended with an error.", meter.failed.count
         )
+        yield self._counter(
+            "moemesh_", "requests_replayed", "Sequences that outlived their router.", meter.replayed
+        )
         refused = CounterMetricFamily(
             "moemesh_requests_refused", "Requests that no router heard of.", labels=["model_name", "reason"]
         )

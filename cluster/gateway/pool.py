@@ -17,6 +17,7 @@ from cluster.errors import InvalidRequest, MoemeshError, RateLimited, Unavailabl
 from cluster.gateway.caller import caller, set_request
 from cluster.gateway.mailbox import Bell, End, Mailbox
 from cluster.gateway.meter import FAILED, Meter
+from cluster.gateway.replay import Replays
 from cluster.gateway.routers import RouterLink
 from cluster.gateway.security.limits import KeyLimits
 from cluster.gateway.spans import GatewaySpans
@@ -33,6 +34,7 @@ class RouterPool:
 
     A router is given as many sequences as it can run (`window`). The rest wait here, where it is decided
     whose turn it is (cluster/gateway/turns.py); a request that would wait for too long is refused at once.
+    Those of a router that was lost go on at another one, ahead of all others (cluster/gateway/replay.py).
 
     connected: how many there are. All counts are plain numbers, which may be read from any thread.
     on_ready: called with True when a first router can take requests, with False when none can.
@@ -59,6 +61,7 @@ class RouterPool:
         self._links: dict[RouterId, RouterLink] = {}
         self._tickets: dict[tuple[str, RequestId], Ticket] = {}
         self._turns = Turns(config)
+        self._replays = Replays(config.replay_s, self.meter)
         self._windows: Windows[Ticket] = Windows(config.max_resumable, self.release)
         self.connected = 0
         self._was_ready = False
@@ -89,7 +92,7 @@ class RouterPool:
                 self._close(self._links.pop(name))
         for name, address in routers.items():
             if name not in self._links:
-                self._links[name] = RouterLink(name, address, self._identity, self._changed)
+                self._links[name] = RouterLink(name, address, self._identity, self._lost, self._changed)
         self._changed()
 
     def submit(self, *requests: EngineRequest, window_s: float = 0.0, charged: bool = False) -> Ticket:
@@ -196,6 +199,7 @@ class RouterPool:
     def release(self, ticket: Ticket) -> None:
         """Give up whatever the request still holds here and at its router. Twice is fine."""
         self._turns.drop(ticket)
+        self._replays.drop(ticket)
         self._windows.close(ticket)
         if ticket.link is not None and ticket.completed and self._known(ticket):
             self._turns.completed(self.meter.clock() - ticket.let_in_at)
@@ -215,6 +219,7 @@ class RouterPool:
             return False
         running = not ticket.ended
         self._turns.drop(ticket)
+        self._replays.drop(ticket)
         self._end(ticket)
         if self._windows.close(ticket):
             self.release(ticket)
@@ -223,6 +228,7 @@ class RouterPool:
 
     async def close(self) -> None:
         self._windows.end_all()
+        self._replays.close()
         self.update({})
         await asyncio.gather(*self._closing)
 
@@ -249,7 +255,11 @@ class RouterPool:
             self._turns.check(key, requests, leaving)
 
     def _let_in(self) -> None:
-        """Whoever is next, as long as a router has a place."""
+        """Whoever is next, as long as a router has a place. Those whose router was lost had one, and go on
+        beyond the window of another."""
+        while self.ready and (ticket := self._replays.first()) is not None:
+            self._replays.let_in(ticket)
+            ticket.let_in(self._least_busy(), self.meter.clock())
         while (ticket := self._turns.next()) is not None:
             link = self._place_for(len(ticket.requests))
             if link is None:
@@ -280,6 +290,11 @@ class RouterPool:
         task = asyncio.get_running_loop().create_task(link.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+    def _lost(self, link: RouterLink) -> None:
+        """What it was computing goes on elsewhere."""
+        there = [ticket for ticket in self._tickets.values() if ticket.link is link and not ticket.ended]
+        self._replays.lost(link.name, there)
 
     def _changed(self) -> None:
         """A router has come or gone, or requests at one have ended."""

@@ -18,6 +18,7 @@ from cluster.dispatch.kinds import Kind
 from cluster.dispatch.requests import Entry, Payload, pack_request, unpack_alternatives
 from cluster.errors import MoemeshError, ProtocolError, Unavailable, error_from_wire
 from cluster.gateway.mailbox import End, Mailbox
+from cluster.gateway.pulse import BEAT_S, SILENT_BEATS, Pulse, beat
 from cluster.types import EngineRequest, RequestId, RouterId, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -33,16 +34,26 @@ PROBE_NUMBER = 0
 class RouterLink:
     """One router: connects, connects again, and takes every event to the mailbox it is for.
 
+    A router that says nothing for a second counts as lost (cluster/gateway/pulse.py). Of one that was lost
+    nothing is read any more, so that no late event reaches a mailbox for which another router has begun.
+
+    on_lost: called with the link when it has broken; `outstanding` is empty then, and the mailboxes go on.
     on_change: called when it has connected, was lost, or has ended requests.
     """
 
     def __init__(
-        self, name: RouterId, address: str, identity: Identity, on_change: Callable[[], None]
+        self,
+        name: RouterId,
+        address: str,
+        identity: Identity,
+        on_lost: Callable[[RouterLink], None],
+        on_change: Callable[[], None],
     ) -> None:
         self.name = name
         self.address = address
         self.outstanding: dict[int, Mailbox] = {}
         self._identity = identity
+        self._on_lost = on_lost
         self._on_change = on_change
         # The front door's frames must keep their order, and whoever sends one cannot wait.
         self._outbox: asyncio.Queue[tuple[Kind, Header, bytes]] = asyncio.Queue()
@@ -100,21 +111,25 @@ class RouterLink:
     async def _serve(self, stream: FrameStream) -> None:
         self.connected = True
         self._outbox = asyncio.Queue()
-        sender = asyncio.get_running_loop().create_task(self._send(stream))
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(self._send(stream)), loop.create_task(self._watch(stream))]
         self._on_change()
         try:
             while True:
                 frame = await stream.recv()
+                if frame.kind is Kind.PONG:
+                    continue
                 if frame.kind is Kind.ERROR:
                     raise error_of(frame.header)
                 if frame.kind is not Kind.EVENTS:
                     raise ProtocolError(f"router {self.name} sent {frame.kind.name}, not EVENTS")
                 try:
                     self._deliver(frame.header["e"], frame.payload)
-                except (LookupError, TypeError, ValueError) as error:
+                except (LookupError, TypeError, ValueError, OverflowError) as error:
                     raise ProtocolError(f"router {self.name} sent broken events: {error!r}") from error
         finally:
-            sender.cancel()
+            for task in tasks:
+                task.cancel()
             self._lost()
 
     async def _send(self, stream: FrameStream) -> None:
@@ -128,13 +143,21 @@ class RouterLink:
         finally:
             await stream.close()
 
+    async def _watch(self, stream: FrameStream) -> None:
+        """Ask the router whether it is there, and end the connection when it does not answer."""
+        pulse = Pulse(stream.received)
+        while not pulse.silent:
+            self._outbox.put_nowait((Kind.PING, {}, b""))
+            await asyncio.sleep(BEAT_S)
+            pulse = beat(pulse, stream.received)
+        await stream.close(Unavailable(f"it was silent for {SILENT_BEATS * BEAT_S:g} s"))
+
     def _lost(self) -> None:
         self.connected = False
         lost, self.outstanding = self.outstanding, {}
-        for mailbox in lost.values():
-            mailbox.fail(
-                Unavailable(f"the connection to router {self.name} was lost; send the request again")
-            )
+        if (probe := lost.get(PROBE_NUMBER)) is not None:
+            probe.fail(Unavailable(f"the connection to router {self.name} was lost"))
+        self._on_lost(self)
         self._on_change()
 
     def _deliver(self, events: list[Entry], data: memoryview) -> None:

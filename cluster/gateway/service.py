@@ -122,12 +122,17 @@ class GatewayService:
         self._cluster.announce()
 
     def stats(self) -> dict[str, Any]:
-        """Counts of now, for status displays: {"outstanding", "queued", "routers"}. Of plain numbers: the
-        loop goes on changing what they count."""
+        """Counts of now, for status displays: {"outstanding", "queued", "routers"}, and since the start:
+        {"replayed"}. Of plain numbers: the loop goes on changing what they count."""
         if self._front is None:
-            return {"outstanding": 0, "queued": 0, "routers": 0}
+            return {"outstanding": 0, "queued": 0, "routers": 0, "replayed": 0}
         pool = self._front.pool
-        return {"outstanding": pool.outstanding, "queued": pool.queued, "routers": pool.connected}
+        return {
+            "outstanding": pool.outstanding,
+            "queued": pool.queued,
+            "routers": pool.connected,
+            "replayed": pool.meter.replayed,
+        }
 
     def shutdown(self, grace_s: float | None = None) -> None:
         """Say NOT_SERVING, refuse new requests, let running ones end for `grace_s` seconds (the

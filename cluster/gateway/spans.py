@@ -1,7 +1,8 @@
 """A request's spans at the gateway: from its arrival to its end, and within it the wait for a router.
 
     request                 a child of the client's span, if it sent one; its children at the router
-    └── gateway.queue       from being accepted to being given to a router
+    └── gateway.queue       from being accepted to being given to a router; another one, from the loss of that
+                            router to the next
 
 cluster/router/spans.py has the rest. The span's context travels to the router in the SUBMIT header of those
 requests that are recorded.
@@ -60,15 +61,19 @@ class RequestSpan:
             },
             server=True,
         )
-        self._accepted = spans.clock()
+        self._waits_since = spans.clock()
         self.traceparent = otel.traceparent_of(self._span)
         self.trace_id = otel.trace_id_of(self._span)
 
     def let_in(self, router: str) -> None:
         """A router has it now."""
         parent = self._otel.inside(self._span)
-        now = self._spans.clock()
-        self._spans.telemetry.whole("gateway.queue", parent, self._accepted, now, {"moemesh.router": router})
+        since, now = self._waits_since, self._spans.clock()
+        self._spans.telemetry.whole("gateway.queue", parent, since, now, {"moemesh.router": router})
+
+    def leave_router(self) -> None:
+        """It was lost."""
+        self._waits_since = self._spans.clock()
 
     def refuse(self, error: Exception) -> None:
         self._otel.finish(self._span, self._spans.clock(), f"{type(error).__name__}: {error}")

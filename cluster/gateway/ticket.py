@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from cluster.errors import MoemeshError
 from cluster.gateway.caller import Caller
 from cluster.gateway.mailbox import Bell, Mailbox
 from cluster.gateway.meter import FAILED
@@ -14,13 +15,16 @@ from cluster.types import EngineRequest, FinishReason, RequestId
 COMPLETE: frozenset[str] = frozenset({"stop", "length"})
 """Reasons of those that got all that they asked for."""
 
+ENDED = -1
+"""In place of a number, of a sequence that had ended before its request was let in."""
+
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Ticket:
     """A submitted request: read its mailboxes, then give the ticket to `RouterPool.release`.
 
     mailboxes: one a sequence; all share one bell. owner: whose key it came with; nobody else can abort it or
-    take its place. link, numbers: where its sequences are, once they have been let in. window_s: for how
+    take its place. link, numbers: where its sequences are while they are let in. window_s: for how
     long it goes on without a reader. charged: its key's limits have counted it as a part of something larger.
     """
 
@@ -76,10 +80,26 @@ class Ticket:
         before.ring()
 
     def let_in(self, link: RouterLink, now: float) -> None:
+        """A router gets what has not ended: from the beginning, or behind the tokens that have come."""
         self.link, self.let_in_at = link, now
         if self.span is not None:
             self.span.let_in(link.name)
-        self.numbers = tuple(map(link.submit, self.requests, self.mailboxes))
+        pairs = zip(self.requests, self.mailboxes, strict=True)
+        self.numbers = tuple(
+            ENDED if mailbox.ended else link.submit(dataclasses.replace(each, emitted=mailbox.ids), mailbox)
+            for each, mailbox in pairs
+        )
+
+    def leave_router(self) -> None:
+        """It was lost."""
+        self.link, self.numbers = None, ()
+        if self.span is not None:
+            self.span.leave_router()
+
+    def fail(self, error: MoemeshError) -> None:
+        """All that has not ended."""
+        for mailbox in self.mailboxes:
+            mailbox.fail(error)
 
     def drop(self, place: int, reason: FinishReason | None = None) -> None:
         """One sequence has given all that is wanted of it: free it at its router. Twice is fine.

@@ -126,17 +126,23 @@ class Engine:
     def prepare(self, request: EngineRequest) -> GrammarState | None:
         """What `submit` needs besides the request and takes its time. Any thread may call this.
 
-        Raises InvalidRequest for a grammar that is wrong.
+        Raises InvalidRequest for a grammar that is wrong, or that the tokens emitted before do not follow.
         """
         grammar = request.sampling.grammar
         if grammar is None:
             return None
         if self._grammars is None:
             raise InvalidRequest("this model has no tokenizer, so its output cannot follow a grammar")
-        return self._grammars.compile(grammar)
+        state = self._grammars.compile(grammar)
+        for token in request.emitted:
+            state.advance(token)
+        if state.error:
+            raise InvalidRequest(f"grammar, after {len(request.emitted)} tokens emitted: {state.error}")
+        return state
 
-    def submit(self, request: EngineRequest, prepared: GrammarState | None = None) -> None:
-        """Queue a request. prepared: what `prepare` gave for it, None to have it prepared here.
+    def submit(self, request: EngineRequest, prepared: GrammarState | None = None) -> list[Event]:
+        """Queue a request. prepared: what `prepare` gave for it, None to have it prepared here. Returns what
+        can be said at once: the end of a request that had all its tokens from another router.
 
         Raises InvalidRequest (empty or too long prompt, unknown token id, nothing to generate, an id that is
         in use, a wrong grammar) and Overloaded when `max_waiting` requests wait already.
@@ -144,10 +150,14 @@ class Engine:
         self._check(request)
         if len(self._waiting) >= self.config.max_waiting:
             raise Overloaded(f"{len(self._waiting)} requests are waiting already; try again later")
-        sequence = Sequence(request, next(self._arrivals), list(request.prompt_ids))
+        sequence = Sequence(request, next(self._arrivals), [*request.prompt_ids, *request.emitted])
+        sequence.emitted = len(request.emitted)
         sequence.grammar = prepared or self.prepare(request)
+        if sequence.emitted and (reason := self._finish_reason(sequence, sequence.tokens[-1])):
+            return [Finished(sequence.id, reason, sequence.prompt_length, sequence.emitted)]
         bisect.insort(self._waiting, sequence, key=_rank)
         self._known[sequence.id] = sequence
+        return []
 
     def abort(self, request_id: RequestId) -> bool:
         """Forget a request at once and free all it holds; False if it is not (or no longer) known."""
@@ -195,11 +205,12 @@ class Engine:
             raise InvalidRequest("max_tokens is 0; the engine generates at least one token")
         if not ids:
             raise InvalidRequest("the prompt is empty; give at least one token")
-        if len(ids) + (request.kind == "generate") > self.context:
+        room = max(len(request.emitted), request.kind == "generate")
+        if len(ids) + room > self.context:
             raise InvalidRequest(
                 f"the prompt has {len(ids)} tokens and the context holds {self.context}; shorten the prompt"
             )
-        if min(ids) < 0 or max(ids) >= self.trunk.spec.vocab:
+        if min(known := ids + request.emitted) < 0 or max(known) >= self.trunk.spec.vocab:
             raise InvalidRequest(f"token ids must be below the vocabulary size {self.trunk.spec.vocab}")
 
     def _schedule(self) -> list[Piece]:

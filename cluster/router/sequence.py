@@ -18,8 +18,9 @@ priority once so many have arrived between them. So nothing waits for ever."""
 class Sequence:
     """Mutable; owned by the engine. Two are equal only if they are the same one.
 
-    number: order of arrival. tokens: prompt and generated ids. computed: tokens whose K and V are
-    stored. pages: KV pages it holds. slot: its row in the engine's page table, -1 while it waits.
+    number: order of arrival. tokens: prompt and generated ids, by this router or by one that was lost.
+    computed: tokens whose K and V are stored. pages: KV pages it holds. slot: its row in the engine's page
+    table, -1 while it waits.
     scores, alternatives: log-probabilities gathered so far ("score" requests); total: [hidden] float64, sum
     of the rows so far ("embed"). emitted: tokens given to the client. grammar: how far the output has come.
     sole: pages that nobody else holds; right while pages are short.

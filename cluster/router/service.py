@@ -172,10 +172,9 @@ class RouterService:
         if self._spans is not None:
             self._spans.submitted(request)
         try:
-            self._engine.submit(request, prepared)
+            return self._engine.submit(request, prepared)
         except MoemeshError as error:
-            return [Failed(request.request_id, error, 0)]
-        return []
+            return [Failed(request.request_id, error, len(request.emitted))]
 
     def _abort(self, client: Client) -> list[Event]:
         request_id = request_key(client)

@@ -173,10 +173,10 @@ def test_without_a_router_requests_are_unavailable() -> None:
         assert stub.Tokenize(pb.TokenizeRequest(text="ab")).token_ids  # needs none
 
 
-def test_a_lost_router_ends_its_streams_and_is_reconnected() -> None:
+def test_without_replays_a_lost_router_ends_its_streams_and_is_reconnected() -> None:
     with (
         FakeRouter(paused=True) as router,
-        gateway({"r0": router.address}) as service,
+        gateway({"r0": router.address}, replay_s=0.0) as service,
         generation_stub(service) as stub,
     ):
         stream = stub.Generate(request(max_tokens=9))
@@ -216,7 +216,7 @@ def test_a_lost_router_ends_its_streams_and_is_reconnected() -> None:
 def test_broken_events_end_the_connection_not_the_gateway(events: Any) -> None:
     with (
         FakeRouter(paused=True) as router,
-        gateway({"r0": router.address}) as service,
+        gateway({"r0": router.address}, replay_s=0.0) as service,
         generation_stub(service) as stub,
     ):
         stream = stub.Generate(request(max_tokens=9))
@@ -234,7 +234,7 @@ def test_broken_events_end_the_connection_not_the_gateway(events: Any) -> None:
 def test_what_cannot_be_sent_to_a_router_ends_instead_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         FakeRouter() as router,
-        gateway({"r0": router.address}) as service,
+        gateway({"r0": router.address}, replay_s=0.0) as service,
         generation_stub(service) as stub,
     ):
         with monkeypatch.context() as patch:

@@ -183,7 +183,11 @@ class FakeRouter:
         sampling = dataclasses.asdict(asked.sampling)
         sampling["stop_token_ids"] = list(asked.sampling.stop_token_ids)
         answer = self._script(prompt, sampling) if asked.kind == "generate" else []
-        request = Submitted(connection, number, header["id"], asked.kind, sampling, prompt, answer, asked)
+        sent = len(asked.emitted)
+        assert list(asked.emitted) == answer[:sent], "what another router has generated"
+        request = Submitted(
+            connection, number, header["id"], asked.kind, sampling, prompt, answer, asked, sent
+        )
         with self._lock:
             self.counts.submitted.append(request)
             self.running[connection, number] = request

@@ -11,6 +11,7 @@ from cluster.gateway import admission
 from cluster.gateway.http.errors import STATUS
 from cluster.gateway.http.openai_request import MOST_PROMPTS
 from cluster.gateway.http.server import MAX_HEAD_BYTES
+from cluster.gateway.replay import MOST_LOSSES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CONFIG = GatewayConfig()
@@ -29,6 +30,8 @@ LIMITS = {
     f"{CONFIG.max_wait_s:g} s at most",
     "a resume window": f"{CONFIG.max_resume_s:g} s",
     "requests in their resume windows, without a reader": f"{CONFIG.max_resumable}",
+    "a request whose router was lost, while there is no other": f"{CONFIG.replay_s:g} s",
+    "routers that a request may lose in a row, without a token between": f"{MOST_LOSSES}",
     "running requests, after the gateway was told to stop": f"{CONFIG.drain_s:g} s",
     "calls at once on one gRPC connection": f"{CONFIG.max_streams:,}",
     "calls at once on all gRPC connections": f"{CONFIG.max_calls:,}",

@@ -48,11 +48,13 @@ samplings = st.builds(
     samplings,
     st.sampled_from(["generate", "score", "embed"]),
     st.integers(-100, 100),
+    st.lists(st.integers(0, (1 << 31) - 1), max_size=20),
 )
 def test_a_request_arrives_as_it_was_sent(
-    prompt: list[int], sampling: SamplingParams, kind: str, priority: int
+    prompt: list[int], sampling: SamplingParams, kind: str, priority: int, emitted: list[int]
 ) -> None:
-    sent = EngineRequest(ID, tuple(prompt), sampling, kind, priority)  # type: ignore[arg-type]
+    most = sampling.max_tokens if kind == "generate" else 0
+    sent = EngineRequest(ID, tuple(prompt), sampling, kind, priority, emitted=tuple(emitted[:most]))  # type: ignore[arg-type]
     header, payload = pack_request(7, sent)
     assert parse_request(ID, msgpack.unpackb(msgpack.packb(header)), payload) == sent
 
@@ -70,6 +72,12 @@ def test_an_ordinary_request_sends_no_defaults() -> None:
         {"kind": "dream"},
         {"prompt": 9},
         {"prompt": "x"},
+        {"prompt": -1},
+        {"prompt": 1, "emitted": 3},
+        {"prompt": 1, "emitted": -1},
+        {"prompt": 1, "emitted": 2, "sampling": {"max_tokens": 1}},
+        {"prompt": 1, "emitted": 2, "kind": "score"},
+        {"emitted": "x"},
         {"sampling": {"top_p": 2}},
         {"sampling": {"unknown": 1}},
         {"sampling": 5},

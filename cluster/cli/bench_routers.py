@@ -1,0 +1,150 @@
+"""What clients of a gateway see of a router that dies or freezes: cases of `moemesh bench failover`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
+
+import grpc
+
+from cluster.cli.report import Result, Target, percentile, result
+from cluster.compute.weights import kv_dtype
+from cluster.config import EngineConfig, GatewayConfig
+from cluster.controller.members import Role
+from cluster.experiments.live.cluster import LiveCluster, LiveNode, expert_model, live_cluster
+from cluster.experiments.live.failover import Course, Observed, summed_up
+from cluster.experiments.live.faults import Fault
+from cluster.experiments.live.pace import row_rate
+from cluster.experiments.live.streams import Stream
+from cluster.gateway.served import ServedModel
+from cluster.gateway.service import GatewayService
+from cluster.library.reader import Library
+from cluster.router.kv import longest_sequence
+from cluster.types import EngineRequest
+from protos import generation_pb2 as pb
+from protos import generation_pb2_grpc
+
+VICTIM = "router-0"
+ENGINE = EngineConfig()
+
+GAP = Target(must=2.0, at_most=True, reference="beside the time to compute prompt and tokens again")
+FAILED = Target(must=0, at_most=True)
+IDENTICAL = Target(must=1.0, reference="one process")
+WRONG = Target(must=0, at_most=True, reference="one process")
+
+
+def observe_routers(
+    library: Library,
+    rates: Sequence[float],
+    requests: Sequence[EngineRequest],
+    expected: Sequence[Sequence[int]],
+    fault: Fault,
+    course: Course,
+) -> tuple[Observed, int]:
+    """Serve the requests again and again, through a gateway with two routers, while `fault` happens to one of
+    them. Returns what was seen, and how many tokens were missing, repeated or others.
+
+    rates: rows per second of each node. expected: the requests' tokens. Raises StartFailed, Unavailable.
+    """
+    model = expert_model(library)
+    nodes = [LiveNode(row_rate(rate, model)) for rate in rates]
+    with live_cluster(library, nodes, [ENGINE] * 2) as live, gateway_of(live) as gateway:
+
+        def happen() -> float:
+            time.sleep(course.warm_s + course.before_s)
+            fault.happen_to(live.processes[VICTIM])
+            begin = time.monotonic()
+            time.sleep(course.after_s)
+            return begin
+
+        streams, begin = asyncio.run(streams_through(gateway.address, requests, happen))
+    wrong = sum(wrong_tokens(stream, expected[stream.request]) for stream in streams)
+    return summed_up(streams, expected, begin, course, 0.0), wrong
+
+
+@contextmanager
+def gateway_of(live: LiveCluster) -> Iterator[GatewayService]:
+    """A gateway of this process in front of all its routers."""
+    library = live.library
+    dtype = kv_dtype(library.manifest.trunk.floating, ENGINE.kv)
+    context = longest_sequence(library.spec, ENGINE, dtype)
+    served = ServedModel.of(library, context, live.variant)
+    service = GatewayService(GatewayConfig(port=0), served, controller=live.address)
+    service.start()
+    try:
+        members = live.controller.status()["members"]
+        routers = {str(m["id"]): str(m["address"]) for m in members if m["role"] == Role.ROUTER.value}
+        service.update(routers)
+        yield service
+    finally:
+        service.shutdown(grace_s=0.0)
+
+
+async def streams_through(
+    address: str, requests: Sequence[EngineRequest], action: Callable[[], float]
+) -> tuple[list[Stream], float]:
+    """Keep one stream of every request going, each again when it ends, while `action` runs on another thread.
+
+    Returns all streams, those that were under way at the end too.
+    """
+    streams: list[Stream] = []
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = generation_pb2_grpc.GenerationStub(channel)
+
+        async def keep(place: int) -> None:
+            while True:
+                streams.append(Stream(place))
+                await _read(stub.Generate(wire(requests[place]), wait_for_ready=True), streams[-1])
+
+        readers = [asyncio.create_task(keep(place)) for place in range(len(requests))]
+        begin = await asyncio.to_thread(action)
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+    return streams, begin
+
+
+async def _read(call: grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse], to: Stream) -> None:
+    try:
+        async for part in call:
+            to.tokens += part.token_ids
+            to.times += [time.monotonic()] * len(part.token_ids)
+    except grpc.aio.AioRpcError as error:
+        to.error = f"{error.code().name}: {error.details()}"
+    to.ended = True
+
+
+def wire(request: EngineRequest) -> pb.GenerateRequest:
+    """As a client asks for it, by token ids."""
+    params = request.sampling
+    sampling = pb.Sampling(
+        max_tokens=params.max_tokens,
+        temperature=params.temperature,
+        seed=params.seed,
+        ignore_eos=params.ignore_eos,
+    )
+    return pb.GenerateRequest(token_ids=pb.TokenIds(ids=request.prompt_ids), sampling=sampling)
+
+
+def wrong_tokens(stream: Stream, tokens: Sequence[int]) -> int:
+    """Places at which a stream has another token than it should, none, or one too many; of one that goes on,
+    so far."""
+    wanted = tokens if stream.ended else tokens[: len(stream.tokens)]
+    return sum(a != b for a, b in zip_longest(stream.tokens, wanted))
+
+
+def router_results(name: str, trials: Sequence[tuple[Observed, int]], course: Course) -> list[Result]:
+    seen = [each for each, _ in trials]
+    before = [1e3 * percentile(each.gaps_before.tolist(), 99) for each in seen]
+    rates = [each.rate_before(course.before_s) for each in seen]
+    return [
+        result(f"{name}.failed_requests", [each.failed for each in seen], "requests", FAILED),
+        result(f"{name}.tokens_identical", [float(each.identical) for each in seen], "ratio", IDENTICAL),
+        result(f"{name}.tokens_lost_or_repeated", [wrong for _, wrong in trials], "tokens", WRONG),
+        result(f"{name}.longest_gap", [each.longest_gap_s for each in seen], "s", GAP),
+        result(f"{name}.tokens_per_s_before", rates, "tokens/s"),
+        result(f"{name}.p99_gap_before", before, "ms"),
+    ]

@@ -1,0 +1,111 @@
+"""Requests whose router was lost, until another one goes on with them.
+
+A prompt and the tokens emitted since have the same next token on every router, greedy or sampled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.errors import MoemeshError, RouterLost, Unavailable
+from cluster.gateway.meter import Meter
+from cluster.gateway.ticket import Ticket
+from cluster.types import RouterId
+
+log = logging.getLogger(__name__)
+
+MOST_LOSSES = 3
+"""Routers that a request may lose in a row without a token: it may be what ends them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """in_row: routers that a request has lost without a token between two of them; tokens: it had then."""
+
+    in_row: int = 0
+    tokens: int = 0
+
+    @property
+    def too_many(self) -> bool:
+        return self.in_row > MOST_LOSSES
+
+
+def one_more(losses: Losses, tokens: int) -> Losses:
+    """A router was lost that computed a request which has so many tokens."""
+    fresh = tokens > losses.tokens
+    return Losses(1 if fresh else losses.in_row + 1, tokens)
+
+
+class Replays:
+    """Those that wait, first come first served. Used on the gateway's loop.
+
+    window_s: for how long one may wait; 0 lets none. They had their turn: they are ahead of the line, and
+    nobody is charged for them again.
+    """
+
+    def __init__(self, window_s: float, meter: Meter) -> None:
+        self._window_s = window_s
+        self._meter = meter
+        self._losses: dict[Ticket, Losses] = {}
+        self._waiting: dict[Ticket, asyncio.TimerHandle] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def lost(self, router: RouterId, tickets: Sequence[Ticket]) -> None:
+        """These were there and have not ended. Each waits, or fails: after too many losses, or without a
+        window."""
+        if tickets:
+            log.warning("router %s was lost with %d requests, which go on elsewhere", router, len(tickets))
+        for ticket in tickets:
+            ticket.leave_router()
+            tokens = sum(mailbox.received for mailbox in ticket.mailboxes)
+            losses = self._losses[ticket] = one_more(self._losses.get(ticket, Losses()), tokens)
+            if losses.too_many:
+                ticket.fail(_too_many(losses))
+            elif not self._window_s:
+                ticket.fail(Unavailable(f"the router ({router}) was lost; send the request again"))
+            else:
+                timer = asyncio.get_running_loop().call_later(self._window_s, self._give_up, ticket)
+                self._waiting[ticket] = timer
+
+    def first(self) -> Ticket | None:
+        """Who is next; None if nobody waits."""
+        return next(iter(self._waiting), None)
+
+    def let_in(self, ticket: Ticket) -> None:
+        """A router goes on with it. It must wait here."""
+        self._waiting.pop(ticket).cancel()
+        self._meter.replayed += sum(not mailbox.ended for mailbox in ticket.mailboxes)
+
+    def drop(self, ticket: Ticket) -> None:
+        """It is not wanted any more, here or at its router. Twice is fine."""
+        self._losses.pop(ticket, None)
+        if (timer := self._waiting.pop(ticket, None)) is not None:
+            timer.cancel()
+
+    def close(self) -> None:
+        """The gateway stops: from now on whoever loses a router ends."""
+        self._window_s = 0.0
+        for ticket in list(self._waiting):
+            self._waiting.pop(ticket).cancel()
+            ticket.fail(Unavailable("the gateway stops, and no router goes on with the request"))
+
+    def _give_up(self, ticket: Ticket) -> None:
+        del self._waiting[ticket]
+        ticket.fail(
+            Unavailable(
+                f"the router was lost, and no other was there within {self._window_s:g} s; "
+                "send the request again"
+            )
+        )
+
+
+def _too_many(losses: Losses) -> MoemeshError:
+    return RouterLost(
+        f"{losses.in_row} routers were lost in a row while they computed this request, without a token "
+        "between; it is not given to another, since it may be the reason"
+    )
