@@ -25,7 +25,10 @@ def chaos(
     seed: Annotated[int, typer.Option(help="Same seed, same faults and requests.", min=0)] = 0,
     streams: Annotated[int, typer.Option(help="Clients at once.", min=1)] = 6,
     soak: Annotated[
-        bool, typer.Option("--soak", help="Also: memory, files and threads must stay flat.")
+        bool,
+        typer.Option(
+            "--soak", help="Spare the first of each role: its memory, files and threads must stay flat."
+        ),
     ] = False,
     history: Annotated[Path | None, typer.Option(help="Write every request and fault to this file.")] = None,
     logs: Annotated[Path | None, typer.Option(help="Folder for the logs of the cluster's processes.")] = None,
@@ -40,10 +43,11 @@ def chaos(
     from cluster.cli.chaos_run import carry_out
     from cluster.experiments.chaos.history import History
     from cluster.experiments.chaos.run import Plan
+    from cluster.experiments.chaos.schedule import Shape
 
     if faults and minutes:
         raise typer.BadParameter("cannot be used with --minutes", param_hint="--faults")
-    plan = Plan(seed, 0 if minutes else faults or FAULTS, minutes, streams)
+    plan = Plan(seed, 0 if minutes else faults or FAULTS, minutes, streams, Shape(spared=soak))
     with ExitStack() as stack:
         file = None if history is None else stack.enter_context(history.open("w"))
         progress = stack.enter_context(Progress())

@@ -74,7 +74,8 @@ class Outcome:
 def command_of(plan: Plan) -> str:
     """Does all of it again."""
     many = f"--faults {plan.count}" if plan.count else f"--minutes {plan.minutes:g}"
-    return f"moemesh chaos --seed {plan.seed} {many} --streams {plan.streams}"
+    soak = " --soak" if plan.shape.spared else ""
+    return f"moemesh chaos --seed {plan.seed} {many} --streams {plan.streams}{soak}"
 
 
 def _faults(events: Sequence[h.Event], gaps: Sequence[tuple[float, float]]) -> dict[str, tuple[int, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Mapping
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from cluster.experiments.chaos import history as h
 from cluster.experiments.chaos.check import FDS_SLACK, THREADS_SLACK, Answer, Wrong, check
 from cluster.experiments.chaos.history import History, from_lines, to_line
-from cluster.experiments.chaos.promises import EFFECT_S, PROMISES
+from cluster.experiments.chaos.promises import EFFECT_S, PROMISES, Promise
 from cluster.experiments.chaos.resources import Sample, growth
 from cluster.experiments.chaos.schedule import Kind
 
@@ -43,8 +44,13 @@ def fault(kind: Kind, begin: float, end: float) -> list[h.Event]:
     return [h.Begun(begin, 0, kind.value, "victim"), h.Over(end, 0)]
 
 
-def wrongs(*events: h.Event) -> list[Wrong]:
-    return [violation.wrong for violation in check(sorted(events, key=lambda event: event.t), [ANSWER])]
+BREAKABLE = PROMISES | {Kind.kill_router: Promise(frozenset({"UNAVAILABLE"}))}
+"""As if streams ended with their router."""
+
+
+def wrongs(*events: h.Event, promises: Mapping[Kind, Promise] = PROMISES) -> list[Wrong]:
+    ordered = sorted(events, key=lambda event: event.t)
+    return [violation.wrong for violation in check(ordered, [ANSWER], promises)]
 
 
 def test_a_whole_answer() -> None:
@@ -116,8 +122,8 @@ def test_errors_are_as_promised(kind) -> None:
 def test_an_error_long_after_its_fault() -> None:
     later = 2 + EFFECT_S
     history = (asked(later), failed(later + 1), asked(later + 2), tokens(later + 3, *IDS), ended(later + 4))
-    assert wrongs(*history, *fault(Kind.kill_router, 1, 2)) == []
-    assert wrongs(*history, *fault(Kind.kill_router, 0, 1)) == [Wrong.wrong_error]
+    assert wrongs(*history, *fault(Kind.kill_gateway, 1, 2)) == []
+    assert wrongs(*history, *fault(Kind.kill_gateway, 0, 1)) == [Wrong.wrong_error]
 
 
 @pytest.mark.parametrize("emitted", [None, 1, 3])
@@ -129,7 +135,8 @@ def test_an_error_tells_how_many_tokens_were_sent(emitted) -> None:
         asked(4, start=2),
         tokens(5, *IDS[2:]),
     )
-    assert wrongs(*history, ended(), *fault(Kind.kill_router, 2, 3)) == [Wrong.wrong_count]
+    told = wrongs(*history, ended(), *fault(Kind.kill_router, 2, 3), promises=BREAKABLE)
+    assert told == [Wrong.wrong_count]
     gone = wrongs(*history, ended(), *fault(Kind.kill_gateway, 2, 3))
     assert gone == ([] if emitted is None else [Wrong.wrong_count])  # a dead gateway tells nothing
 

@@ -64,7 +64,18 @@ def test_every_kind_is_tried() -> None:
 
 def test_the_last_of_a_role_is_left_alone() -> None:
     kinds = {fault.kind for fault in first(seed(0), Shape(routers=1, gateways=1), 100)}
-    assert kinds == set(Kind) - {Kind.kill_router, Kind.kill_gateway}
+    assert kinds == set(Kind) - {Kind.kill_router, Kind.freeze_router, Kind.kill_gateway}
+
+
+def test_the_first_of_each_role_grows_old_in_a_soak() -> None:
+    faults = first(seed(0), Shape(spared=True), 200)
+    assert {fault.victim for fault in faults if fault.kind.kills} == {
+        "node-1",
+        "node-2",
+        "router-1",
+        "gateway-1",
+    }
+    assert {"node-0", "router-0"} < {fault.victim for fault in faults}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cluster.experiments.chaos import history as h
-from cluster.experiments.chaos.promises import BACKPRESSURE, EFFECT_S, PROMISES, Promise
+from cluster.experiments.chaos.promises import BACKPRESSURE, EFFECT_S, PROMISES, UNBROKEN, Promise
 from cluster.experiments.chaos.schedule import Kind
 from cluster.experiments.chaos.workload import Manner
 
@@ -68,24 +68,22 @@ class Span:
     begin: float
     end: float
 
-    @property
-    def promise(self) -> Promise:
-        return PROMISES[self.kind]
-
     def touches(self, begin: float, end: float) -> bool:
         """Whether it may have to do with what happened between the two."""
         return self.begin <= end and begin <= self.end + EFFECT_S
 
 
-def check(events: Sequence[h.Event], answers: Sequence[Answer]) -> list[Violation]:
-    """answers: of the questions, by their numbers."""
-    spans = spans_of(events)
+def check(
+    events: Sequence[h.Event], answers: Sequence[Answer], promises: Mapping[Kind, Promise] = PROMISES
+) -> list[Violation]:
+    """answers: of the questions, by their numbers. promises: of each kind of fault."""
+    near = _Near(spans_of(events), promises)
     found: list[Violation] = []
     for request, own in by_request(events).items():
         found += _tokens(request, own, answers)
         found += _ends(request, own, answers)
-        found += _errors(request, own, spans)
-        found += _gaps(request, own, spans)
+        found += _errors(request, own, near)
+        found += _gaps(request, own, near)
     found += _held([event for event in events if isinstance(event, h.Held)])
     found += [
         Violation(Wrong.not_healed, "cluster", event.t, "as before the faults", event.what)
@@ -93,6 +91,20 @@ def check(events: Sequence[h.Event], answers: Sequence[Answer]) -> list[Violatio
         if isinstance(event, h.Unhealed)
     ]
     return sorted(found, key=lambda one: one.t)
+
+
+@dataclass(frozen=True)
+class _Near:
+    """Which faults may have to do with something, and what was promised for them."""
+
+    spans: Sequence[Span]
+    promises: Mapping[Kind, Promise]
+
+    def kinds(self, begin: float, end: float) -> list[Kind]:
+        return sorted({span.kind for span in self.spans if span.touches(begin, end)})
+
+    def promised(self, begin: float, end: float) -> list[Promise]:
+        return [self.promises[kind] for kind in self.kinds(begin, end)]
 
 
 def spans_of(events: Sequence[h.Event]) -> list[Span]:
@@ -181,7 +193,7 @@ def _end(
         yield Violation(Wrong.wrong_end, request, last.t, told, f"{last.completion}")
 
 
-def _errors(request: str, own: Sequence[h.Event], spans: Sequence[Span]) -> Iterator[Violation]:
+def _errors(request: str, own: Sequence[h.Event], near: _Near) -> Iterator[Violation]:
     begin, count = own[0].t, 0
     manner = Manner(own[0].manner) if isinstance(own[0], h.Asked) else Manner.whole
     for event in own:
@@ -189,23 +201,23 @@ def _errors(request: str, own: Sequence[h.Event], spans: Sequence[Span]) -> Iter
             begin, count = event.t, 0
         elif isinstance(event, h.Tokens):
             count += len(event.ids)
-        elif isinstance(event, h.Failed):
-            near = [span for span in spans if span.touches(begin, event.t)]
-            yield from _error(request, event, count, manner, near)
+        elif isinstance(event, h.Failed) and not _legitimate(event, manner, count):
+            yield from _error(request, event, count, begin, near)
 
 
-def _error(
-    request: str, event: h.Failed, count: int, manner: Manner, near: Sequence[Span]
-) -> Iterator[Violation]:
-    """near: faults that may have to do with it."""
+def _legitimate(event: h.Failed, manner: Manner, count: int) -> bool:
+    """Whether it needs no fault to be explained."""
+    return may_be_last(event.code, manner) or (event.code == BACKPRESSURE and not count)
+
+
+def _error(request: str, event: h.Failed, count: int, begin: float, near: _Near) -> Iterator[Violation]:
+    """Of a call since `begin` that has brought `count` tokens."""
     came = f"{event.code} {event.kind}: {event.message}"
-    if may_be_last(event.code, manner) or (event.code == BACKPRESSURE and not count):
-        return
-    causes = [span for span in near if event.code in span.promise.errors]
-    if not causes:
-        kinds = ", ".join(sorted({span.kind.value for span in near})) or "no fault"
+    promised = [each for each in near.promised(begin, event.t) if event.code in each.errors]
+    if not promised:
+        kinds = ", ".join(kind.value for kind in near.kinds(begin, event.t)) or "no fault"
         yield Violation(Wrong.wrong_error, request, event.t, f"none with {kinds}", came)
-    elif event.emitted is None and all(span.promise.told for span in causes):
+    elif event.emitted is None and all(each.told for each in promised):
         yield Violation(Wrong.wrong_count, request, event.t, f"{count} tokens", came)
     elif event.emitted is not None and event.emitted != count:
         yield Violation(Wrong.wrong_count, request, event.t, f"{count} tokens", f"{event.emitted} in {came}")
@@ -225,10 +237,9 @@ def gaps_of(own: Sequence[h.Event]) -> Iterator[tuple[float, float]]:
             since = event.t
 
 
-def _gaps(request: str, own: Sequence[h.Event], spans: Sequence[Span]) -> Iterator[Violation]:
+def _gaps(request: str, own: Sequence[h.Event], near: _Near) -> Iterator[Violation]:
     for begin, end in gaps_of(own):
-        near = [span.promise.gap_s for span in spans if span.touches(begin, end)]
-        most = max(near, default=Promise().gap_s)
+        most = max((each.gap_s for each in near.promised(begin, end)), default=UNBROKEN.gap_s)
         if end - begin > most:
             yield Violation(Wrong.long_gap, request, end, f"at most {most:g} s", f"{end - begin:.1f} s")
 

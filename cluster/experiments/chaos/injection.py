@@ -23,6 +23,7 @@ BEGIN_END = {
     Kind.cut_node: ("cut", "mend"),
     Kind.slow_node: ("slow_down", "speed_up"),
     Kind.flap_node: ("freeze", "thaw"),
+    Kind.freeze_router: ("freeze", "thaw"),
 }
 
 

@@ -33,6 +33,7 @@ PROMISES = {
     Kind.slow_node: UNBROKEN,
     Kind.flap_node: UNBROKEN,
     Kind.kill_controller: UNBROKEN,
-    Kind.kill_router: Promise(frozenset({UNAVAILABLE})),
+    Kind.kill_router: UNBROKEN,
+    Kind.freeze_router: UNBROKEN,
     Kind.kill_gateway: Promise(frozenset({UNAVAILABLE}), told=False),
 }

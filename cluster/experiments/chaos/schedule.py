@@ -24,6 +24,7 @@ class Kind(StrEnum):
     slow_node = "slow-node"
     flap_node = "flap-node"
     kill_router = "kill-router"
+    freeze_router = "freeze-router"
     kill_gateway = "kill-gateway"
     kill_controller = "kill-controller"
 
@@ -46,6 +47,7 @@ WEIGHTS = {
     Kind.slow_node: 2,
     Kind.flap_node: 2,
     Kind.kill_router: 2,
+    Kind.freeze_router: 2,
     Kind.kill_gateway: 2,
     Kind.kill_controller: 1,
 }
@@ -68,18 +70,25 @@ RETRY_S = 0.25
 @dataclass(frozen=True)
 class Shape:
     """How many there are of each role, node-0, node-1 …, and how many nodes may be away at once. All but one
-    router, and all but one gateway, may be."""
+    router, and all but one gateway, may be. spared: whether the first of each role is never killed, so that
+    it grows old."""
 
     nodes: int = 3
     routers: int = 2
     gateways: int = 2
     nodes_away: int = 1
+    spared: bool = False
 
     def names(self, role: str) -> list[str]:
         if role == CONTROLLER:
             return [CONTROLLER]
         counts = {Role.NODE: self.nodes, Role.ROUTER: self.routers, Role.GATEWAY: self.gateways}
         return [f"{role}-{number}" for number in range(counts[Role(role)])]
+
+    def victims(self, kind: Kind) -> list[str]:
+        if not self.may_be_away(kind.role):
+            return []
+        return self.names(kind.role)[1 if self.spared and kind.kills else 0 :]
 
     def may_be_away(self, role: str) -> int:
         if role == Role.NODE.value:
@@ -115,7 +124,7 @@ class Fault:
 def faults(seed: np.random.SeedSequence, shape: Shape) -> Iterator[Fault]:
     """Without end, in the order of their times: of a longer run, a shorter one has the beginning."""
     rng = np.random.default_rng(seed)
-    kinds = [kind for kind in WEIGHTS if shape.may_be_away(kind.role)]
+    kinds = [kind for kind in WEIGHTS if shape.victims(kind)]
     weights = np.array([WEIGHTS[kind] for kind in kinds], dtype=np.float64)
     before: list[Fault] = []
     now = 0.0
@@ -149,8 +158,8 @@ def _draw(
     now: float,
 ) -> Fault:
     kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
-    names = shape.names(kind.role)
-    victim = names[rng.integers(len(names))]
+    victims = shape.victims(kind)
+    victim = victims[rng.integers(len(victims))]
     return Fault(number, kind, victim, round(now, 3), round(rng.uniform(*LASTS_S[kind.kills]), 3))
 
 
