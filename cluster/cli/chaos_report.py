@@ -12,9 +12,10 @@ from rich.table import Table
 from cluster.cli.output import print_json, table_console
 from cluster.cli.report import git_revision, machine
 from cluster.experiments.chaos import history as h
-from cluster.experiments.chaos.check import Answer, Violation, by_request, check, gaps_of, spans_of
+from cluster.experiments.chaos.check import Answer, Violation, check
 from cluster.experiments.chaos.resources import Growth, Sample, growth
 from cluster.experiments.chaos.run import Plan
+from cluster.experiments.chaos.timeline import by_request, gaps_of, spans_of
 
 MOST_SHOWN = 20
 """Violations in the table; --json has all."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cluster.experiments.chaos import history as h
-from cluster.experiments.chaos.promises import BACKPRESSURE, EFFECT_S, PROMISES, UNBROKEN, Promise
+from cluster.experiments.chaos.promises import BACKPRESSURE, PROMISES, UNBROKEN, Promise
 from cluster.experiments.chaos.schedule import Kind
+from cluster.experiments.chaos.timeline import Near, by_request, gaps_of, spans_of
 from cluster.experiments.chaos.workload import Manner
 
 LOOK_AROUND = 8
@@ -59,25 +60,11 @@ class Answer:
         return list(zip(self.ids, self.bits, strict=True))
 
 
-@dataclass(frozen=True)
-class Span:
-    """A fault as it happened."""
-
-    kind: Kind
-    victim: str
-    begin: float
-    end: float
-
-    def touches(self, begin: float, end: float) -> bool:
-        """Whether it may have to do with what happened between the two."""
-        return self.begin <= end and begin <= self.end + EFFECT_S
-
-
 def check(
     events: Sequence[h.Event], answers: Sequence[Answer], promises: Mapping[Kind, Promise] = PROMISES
 ) -> list[Violation]:
     """answers: of the questions, by their numbers. promises: of each kind of fault."""
-    near = _Near(spans_of(events), promises)
+    near = Near(spans_of(events), promises)
     found: list[Violation] = []
     for request, own in by_request(events).items():
         found += _tokens(request, own, answers)
@@ -91,39 +78,6 @@ def check(
         if isinstance(event, h.Unhealed)
     ]
     return sorted(found, key=lambda one: one.t)
-
-
-@dataclass(frozen=True)
-class _Near:
-    """Which faults may have to do with something, and what was promised for them."""
-
-    spans: Sequence[Span]
-    promises: Mapping[Kind, Promise]
-
-    def kinds(self, begin: float, end: float) -> list[Kind]:
-        return sorted({span.kind for span in self.spans if span.touches(begin, end)})
-
-    def promised(self, begin: float, end: float) -> list[Promise]:
-        return [self.promises[kind] for kind in self.kinds(begin, end)]
-
-
-def spans_of(events: Sequence[h.Event]) -> list[Span]:
-    """Faults that were not lifted last to the end."""
-    over = {event.number: event.t for event in events if isinstance(event, h.Over)}
-    last = events[-1].t if events else 0.0
-    return [
-        Span(Kind(event.kind), event.victim, event.t, over.get(event.number, last))
-        for event in events
-        if isinstance(event, h.Begun)
-    ]
-
-
-def by_request(events: Sequence[h.Event]) -> dict[str, list[h.Event]]:
-    found: dict[str, list[h.Event]] = defaultdict(list)
-    for event in events:
-        if (request := getattr(event, "request", None)) is not None:
-            found[request].append(event)
-    return found
 
 
 def _tokens(request: str, own: Sequence[h.Event], answers: Sequence[Answer]) -> Iterator[Violation]:
@@ -193,7 +147,7 @@ def _end(
         yield Violation(Wrong.wrong_end, request, last.t, told, f"{last.completion}")
 
 
-def _errors(request: str, own: Sequence[h.Event], near: _Near) -> Iterator[Violation]:
+def _errors(request: str, own: Sequence[h.Event], near: Near) -> Iterator[Violation]:
     begin, count = own[0].t, 0
     manner = Manner(own[0].manner) if isinstance(own[0], h.Asked) else Manner.whole
     for event in own:
@@ -210,7 +164,7 @@ def _legitimate(event: h.Failed, manner: Manner, count: int) -> bool:
     return may_be_last(event.code, manner) or (event.code == BACKPRESSURE and not count)
 
 
-def _error(request: str, event: h.Failed, count: int, begin: float, near: _Near) -> Iterator[Violation]:
+def _error(request: str, event: h.Failed, count: int, begin: float, near: Near) -> Iterator[Violation]:
     """Of a call since `begin` that has brought `count` tokens."""
     came = f"{event.code} {event.kind}: {event.message}"
     promised = [each for each in near.promised(begin, event.t) if event.code in each.errors]
@@ -223,21 +177,7 @@ def _error(request: str, event: h.Failed, count: int, begin: float, near: _Near)
         yield Violation(Wrong.wrong_count, request, event.t, f"{count} tokens", f"{event.emitted} in {came}")
 
 
-def gaps_of(own: Sequence[h.Event]) -> Iterator[tuple[float, float]]:
-    """(begin, end) of every pause before a token that its client did not make itself."""
-    since: float | None = None
-    for event in own:
-        if isinstance(event, h.Tokens):
-            if since is not None:
-                yield since, event.t
-            since = event.t
-        elif isinstance(event, h.Left):
-            since = None
-        elif isinstance(event, h.Asked) and since is None:
-            since = event.t
-
-
-def _gaps(request: str, own: Sequence[h.Event], near: _Near) -> Iterator[Violation]:
+def _gaps(request: str, own: Sequence[h.Event], near: Near) -> Iterator[Violation]:
     for begin, end in gaps_of(own):
         most = max((each.gap_s for each in near.promised(begin, end)), default=UNBROKEN.gap_s)
         if end - begin > most:

@@ -19,7 +19,7 @@ from cluster.experiments.chaos.schedule import Fault, Shape, first, within
 from cluster.experiments.chaos.supervised import Supervised, wait_whole
 from cluster.experiments.chaos.workload import Question, Turn, questions, turns
 
-START_WITHIN_S = 90.0
+START_WITHIN_S = 240.0
 REST_WITHIN_S = 60.0
 """For members, tables and copies to be as before the faults, and for what requests held to be returned."""
 
