@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
+from dataclasses import dataclass
+from itertools import pairwise, zip_longest
 
 import grpc
 
@@ -14,6 +16,7 @@ from cluster.cli.report import Result, Target, percentile, result
 from cluster.compute.weights import kv_dtype
 from cluster.config import EngineConfig, GatewayConfig
 from cluster.controller.members import Role
+from cluster.errors import StartFailed, Unavailable
 from cluster.experiments.live.cluster import LiveCluster, LiveNode, expert_model, live_cluster
 from cluster.experiments.live.failover import Course, Observed, summed_up
 from cluster.experiments.live.faults import Fault
@@ -29,11 +32,25 @@ from protos import generation_pb2_grpc
 
 VICTIM = "router-0"
 ENGINE = EngineConfig()
+CONNECT_S = 10.0
+POLL_S = 0.01
 
-GAP = Target(must=2.0, at_most=True, reference="beside the time to compute prompt and tokens again")
+BEYOND_REPLAY = Target(must=2.0, at_most=True, reference="gap less the time to compute tokens again")
 FAILED = Target(must=0, at_most=True)
 IDENTICAL = Target(must=1.0, reference="one process")
 WRONG = Target(must=0, at_most=True, reference="one process")
+
+
+@dataclass(frozen=True)
+class RouterLoss:
+    """wrong: tokens that were missing, repeated or others. replayed: streams that went on at the other
+    router. replay_s: seconds that it takes to compute as many tokens as they had, and one more each, when
+    nobody else asks for anything."""
+
+    seen: Observed
+    wrong: int
+    replayed: int
+    replay_s: float
 
 
 def observe_routers(
@@ -43,9 +60,9 @@ def observe_routers(
     expected: Sequence[Sequence[int]],
     fault: Fault,
     course: Course,
-) -> tuple[Observed, int]:
+) -> RouterLoss:
     """Serve the requests again and again, through a gateway with two routers, while `fault` happens to one of
-    them. Returns what was seen, and how many tokens were missing, repeated or others.
+    them.
 
     rates: rows per second of each node. expected: the requests' tokens. Raises StartFailed, Unavailable.
     """
@@ -61,13 +78,46 @@ def observe_routers(
             return begin
 
         streams, begin = asyncio.run(streams_through(gateway.address, requests, happen))
+        replayed = gateway.stats()["replayed"]
+        lengths = [
+            len(requests[stream.request].prompt_ids) + sum(at < begin for at in stream.times)
+            for stream in most_delayed(streams, begin, replayed)
+        ]
+        replay_s = asyncio.run(first_tokens(gateway.address, lengths, library.spec.vocab))
     wrong = sum(wrong_tokens(stream, expected[stream.request]) for stream in streams)
-    return summed_up(streams, expected, begin, course, 0.0), wrong
+    return RouterLoss(summed_up(streams, expected, begin, course, 0.0), wrong, replayed, replay_s)
+
+
+def most_delayed(streams: Sequence[Stream], begin: float, count: int) -> list[Stream]:
+    """Those with the longest gaps around or after `begin`."""
+
+    def gap(stream: Stream) -> float:
+        return max((b - a for a, b in pairwise(stream.times) if b >= begin), default=0.0)
+
+    return sorted(streams, key=gap, reverse=True)[:count]
+
+
+async def first_tokens(address: str, lengths: Sequence[int], vocab: int) -> float:
+    """Seconds until prompts of these lengths, sent together, have a token each. Drawn at random, so that no
+    KV page is found. Raises Unavailable if one fails."""
+    draw = random.Random(len(lengths))
+    prompts = [pb.TokenIds(ids=[draw.randrange(vocab) for _ in range(length)]) for length in lengths]
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = generation_pb2_grpc.GenerationStub(channel)
+        sampling = pb.Sampling(max_tokens=1)
+        begin = time.monotonic()
+        calls = [stub.Generate(pb.GenerateRequest(token_ids=ids, sampling=sampling)) for ids in prompts]
+        streams = [Stream(place) for place in range(len(calls))]
+        await asyncio.gather(*map(_read, calls, streams))
+    if errors := [stream.error for stream in streams if stream.error]:
+        raise Unavailable(f"the router that is left does not compute: {errors[0]}")
+    return time.monotonic() - begin
 
 
 @contextmanager
 def gateway_of(live: LiveCluster) -> Iterator[GatewayService]:
-    """A gateway of this process in front of all its routers."""
+    """A gateway of this process, connected to all its routers, so that they share the first streams. Raises
+    StartFailed."""
     library = live.library
     dtype = kv_dtype(library.manifest.trunk.floating, ENGINE.kv)
     context = longest_sequence(library.spec, ENGINE, dtype)
@@ -78,6 +128,11 @@ def gateway_of(live: LiveCluster) -> Iterator[GatewayService]:
         members = live.controller.status()["members"]
         routers = {str(m["id"]): str(m["address"]) for m in members if m["role"] == Role.ROUTER.value}
         service.update(routers)
+        deadline = time.monotonic() + CONNECT_S
+        while service.stats()["routers"] < len(routers):
+            if time.monotonic() > deadline:
+                raise StartFailed(f"the gateway did not reach {len(routers)} routers within {CONNECT_S:g} s")
+            time.sleep(POLL_S)
         yield service
     finally:
         service.shutdown(grace_s=0.0)
@@ -136,15 +191,20 @@ def wrong_tokens(stream: Stream, tokens: Sequence[int]) -> int:
     return sum(a != b for a, b in zip_longest(stream.tokens, wanted))
 
 
-def router_results(name: str, trials: Sequence[tuple[Observed, int]], course: Course) -> list[Result]:
-    seen = [each for each, _ in trials]
+def router_results(name: str, trials: Sequence[RouterLoss], course: Course) -> list[Result]:
+    seen = [each.seen for each in trials]
+    replays = [each.replay_s for each in trials]
+    beyond = [each.seen.longest_gap_s - each.replay_s for each in trials]
     before = [1e3 * percentile(each.gaps_before.tolist(), 99) for each in seen]
     rates = [each.rate_before(course.before_s) for each in seen]
     return [
         result(f"{name}.failed_requests", [each.failed for each in seen], "requests", FAILED),
         result(f"{name}.tokens_identical", [float(each.identical) for each in seen], "ratio", IDENTICAL),
-        result(f"{name}.tokens_lost_or_repeated", [wrong for _, wrong in trials], "tokens", WRONG),
-        result(f"{name}.longest_gap", [each.longest_gap_s for each in seen], "s", GAP),
+        result(f"{name}.tokens_lost_or_repeated", [each.wrong for each in trials], "tokens", WRONG),
+        result(f"{name}.replayed", [each.replayed for each in trials], "streams"),
+        result(f"{name}.longest_gap", [each.longest_gap_s for each in seen], "s"),
+        result(f"{name}.replay", replays, "s"),
+        result(f"{name}.gap_beyond_replay", beyond, "s", BEYOND_REPLAY),
         result(f"{name}.tokens_per_s_before", rates, "tokens/s"),
         result(f"{name}.p99_gap_before", before, "ms"),
     ]

@@ -52,14 +52,11 @@ class Replays:
         self._losses: dict[Ticket, Losses] = {}
         self._waiting: dict[Ticket, asyncio.TimerHandle] = {}
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def lost(self, router: RouterId, tickets: Sequence[Ticket]) -> None:
         """These were there and have not ended. Each waits, or fails: after too many losses, or without a
         window."""
         if tickets:
-            log.warning("router %s was lost with %d requests, which go on elsewhere", router, len(tickets))
+            log.warning("router %s was lost while it computed %d requests", router, len(tickets))
         for ticket in tickets:
             ticket.leave_router()
             tokens = sum(mailbox.received for mailbox in ticket.mailboxes)

@@ -42,7 +42,6 @@ def served() -> Iterator[tuple[GatewayService, list[int]]]:
         live_cluster(open_model(), [LiveNode()], [EngineConfig()] * 2) as live,
         gateway_of(live) as gateway,
     ):
-        wait_until(lambda: gateway.stats()["routers"] == 2, "both routers")
         yield gateway, [live.processes[f"router-{number}"].pid for number in range(2)]
 
 
@@ -63,7 +62,7 @@ def answer(stub: generation_pb2_grpc.GenerationStub, name: str) -> Answer:
 def test_the_same_tokens_after_a_freeze_and_a_kill(served: tuple[GatewayService, list[int]]) -> None:
     gateway, pids = served
     with generation_stub(gateway) as stub, ThreadPoolExecutor(len(ASKED)) as threads:
-        expected = {name: answer(stub, name) for name in ASKED}
+        expected = dict(zip(ASKED, threads.map(lambda name: answer(stub, name), ASKED), strict=True))
         scored = stub.Score(pb.ScoreRequest(text=TEXT * 4)).logprobs
         for pid, what in ((pids[0], signal.SIGSTOP), (pids[1], signal.SIGKILL)):
             before = gateway.stats()["replayed"]

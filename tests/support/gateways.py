@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from typing import Any
 
 import grpc
@@ -80,3 +81,10 @@ def request(text: str = "abc", **fields: Any) -> pb.GenerateRequest:
     sampling = {name: fields.pop(name) for name in list(fields) if name in names}
     prompt = {} if "token_ids" in fields else {"text": text}
     return pb.GenerateRequest(sampling=pb.Sampling(**sampling), **prompt, **fields)
+
+
+def serve(pipe: Connection, routers: Mapping[str, str]) -> None:
+    """A gateway as a process of `cluster.fleet.children.family`, which says its address."""
+    with gateway(routers) as service, suppress(EOFError):
+        pipe.send(service.address)
+        pipe.recv()

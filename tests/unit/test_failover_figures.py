@@ -7,6 +7,7 @@ import pytest
 
 from cluster.cli.bench import Case
 from cluster.cli.bench_failover import ROUTERS, copies_of, fault_of
+from cluster.cli.bench_routers import most_delayed, wrong_tokens
 from cluster.experiments.live.failover import Course, Observed, as_expected, in_copies, summed_up
 from cluster.experiments.live.faults import Fault
 from cluster.experiments.live.streams import Stream
@@ -73,3 +74,22 @@ def test_cases() -> None:
     assert [copies_of(case) for case in of_nodes] == [2, 2, 2, 2, 1]
     assert set(ROUTERS.values()) == {Fault.kill, Fault.freeze}
     assert fault_of(Case.cut) is Fault.cut
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ended", "wrong"),
+    [
+        ([0, 1, 2], False, 0),
+        ([0, 2, 3], False, 2),  # one was lost
+        ([0, 1, 1, 2, 3], False, 3),  # one was repeated
+        ([0, 1, 2], True, 2),  # the end is missing
+        ([0, 1, 2, 3, 4, 4], True, 1),
+    ],
+)
+def test_tokens_that_a_stream_should_not_have_are_counted(tokens: list[int], ended: bool, wrong: int) -> None:
+    assert wrong_tokens(stream(tokens=tokens, ended=ended), range(5)) == wrong
+
+
+def test_the_streams_of_the_lost_router_are_those_that_waited_longest() -> None:
+    streams = [stream(-3.0, -0.1, 0.2), stream(-0.1, 1.0), stream(-0.2, 0.5, 0.6), stream(-5.0, -1.0)]
+    assert most_delayed(streams, FAULT_AT, 2) == [streams[1], streams[2]]

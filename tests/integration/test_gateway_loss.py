@@ -1,0 +1,54 @@
+"""A gateway is killed: its clients go on at another one, by the request's name and the tokens they have."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import grpc
+import pytest
+
+from cluster.fleet.children import family
+from protos import generation_pb2 as pb
+from protos import generation_pb2_grpc
+from support.fake_router import FakeRouter
+from support.gateways import gateway, generation_stub, request, serve, wait_until
+
+TOKENS, READ = 40, 7
+TEXT = "añ漢🙂"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
+def test_a_stream_goes_on_at_another_gateway(temperature: float) -> None:
+    """A sampled request without a seed is told the one that was drawn, before its first token."""
+
+    def asked(**fields: object) -> pb.GenerateRequest:
+        return request(TEXT, max_tokens=TOKENS, temperature=temperature, request_id="mine", **fields)
+
+    with (
+        FakeRouter(paused=True) as router,
+        gateway({"r0": router.address}) as other,
+        family(serve, [({"r0": router.address},)]) as (child,),
+        grpc.insecure_channel(child.word) as channel,
+    ):
+        stream = generation_pb2_grpc.GenerationStub(channel).Generate(asked())
+        seed = next(stream).start.seed
+        wait_until(lambda: len(router.running) == 1, "the request")
+        for _ in range(READ):
+            router.step()
+        text, ids = "", list[int]()
+        while len(ids) < READ:
+            part = next(stream)
+            text, ids = text + part.text, [*ids, *part.token_ids]
+        os.kill(child.pid, signal.SIGKILL)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stream)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        wait_until(lambda: not router.running, "the router to forget what the dead gateway asked for")
+        router.resume()
+        with generation_stub(other) as stub:
+            for part in stub.Generate(asked(resume_from=READ, seed=seed)):
+                text, ids = text + part.text, [*ids, *part.token_ids]
+            undisturbed = list(stub.Generate(asked(seed=seed)))
+        assert ids == [token for part in undisturbed for token in part.token_ids]
+        assert text == "".join(part.text for part in undisturbed)
