@@ -4,8 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PYTEST_ARGS ?=
 PRESET ?= minimal
+SEED   ?= 7
 
-.PHONY: up down test test-parity test-hostile test-arm check format bench protos clean
+.PHONY: up down test test-parity test-hostile test-arm chaos soak check format bench protos clean
 
 up: $(VENV)/.installed          ## start a local cluster, run a sample prompt, print what to try next
 	@$(BIN)/moemesh up
@@ -29,6 +30,12 @@ test-hostile: $(VENV)/.installed-dev     ## 10,000 hostile requests on a gateway
 
 test-arm: $(VENV)/.installed-dev         ## NEON under qemu: the same bits as here (minutes; a large download)
 	$(BIN)/python tests/arm/emulated.py .arm
+
+chaos: $(VENV)/.installed       ## 200 random faults on a cluster under load, and whether it kept its promises
+	@$(BIN)/moemesh chaos --faults 200 --seed $(SEED)
+
+soak: $(VENV)/.installed        ## 20 minutes of faults: memory, open files and threads must stay flat too
+	@$(BIN)/moemesh chaos --minutes 20 --seed $(SEED) --soak
 
 check: $(VENV)/.installed-dev   ## lint, formatting, types, import contracts
 	$(BIN)/ruff check .

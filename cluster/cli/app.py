@@ -39,6 +39,7 @@ VERBS = {
     "trace": "trace",
     "experiment": "experiment",
     "bench": "bench",
+    "chaos": "chaos",
 }
 """Verb: module in cluster.cli, in the order of --help."""
 

@@ -35,35 +35,62 @@ def children(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) 
         yield [child.word for child in started]
 
 
+class Started:
+    """A process that was started: wait for it with `child`, end it with `end`."""
+
+    def __init__(self, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        """Run `target(pipe, *arguments)` in it. It sends one word (its address) when it serves, and ends when
+        its `pipe.recv()` raises EOFError."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+    def tell(self, command: str) -> None:
+        """As `Child.tell`; it reads it when it serves."""
+        self._pipe.send(command)
+
+    def child(self) -> Child:
+        """Once it serves. Raises StartFailed if it says nothing within START_S."""
+        return Child(_word(self._pipe), self.pid, self._pipe)
+
+    def release(self) -> None:
+        """Let it end by itself."""
+        self._pipe.close()
+
+    def end(self) -> None:
+        """Returns when it is gone, killed if it takes longer than END_S."""
+        self.release()
+        self._process.join(END_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """Returns when it is gone."""
+        self.release()
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join()
+        self._process.close()
+
+
 @contextmanager
 def family(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> Iterator[list[Child]]:
-    """Run `target(pipe, *values)` in a process of its own for each of `arguments`; yields them.
-
-    A child sends one word (its address) when it serves, and ends when its `pipe.recv()` raises EOFError.
-    Raises StartFailed if a child says nothing within START_S. All are gone when the context ends.
-    """
-    context = multiprocessing.get_context("spawn")
-    started, pipes = [], []
+    """A process as `Started` for each of `arguments`; all are gone when the context ends. Raises
+    StartFailed."""
+    started: list[Started] = []
     try:
-        for values in arguments:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=target, args=(theirs, *values), daemon=True)
-            process.start()
-            theirs.close()
-            started.append(process)
-            pipes.append(ours)
-        yield [
-            Child(_word(pipe), process.pid or 0, pipe) for process, pipe in zip(started, pipes, strict=True)
-        ]
+        started += [Started(target, values) for values in arguments]
+        yield [each.child() for each in started]
     finally:
-        for pipe in pipes:
-            pipe.close()
-        for process in started:
-            process.join(END_S)
-            if process.is_alive():
-                process.kill()
-                process.join()
-            process.close()
+        for each in started:
+            each.release()
+        for each in started:
+            each.end()
 
 
 def _word(pipe: Pipe) -> str:

@@ -48,7 +48,7 @@ class View:
 
     active: version of the table that all nodes have loaded, 0 while one is missing. settled: no router uses
     an older one. next: a table to load beside this one, for nodes. mending: experts that no node holds any
-    more are being loaded. hurry: something waits for its members' reports.
+    more are being loaded. hurry: something waits for its members' reports. epoch: of the controller.
     """
 
     table: PlacementTable | None = None
@@ -59,6 +59,7 @@ class View:
     next: PlacementTable | None = None
     mending: bool = False
     hurry: bool = False
+    epoch: int = 0
 
     def merged(self, answer: Mapping[str, Any]) -> View:
         """With a STATE header folded in; a table that is left out or not newer changes nothing."""
@@ -76,6 +77,7 @@ class View:
             None if following is None else PlacementTable.from_wire(following),
             bool(answer.get("mending", False)),
             bool(answer.get("hurry", False)),
+            int(answer["epoch"]),
         )
 
 

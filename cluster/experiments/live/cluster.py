@@ -26,6 +26,7 @@ from cluster.fleet.ask import Controller
 from cluster.fleet.children import START_S, Child, children, family
 from cluster.fleet.ports import free_port
 from cluster.fleet.roles.controller import ControllerPlace, ControllerRole
+from cluster.fleet.roles.gateway import GatewayRole
 from cluster.fleet.roles.process import Place
 from cluster.fleet.roles.router import RouterRole
 from cluster.library.reader import Library
@@ -135,13 +136,13 @@ def live_cluster(
         epoch = str(Path(logs) / "epoch")
         place = ControllerPlace(shape, HOST, free_port(HOST), epoch, logs, config, table)
         address = f"{HOST}:{place.port}"
-        with children(_serve_controller, [(place,)]), Controller(address) as controller:
+        with children(serve_controller, [(place,)]), Controller(address) as controller:
             live = LiveCluster(controller, address, library, variant, logs)
             wanted: list[tuple[Any, ...]] = [
                 ("node", live.place(f"node-{number}"), node, model) for number, node in enumerate(nodes)
             ]
             wanted += [("router", live.place(f"router-{i}"), config) for i, config in enumerate(routers)]
-            with family(_serve, wanted) as started:
+            with family(serve_role, wanted) as started:
                 live.wait_ready(len(wanted))
                 names = [place.name for _, place, *_ in wanted]
                 yield replace(live, processes=dict(zip(names, started, strict=True)))
@@ -151,13 +152,16 @@ class _Role(Protocol):
     def shutdown(self) -> None: ...
 
 
-def _serve_controller(pipe: Pipe, place: ControllerPlace) -> None:
+def serve_controller(pipe: Pipe, place: ControllerPlace) -> None:
+    """What a controller's process runs."""
     _until_told(pipe, ControllerRole(place))
 
 
-def _serve(pipe: Pipe, role: str, place: Place, *more: Any) -> None:
-    if role == "router":
-        _until_told(pipe, RouterRole(place, *more))
+def serve_role(pipe: Pipe, role: str, place: Place, *more: Any) -> None:
+    """What any other role's process runs. more: of a router its EngineConfig; of a gateway its
+    GatewayConfig and the routers' EngineConfig; of a node its LiveNode and the Model that it computes."""
+    if role != "node":
+        _until_told(pipe, RouterRole(place, *more) if role == "router" else GatewayRole(place, *more))
         return
     node, model = more
     if node.core is not None:
@@ -174,7 +178,7 @@ def _serve(pipe: Pipe, role: str, place: Place, *more: Any) -> None:
 def _until_told(pipe: Pipe, role: _Role) -> None:
     """Serve, and do as the parent says, until it closes its end of the pipe, or is gone."""
     pipe.send("serves")
-    with suppress(EOFError):
+    with suppress(EOFError, ConnectionError):  # an error if it has not read what was sent
         while True:
             getattr(role, pipe.recv())()
     role.shutdown()

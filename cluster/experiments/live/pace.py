@@ -74,6 +74,13 @@ class PacedNode(NodeRole):
 
     def slow_down(self) -> None:
         """From now on everything takes SLOW times as long."""
-        self._slowness = SLOW
+        self._set_slowness(SLOW)
+
+    def speed_up(self) -> None:
+        """Be as fast as before."""
+        self._set_slowness(1.0)
+
+    def _set_slowness(self, slowness: float) -> None:
+        self._slowness = slowness
         if self._paced is not None:
-            self._paced.slowness = SLOW
+            self._paced.slowness = slowness

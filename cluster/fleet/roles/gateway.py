@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster.compute.weights import kv_dtype
@@ -24,6 +25,33 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Named:
+    """A router that takes requests. epoch: of the controller that has last said so."""
+
+    address: str
+    epoch: int
+
+
+def routers_of(view: View, before: Mapping[str, Named]) -> dict[str, Named]:
+    """Those to use now. before: those that were used until now.
+
+    A controller that has started again names nobody at first: a router of which only an earlier one has told
+    is kept, with the streams that run on it, until this one has heard of it.
+    """
+    ready = {
+        name: Named(str(router["address"]), view.epoch)
+        for name, router in view.routers.items()
+        if router["ready"]
+    }
+    unheard = {
+        name: router
+        for name, router in before.items()
+        if name not in view.routers and router.epoch != view.epoch
+    }
+    return ready | unheard
+
+
 class GatewayRole(ControlledRole):
     """engine: the routers' configuration, which decides how long a sequence may be."""
 
@@ -34,6 +62,7 @@ class GatewayRole(ControlledRole):
         self._place, self._config, self._engine = place, config, engine
         self._restarts = count_restarts(place.logs, place.name)
         self._service: GatewayService | None = None
+        self._routers: dict[str, Named] = {}
         self._telemetry: Telemetry | None = None
         self.closing_s += config.drain_s
         super().__init__(place.name, place.controller)
@@ -51,9 +80,8 @@ class GatewayRole(ControlledRole):
 
     def apply(self, view: View) -> tuple[int, int]:
         assert self._service is not None, "build() comes first"
-        self._service.update(
-            {name: str(router["address"]) for name, router in view.routers.items() if router["ready"]}
-        )
+        self._routers = routers_of(view, self._routers)
+        self._service.update({name: router.address for name, router in self._routers.items()})
         return NO_TABLE if view.table is None else (view.table.epoch, view.table.version)
 
     def observe(self, cluster: Mapping[str, Any]) -> None:
