@@ -36,7 +36,8 @@ MOEMESH = (sys.executable, "-m", "cluster.cli.app")
 
 class Case(StrEnum):
     """Of a failover. kill, freeze, cut, slow: two copies of every expert. sole: one, whose node is killed.
-    router, frozen_router: one of two routers behind a gateway is killed, or frozen."""
+    router, frozen_router: one of two routers behind a gateway is killed, or frozen. controller: it is killed,
+    and started again after a while."""
 
     kill = "kill"
     freeze = "freeze"
@@ -45,6 +46,7 @@ class Case(StrEnum):
     sole = "sole"
     router = "router"
     frozen_router = "frozen-router"
+    controller = "controller"
 
 
 class Preset(StrEnum):
@@ -204,11 +206,11 @@ def bench_failover(
     preset: PresetOption = Preset.minimal,
     as_json: AsJson = False,
 ) -> None:
-    """What streams see of a lost node or router: failed requests, bits, the longest gap, the way back.
+    """What streams see of lost nodes, routers, controllers: failed requests, bits, gaps, the way back.
 
     Clusters of paced nodes on this machine; one node is killed, frozen, cut off or slowed down while 16
-    streams run over two copies of every expert, or killed where there is one copy. Or one of two routers is
-    killed or frozen behind a gateway.
+    streams run over two copies of every expert, or killed where there is one copy. Or, behind a gateway, one
+    of two routers is killed or frozen, or the controller killed.
     """
     from cluster.cli.bench_failover import FAILOVER_PRESETS, measure_failover
     from cluster.cli.report import Report

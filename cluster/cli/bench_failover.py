@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cluster.cli.bench import Case
+from cluster.cli.bench_controller import away_results, observe_away
 from cluster.cli.bench_routers import observe_routers, router_results
 from cluster.cli.local import local_engine, run
 from cluster.cli.report import NO_TARGET, Result, Target, percentile, result
@@ -35,6 +37,9 @@ BEYOND_LOAD = Target(must=1.5, at_most=True, reference="gap less the time to loa
 ROUTERS = {Case.router: Fault.kill, Case.frozen_router: Fault.freeze}
 """What happens to one of two routers."""
 
+APART = {*ROUTERS, Case.controller}
+"""Where no node fails."""
+
 
 def fault_of(case: Case) -> Fault:
     """To one of the nodes."""
@@ -47,11 +52,14 @@ def copies_of(case: Case) -> int:
 
 @dataclass(frozen=True)
 class FailoverPreset:
+    """away_s: how long there is no controller."""
+
     trials: int
+    away_s: float
     course: Course = field(default_factory=Course)
 
 
-FAILOVER_PRESETS = {"minimal": FailoverPreset(1), "full": FailoverPreset(5)}
+FAILOVER_PRESETS = {"minimal": FailoverPreset(1, 10.0), "full": FailoverPreset(5, 60.0)}
 
 
 def measure_failover(
@@ -63,41 +71,48 @@ def measure_failover(
     progress("the tokens of one process")
     expected = reference(library, requests)
     two = math.nan
-    if any(case is not Case.slow and case not in ROUTERS for case in cases):
+    if any(case is not Case.slow and case not in APART for case in cases):
         progress("two nodes alone")
         course = replace(preset.course, after_s=0.5)
         alone = observe(library, [RATE] * 2, requests, expected, None, 2, course)
         two = alone.rate_before(course.before_s)
     results = [] if math.isnan(two) else [result("failover.two_nodes.tokens_per_s", [two], "tokens/s")]
+    load = _Load(library, requests, expected, preset)
     for case in cases:
-        if case in ROUTERS:
-            results += _of_routers(case, library, requests, expected, preset, progress)
-            continue
         trials = []
         for trial in range(preset.trials):
             progress(f"{case.value}, trial {trial + 1} of {preset.trials}")
-            rates = [RATE] * NODES
-            trials.append(
-                observe(library, rates, requests, expected, fault_of(case), copies_of(case), preset.course)
-            )
-        results += _results(case, trials, preset.course, 0.9 * two)
+            trials.append(load.trial(case))
+        results += _summary(case, trials, preset.course, 0.9 * two)
     return results
 
 
-def _of_routers(
-    case: Case,
-    library: Library,
-    requests: Sequence[EngineRequest],
-    expected: Sequence[Sequence[int]],
-    preset: FailoverPreset,
-    progress: Callable[[str], None],
-) -> list[Result]:
-    trials = []
-    for trial in range(preset.trials):
-        progress(f"{case.value}, trial {trial + 1} of {preset.trials}")
-        rates = [RATE] * NODES
-        trials.append(observe_routers(library, rates, requests, expected, ROUTERS[case], preset.course))
-    return router_results(f"failover.{case.value.replace('-', '_')}", trials, preset.course)
+@dataclass(frozen=True)
+class _Load:
+    """expected: the tokens of one process, of each request."""
+
+    library: Library
+    requests: Sequence[EngineRequest]
+    expected: Sequence[Sequence[int]]
+    preset: FailoverPreset
+
+    def trial(self, case: Case) -> Any:
+        """What `_summary` takes for this case."""
+        what, course, rates = (self.library, self.requests, self.expected), self.preset.course, [RATE] * NODES
+        if case is Case.controller:
+            return observe_away(*what, course, self.preset.away_s)
+        if case in ROUTERS:
+            return observe_routers(self.library, rates, *what[1:], ROUTERS[case], course)
+        return observe(self.library, rates, *what[1:], fault_of(case), copies_of(case), course)
+
+
+def _summary(case: Case, trials: Sequence[Any], course: Course, enough: float) -> list[Result]:
+    name = f"failover.{case.value.replace('-', '_')}"
+    if case is Case.controller:
+        return away_results(name, trials, course)
+    if case in ROUTERS:
+        return router_results(name, trials, course)
+    return _results(case, trials, course, enough)
 
 
 def _results(case: Case, trials: Sequence[Observed], course: Course, enough: float) -> list[Result]:

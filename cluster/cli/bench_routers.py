@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
+from typing import TypeVar
 
 import grpc
 
@@ -34,6 +35,7 @@ VICTIM = "router-0"
 ENGINE = EngineConfig()
 CONNECT_S = 10.0
 POLL_S = 0.01
+Done = TypeVar("Done")
 
 BEYOND_REPLAY = Target(must=2.0, at_most=True, reference="gap less the time to compute tokens again")
 FAILED = Target(must=0, at_most=True)
@@ -139,8 +141,8 @@ def gateway_of(live: LiveCluster) -> Iterator[GatewayService]:
 
 
 async def streams_through(
-    address: str, requests: Sequence[EngineRequest], action: Callable[[], float]
-) -> tuple[list[Stream], float]:
+    address: str, requests: Sequence[EngineRequest], action: Callable[[], Done]
+) -> tuple[list[Stream], Done]:
     """Keep one stream of every request going, each again when it ends, while `action` runs on another thread.
 
     Returns all streams, those that were under way at the end too.
@@ -155,11 +157,11 @@ async def streams_through(
                 await _read(stub.Generate(wire(requests[place]), wait_for_ready=True), streams[-1])
 
         readers = [asyncio.create_task(keep(place)) for place in range(len(requests))]
-        begin = await asyncio.to_thread(action)
+        done = await asyncio.to_thread(action)
         for reader in readers:
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
-    return streams, begin
+    return streams, done
 
 
 async def _read(call: grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse], to: Stream) -> None:
