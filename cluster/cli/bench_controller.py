@@ -16,7 +16,7 @@ from cluster.library.reader import Library
 from cluster.types import EngineRequest
 
 SHAPE = Shape(nodes=3, routers=2, gateways=1)
-START_S = BACK_S = 60.0
+START_S = BACK_S = 180.0
 """How long the cluster may take to be whole before the run is given up."""
 
 SERVED = Target(must=1, reference="requests that began and ended while there was no controller")

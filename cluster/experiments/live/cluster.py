@@ -177,8 +177,8 @@ def serve_role(pipe: Pipe, role: str, place: Place, *more: Any) -> None:
 
 def _until_told(pipe: Pipe, role: _Role) -> None:
     """Serve, and do as the parent says, until it closes its end of the pipe, or is gone."""
-    pipe.send("serves")
     with suppress(EOFError, ConnectionError):  # an error if it has not read what was sent
+        pipe.send("serves")
         while True:
             getattr(role, pipe.recv())()
     role.shutdown()
