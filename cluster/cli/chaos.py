@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -47,6 +48,8 @@ def chaos(
 
     if faults and minutes:
         raise typer.BadParameter("cannot be used with --minutes", param_hint="--faults")
+    # Whoever ends us with SIGTERM leaves nothing behind either: a frozen child could not end by itself.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = Plan(seed, 0 if minutes else faults or FAULTS, minutes, streams, Shape(spared=soak))
     with ExitStack() as stack:
         file = None if history is None else stack.enter_context(_writing(history))
