@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -47,9 +48,11 @@ def chaos(
 
     if faults and minutes:
         raise typer.BadParameter("cannot be used with --minutes", param_hint="--faults")
+    # Whoever ends us with SIGTERM leaves nothing behind either: a frozen child could not end by itself.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = Plan(seed, 0 if minutes else faults or FAULTS, minutes, streams, Shape(spared=soak))
     with ExitStack() as stack:
-        file = None if history is None else stack.enter_context(history.open("w"))
+        file = None if history is None else stack.enter_context(_writing(history))
         progress = stack.enter_context(Progress())
         kept = History(file)
         answers, samples = carry_out(plan, kept, logs, progress.phase)
@@ -57,3 +60,10 @@ def chaos(
     show(outcome, as_json)
     if outcome.violations or not outcome.flat:
         raise typer.Exit(1)
+
+
+def _writing(history: Path) -> TextIO:
+    try:
+        return history.open("w")
+    except OSError as error:
+        raise typer.BadParameter(f"cannot be written ({error.strerror})", param_hint="--history") from None

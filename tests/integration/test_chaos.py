@@ -12,7 +12,7 @@ from cluster.experiments.chaos.history import History, from_lines
 from cluster.experiments.chaos.run import Plan
 from cluster.experiments.chaos.schedule import Shape
 
-SEED, FAULTS = 7, 4
+SEED, FAULTS = 5, 4
 
 
 @pytest.mark.slow

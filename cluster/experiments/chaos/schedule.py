@@ -53,7 +53,7 @@ WEIGHTS = {
 }
 """How often each is tried, relative to the others."""
 
-PAUSE_S = (0.3, 3.0)
+PAUSE_S = (0.1, 2.0)
 """Between the beginnings of two faults."""
 
 LASTS_S = {True: (0.2, 2.0), False: (0.2, 6.0)}
