@@ -30,7 +30,7 @@ from cluster.errors import MoemeshError, OutOfMemoryBudget
 
 if TYPE_CHECKING:
     from cluster.fleet.folder import Folder, Record
-    from cluster.fleet.launch import Plan
+    from cluster.fleet.wanted import Plan
     from cluster.library.reader import Library
 
 DEFAULTS = ClusterConfig()
@@ -215,13 +215,10 @@ def _start(config: ClusterConfig) -> tuple[Folder, Record]:
 def _plan(config: ClusterConfig) -> Plan:
     """Everything that can be wrong without starting anything. Raises ClusterError, LibraryError."""
     from cluster.balance.policies import resolve
-    from cluster.controller.state import Shape
-    from cluster.expert.mapping import PAGE
-    from cluster.fleet.launch import Plan
+    from cluster.fleet.wanted import Plan, shape_of
     from cluster.gateway.service import check_access
     from cluster.library.bundled import open_model
     from cluster.tracing import check_tracing
-    from kernels.layout import pad
 
     check_access(config.gateway)
     check_tracing(config.tracing)
@@ -229,9 +226,7 @@ def _plan(config: ClusterConfig) -> Plan:
     library = open_model(config.model)
     variant = config.variant or library.manifest.default_variant
     _check_budgets(library, variant, config)
-    spec = library.spec
-    largest = max(ref.bytes for layer in library.variant(variant).blobs for ref in layer)
-    shape = Shape(config.nodes, spec.layers, spec.experts, spec.sparse_layers, pad(largest, PAGE))
+    shape = shape_of(library, variant, config.nodes)
     return Plan(config, str(library.path.resolve()), library.name, variant, shape)
 
 

@@ -27,7 +27,7 @@ from cluster.fleet import processes
 from cluster.fleet.processes import Mark
 
 RECORD_VERSION = 1
-ORDERS = "orders"
+EPOCH, LOGS, ORDERS, TOKEN, KEY = "epoch", "logs", "orders", "token", "cluster.key"
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class Folder:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or _from_environment()
-        self.logs = self.path / "logs"
-        self.token = self.path / "token"
-        self.key = self.path / "cluster.key"
-        self.epoch = self.path / "epoch"
+        self.logs = self.path / LOGS
+        self.token = self.path / TOKEN
+        self.key = self.path / KEY
+        self.epoch = self.path / EPOCH
         self._orders = self.path / ORDERS
         self._state = self.path / "state.json"
 

@@ -6,7 +6,7 @@ import logging
 import time
 
 from cluster.errors import ClusterError, MoemeshError, NotUp
-from cluster.fleet import head, ports
+from cluster.fleet import ports, raynode
 from cluster.fleet.ask import Controller
 from cluster.fleet.folder import Folder, Record
 
@@ -36,12 +36,12 @@ def down(folder: Folder) -> None:
 
 def clean(record: Record, folder: Folder, keep_logs: bool = False) -> None:
     """End every process of the record that is alive, with its descendants; remove its files."""
-    left = head.end(record.processes)
+    left = raynode.end(record.processes)
     if left:
         pids = ", ".join(str(one.pid) for one in left)
         raise ClusterError(f"processes {pids} do not end; end them by hand, then try again")
     taken = ports.wait_free((record.controller, record.grpc, record.http), PORTS_S)
-    head.remove_files(record.temp)
+    raynode.remove_files(record.temp)
     folder.forget(keep_logs)
     if taken:
         raise ClusterError(f"{', '.join(taken)} is in use still, though everything of ours has ended")
