@@ -16,7 +16,7 @@ import typer
 
 from cluster.cli import options
 from cluster.cli.output import Progress, print_json
-from cluster.cli.values import format_bytes, parse_address, parse_bytes
+from cluster.cli.values import parse_address, parse_bytes
 from cluster.config import (
     ClusterConfig,
     GatewayConfig,
@@ -27,6 +27,7 @@ from cluster.config import (
     WireSecurity,
 )
 from cluster.errors import MoemeshError, OutOfMemoryBudget
+from cluster.sizes import format_bytes
 
 if TYPE_CHECKING:
     from cluster.fleet.folder import Folder, Record
