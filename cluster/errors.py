@@ -189,6 +189,10 @@ class StartFailed(ClusterError):
     code = "UNAVAILABLE"
 
 
+class HostFailed(ClusterError):
+    code = "UNAVAILABLE"
+
+
 def error_from_wire(name: str, message: str) -> MoemeshError:
     """Rebuild an error that travelled between our processes as (class name, message).
 

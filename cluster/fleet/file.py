@@ -67,8 +67,8 @@ class Ssh:
 
 @dataclass(frozen=True)
 class Ports:
-    """The same on every machine, so that one rule opens a firewall. Each is the first of as many as there are
-    listeners.
+    """The same on every machine, so that one rule opens a firewall, unless a host has ports of its own. Each
+    is the first of as many as there are listeners.
 
     ray: Ray's own, RAY_PORTS in a row: the head's GCS (on the head only), then raylet, object manager,
     runtime environments' agent, dashboard agent's two, metrics. workers: of Ray's worker processes,
@@ -114,6 +114,7 @@ class Host:
     link_bytes_per_s: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     ssh: Ssh = field(default_factory=Ssh)
+    ports: Ports = field(default_factory=Ports)
 
     @property
     def hub(self) -> bool:
@@ -131,8 +132,8 @@ class Host:
 
 @dataclass(frozen=True)
 class FleetFile:
-    """hosts: what `load` gives has routers, gateways and head decided, and ssh as the whole fleet's with the
-    host's own keys over it.
+    """hosts: what `load` gives has routers, gateways and head decided, ssh and ports as the whole fleet's
+    with the host's own keys over them.
 
     model: library folder, "" for the bundled one; variant: of its experts, "" for the default.
     gateway.host, gateway.http_host: OWN unless the file says otherwise.
@@ -174,7 +175,7 @@ class FleetFile:
 
     def ports_of(self, host: Host) -> tuple[PortUse, ...]:
         """Every port that a host listens on, SSH's included."""
-        ports = self.ports
+        ports = host.ports
         uses = [
             PortUse("ssh.port", host.ssh.port),
             PortUse("ports.ray", ports.ray, RAY_PORTS),
@@ -202,18 +203,18 @@ def load(path: Path) -> FleetFile:
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{at(values, 'hosts')}the fleet needs hosts, a list with at least one entry")
     fleet = build(FleetFile, values, "the fleet", hosts=())
-    hosts = [_host(entry, number, fleet.ssh) for number, entry in enumerate(entries)]
+    hosts = [_host(entry, number, fleet) for number, entry in enumerate(entries)]
     fleet = replace(fleet, hosts=_with_head(hosts))
     check(fleet, values, entries)
     return fleet
 
 
-def _host(entry: object, number: int, ssh: Ssh) -> Host:
+def _host(entry: object, number: int, fleet: FleetFile) -> Host:
     given = entry if isinstance(entry, dict) else {}
     name = given.get("name")
     where = f"host {name}" if isinstance(name, str) else f"entry {number + 1} of hosts"
     each = int(given.get("role") == HostRole.hub)
-    return build(Host, entry, where, ssh=ssh, routers=each, gateways=each)
+    return build(Host, entry, where, ssh=fleet.ssh, ports=fleet.ports, routers=each, gateways=each)
 
 
 def _with_head(hosts: Sequence[Host]) -> tuple[Host, ...]:

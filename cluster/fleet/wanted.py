@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from cluster.config import ClusterConfig, NodeConfig
+from cluster.config import ClusterConfig
 from cluster.controller.members import Role
 from cluster.controller.state import Shape
 from cluster.fleet.folder import EPOCH, LOGS
@@ -120,9 +120,8 @@ def on_fleet(fleet: FleetFile, shape: Shape, variant: str) -> tuple[Wanted, ...]
 
 
 def _node(fleet: FleetFile, host: Host, variant: str) -> Wanted:
-    config = NodeConfig(host.memory_bytes, host.cores, host.address)
     place = _place(fleet, host, host.name, variant, host.ports.node)
-    return Wanted(Role.NODE.value, host.name, (place, config), host.name)
+    return Wanted(Role.NODE.value, host.name, (place, host.node_config), host.name)
 
 
 def _router(fleet: FleetFile, host: Host, variant: str, number: int) -> Wanted:
