@@ -1,4 +1,4 @@
-"""A fleet of three machines on one, from `up --fleet` to `down --fleet`. The tests share it, in order."""
+"""A fleet of two machines on one, from `up --fleet` to `down --fleet`. The tests share it, in order."""
 
 import json
 
@@ -21,7 +21,7 @@ def library(tmp_path_factory):
 @pytest.fixture(scope="module")
 def fleet(library, tmp_path_factory):
     root = tmp_path_factory.mktemp("f")
-    hosts = {"hub": {"role": "hub"}, "one": {"role": "edge"}, "two": {"role": "edge"}}
+    hosts = {"hub": {"role": "hub"}, "one": {"role": "edge"}}
     made = loopback_fleet(root, hosts, model=str(library.path))
     yield made
     made.moemesh.run("down", "--fleet", str(made.file))
@@ -30,7 +30,7 @@ def fleet(library, tmp_path_factory):
 @pytest.fixture(scope="module")
 def leaving(fleet):
     found = []
-    for name in ("hub", "one", "two"):
+    for name in ("hub", "one"):
         one = Leaving(fleet.moemesh)
         one.moemesh = Host(fleet.folder(name))
         found.append(one)
@@ -58,11 +58,11 @@ def look(leaving):
 def test_up_starts_every_host(fleet, leaving):
     summary = fleet.moemesh.json("up", "--fleet", str(fleet.file))
     look(leaving)
-    assert summary["hosts"] == ["hub", "one", "two"]
+    assert summary["hosts"] == ["hub", "one"]
     assert summary["grpc"].startswith("127.0.0.2:")
     status = fleet.moemesh.json("status", "--fleet", str(fleet.file))
     where = {node["id"]: node["address"].rpartition(":")[0] for node in status["nodes"]}
-    assert where == {"hub": "127.0.0.2", "one": "127.0.0.3", "two": "127.0.0.4"}
+    assert where == {"hub": "127.0.0.2", "one": "127.0.0.3"}
     assert all(node["ready"] and node["experts"] for node in status["nodes"])
     assert [router["id"] for router in status["routers"]] == ["router-hub-0"]
 
@@ -76,29 +76,29 @@ def test_it_says_what_one_process_says(fleet, library):
 
 
 def test_secrets_are_for_their_owner_alone(fleet):
-    folders = [fleet.folder(name) for name in ("hub", "one", "two")]
+    folders = [fleet.folder(name) for name in ("hub", "one")]
     assert len({folder.token.read_text() for folder in folders}) == 1
     assert len({folder.cluster_key() for folder in folders}) == 1
     assert not any(file.stat().st_mode & 0o077 for f in folders for file in (f.token, f.key))
 
 
 def test_a_host_that_left_comes_back_with_the_next_up(fleet, leaving):
-    left = fleet.moemesh.run("fleet", "leave", str(fleet.file), "--host", "two")
+    left = fleet.moemesh.run("fleet", "leave", str(fleet.file), "--host", "one")
     assert left.returncode == 0, left.stderr
-    assert fleet.folder("two").read() is None
+    assert fleet.folder("one").read() is None
     fleet.moemesh.json("up", "--fleet", str(fleet.file))
     look(leaving)
 
     def back():
         nodes = fleet.moemesh.json("status", "--fleet", str(fleet.file))["nodes"]
-        return all(node["ready"] and node["health"] == "alive" for node in nodes) and len(nodes) == 3
+        return all(node["ready"] and node["health"] == "alive" for node in nodes) and len(nodes) == 2
 
-    wait_until(back, "two serves again")
+    wait_until(back, "one serves again")
 
 
 def test_down_leaves_nothing(fleet, leaving):
     done = fleet.moemesh.json("down", "--fleet", str(fleet.file))
-    assert done["hosts"] == 3
+    assert done["hosts"] == 2
     for one in leaving:
         one.check()
     again = fleet.moemesh.run("down", "--fleet", str(fleet.file), "--json")
