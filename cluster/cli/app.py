@@ -24,6 +24,7 @@ VERBS = {
     "down": "down",
     "status": "status",
     "top": "top",
+    "plan": "plan",
     "fleet": "fleet",
     "rebalance": "rebalance",
     "drain": "drain",

@@ -67,8 +67,8 @@ class Ssh:
 
 @dataclass(frozen=True)
 class Ports:
-    """The same on every machine, so that one rule opens a firewall, unless a host has ports of its own. Each
-    is the first of as many as there are listeners.
+    """The same on every machine, unless one says otherwise, so that one rule opens a firewall. `ray`,
+    `workers` and `routers` are the first of several in a row.
 
     ray: Ray's own, RAY_PORTS in a row: the head's GCS (on the head only), then raylet, object manager,
     runtime environments' agent, dashboard agent's two, metrics. workers: of Ray's worker processes,
@@ -132,10 +132,11 @@ class Host:
 
 @dataclass(frozen=True)
 class FleetFile:
-    """hosts: what `load` gives has routers, gateways and head decided, ssh and ports as the whole fleet's
-    with the host's own keys over them.
+    """hosts: what `load` gives has routers, gateways and head decided, and of ssh and ports what the fleet
+    says where the host says nothing.
 
-    model: library folder, "" for the bundled one; variant: of its experts, "" for the default.
+    model: library folder on every machine, "" for the bundled one; a relative one is below the machine's
+    storage. variant: of its experts, "" for the default.
     gateway.host, gateway.http_host: OWN unless the file says otherwise.
     """
 

@@ -25,8 +25,6 @@ LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 LABEL_PREFIX = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 RESERVED_PREFIXES = ("ray.io", "moemesh")
 MOST_PORT = 65535
-OF_HOSTS = ("ssh", "ports")
-"""Keys of the fleet that a host may have, too."""
 
 
 def check(fleet: FleetFile, values: Any, entries: Sequence[Any]) -> None:
@@ -165,10 +163,9 @@ def _check_edge(host: Host, entry: Any) -> None:
 def _check_ports(fleet: FleetFile, host: Host, values: Any, entry: Any) -> None:
     def refuse(use: PortUse, text: str) -> NoReturn:
         group, _, key = use.key.partition(".")
-        inner = (entry if group in OF_HOSTS and group in entry else values).get(group)
-        if isinstance(inner, dict) and key in inner:
-            _refuse(inner, key, text)
-        _refuse(entry, "", text)
+        written = (entry.get(group), values.get(group))
+        place = next((inner for inner in written if isinstance(inner, dict) and key in inner), None)
+        _refuse(entry if place is None else place, "" if place is None else key, text)
 
     uses = fleet.ports_of(host)
     for use in uses:
