@@ -13,7 +13,6 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 from cluster.errors import HostFailed, MoemeshError, NotUp, OutOfMemoryBudget, ProtocolError
@@ -128,9 +127,10 @@ class Muster:
         return found
 
     def stop(self, hosts: Sequence[Host]) -> None:
-        """After a failure: whatever became of the hosts, signals included."""
-        with suppress(MoemeshError):
-            self.each("stopping", hosts, lambda shell: _call(shell, Quiet(), "leave"), patient=True)
+        """After a failure, which is what will be reported: hosts that cannot be stopped are only told of."""
+        _, errors = self.each("stopping", hosts, lambda shell: _call(shell, Quiet(), "leave"), patient=True)
+        for error in errors:
+            self._progress.done(f"not stopped: {error}")
 
     def on(self, host: Host, job: Job) -> Any:
         return self.everywhere(f"{host.name}:", [host], job)[host.name]
