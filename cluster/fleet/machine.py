@@ -1,4 +1,7 @@
-"""Ray and the kernels of this machine, which get ready side by side.
+"""Ray and the kernels of this machine.
+
+On one machine they get ready side by side. A device of a fleet has them one after the other: Ray gives up a node
+that has not registered within 30 s, no option changes that, and a slow device compiles for minutes.
 
 Everything that was started is in the record before the next step, so that whoever comes after a crash of this
 process can end it.
@@ -72,36 +75,46 @@ class Machine:
         self.note(processes=tuple(processes.family(self.record.processes)))
 
     def start(self, security: WireSecurity, place: RayPlace | None = None) -> None:
-        """place: as of RayNode. This process gets what it needs to talk to Ray into its environment."""
+        """place: of a machine of a fleet; None: Ray is for this one alone. This process gets what it needs to
+        talk to Ray into its environment."""
         self._ray = RayNode(self._folder, security, place)
         self.note(temp=str(self._ray.temp))
         mark = self._ray.start()
         self.note(processes=(mark,))
+        if place is None:
+            self._warm()
+        os.environ.update(raynode.driver_variables(self._ray.environment))
+        self._progress.phase("starting Ray, loading kernels" if place is None else "starting Ray")
+
+    def _warm(self) -> None:
+        assert self._ray is not None, "start() comes first"
         self._warmup = KernelWarmup(self._ray.environment, self._folder.logs / "kernels.log")
         if warming := self._warmup.mark:
-            self.note(processes=(mark, warming))
-        os.environ.update(raynode.driver_variables(self._ray.environment))
-        self._progress.phase("starting Ray, loading kernels")
+            self.note(processes=(*self.record.processes, warming))
 
     def wait(self) -> str:
         """Until Ray and the kernels are there; returns the address of Ray's GCS. Raises StartFailed."""
         assert self._ray is not None, "start() comes first"
-        assert self._warmup is not None, "start() comes first"
         address, warm = "", False
         while not (address and warm):
             self._signals.check()
             if not address and (address := self._ray.address() or ""):
                 self.note(ray=address)
                 self._progress.done(self.watch.timed(f"Ray at {address}"))
-            if not warm and (warm := self._warmup.finished()):
+            if address and self._warmup is None:
+                self._warm()
+            if not warm and self._warmup is not None and (warm := self._warmup.finished()):
                 self._progress.done(self.watch.timed(f"kernels: {self._warmup.summary}"))
-            waiting = [] if address else ["starting Ray"]
-            if not warm:
-                waiting.append(f"kernels {self._warmup.done}/{self._warmup.total or '?'}")
-            self._progress.phase(", ".join(waiting) or "connecting to Ray")
+            self._progress.phase(self._waiting(address, warm))
             self._check_deadline(RAY_S if not address else KERNELS_S, "Ray" if not address else "the kernels")
             time.sleep(POLL_S)
         return address
+
+    def _waiting(self, address: str, warm: bool) -> str:
+        waiting = [] if address else ["starting Ray"]
+        if self._warmup is not None and not warm:
+            waiting.append(f"kernels {self._warmup.done}/{self._warmup.total or '?'}")
+        return ", ".join(waiting) or "connecting to Ray"
 
     def check(self) -> None:
         """Raises StartFailed if Ray has ended."""
