@@ -1,7 +1,7 @@
 """Ray and the kernels of this machine.
 
-On one machine they get ready side by side. A device of a fleet has them one after the other: Ray gives up a node
-that has not registered within 30 s, no option changes that, and a slow device compiles for minutes.
+On one machine they get ready side by side. A device of a fleet has them one after the other: Ray gives up a
+node that has not registered within 30 s, no option changes that, and a slow device compiles for minutes.
 
 Everything that was started is in the record before the next step, so that whoever comes after a crash of this
 process can end it.
