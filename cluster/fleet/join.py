@@ -91,7 +91,7 @@ def check_ports(fleet: FleetFile, host: Host) -> None:
         for port in _ports(use):
             if said := ports.problem(host.address, port):
                 raise PortInUse(
-                    f"host {host.name}: port {port} on {host.address} cannot be used ({said}); stop what "
+                    f"port {port} on {host.address} of host {host.name} cannot be used ({said}); stop what "
                     f"uses it, or choose another for {use.key} in the fleet file"
                 )
 
