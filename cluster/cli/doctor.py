@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from cluster.cli import doctorfleet
 from cluster.cli.options import AsJson
 from cluster.cli.output import print_json, table_console
 from cluster.cli.progress import progress_bar
+from cluster.cli.upfleet import Fleet
 from cluster.errors import MoemeshError
 
 if TYPE_CHECKING:
@@ -34,9 +36,12 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
+    fleet: Fleet = None,
     warm: Annotated[bool, typer.Option("--warm", help="Compile every kernel that is not cached.")] = False,
     as_json: AsJson = False,
 ) -> None:
+    if fleet is not None:
+        doctorfleet.doctor(fleet, as_json)
     findings = [*machine(), *kernels(warm)]
     ok = all(finding.good is not False for finding in findings)
     if as_json:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from cluster.cli import fleetrender
+from cluster.cli import fleetjoin, fleetrender
 
-fleet = typer.Typer(help="Make what starts a fleet from its fleet file.", no_args_is_help=True)
+fleet = typer.Typer(help="Join a fleet, leave it, make files that start one.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -15,7 +15,8 @@ def register(app: typer.Typer) -> None:
 
 @fleet.callback()
 def _group() -> None:
-    """Make what starts a fleet from its fleet file."""
+    """Join a fleet, leave it, make files that start one."""
 
 
+fleetjoin.register(fleet)
 fleetrender.register(fleet)

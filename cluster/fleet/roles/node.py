@@ -75,6 +75,7 @@ class NodeRole(ControlledRole):
             library=self._library.digest,
             incarnation=self.incarnation,
             host=self._config.host,
+            port=self._place.port,
             clock=self._clock,
         )
         self.address = node.start()

@@ -16,6 +16,7 @@ from cluster.expert.blob_client import BlobClient, Fetched, Wait
 from cluster.expert.blob_server import BlobServer
 from cluster.expert.fetch import fetch_manifest
 from cluster.fleet.control import View
+from cluster.library.bundled import open_model
 from cluster.library.format import MANIFEST_NAME, BlobRef
 from cluster.library.reader import Library
 from cluster.types import ExpertId, NodeId
@@ -61,11 +62,11 @@ def _turned(addresses: list[str], by: int) -> list[str]:
 
 
 def open_library(folder: str, identity: Identity, hub: str, wait: Wait) -> Library:
-    """The library in a folder; where there is none, as much of the hub's as a node needs to begin: its
-    manifest. Raises LibraryError, and what `fetch_manifest` does if the hub has not answered for PATIENCE_S.
-    """
-    if not hub or (Path(folder) / MANIFEST_NAME).exists():
-        return Library.open(folder)
+    """The library in a folder, "" for the bundled one; where there is none, as much of the hub's as a node
+    needs to begin: its manifest. Raises LibraryError, and what `fetch_manifest` does if the hub has not
+    answered for PATIENCE_S."""
+    if not hub or not folder or (Path(folder) / MANIFEST_NAME).exists():
+        return open_model(folder)
     deadline = time.monotonic() + PATIENCE_S
     with BlobClient(identity, wait) as client:
         while True:

@@ -1,0 +1,51 @@
+"""Fleets that cannot start: one line that names the host, nothing started anywhere."""
+
+import socket
+
+import pytest
+
+from support.fleets import loopback_fleet
+
+pytestmark = [pytest.mark.fleet, pytest.mark.slow]
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    return loopback_fleet(tmp_path, {"hub": {"role": "hub"}, "one": {"role": "edge"}})
+
+
+def refused(fleet):
+    done = fleet.moemesh.run("up", "--fleet", str(fleet.file))
+    assert done.returncode == 1
+    assert not any((fleet.root / name / "state" / "state.json").exists() for name in ("hub", "one"))
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"), [("FLEET_AWAY", "no way leads to it"), ("FLEET_STRANGE", "refuses the key")]
+)
+def test_a_host_that_ssh_does_not_reach(fleet, variable, words):
+    fleet.moemesh.environment[variable] = "127.0.0.3"
+    said = refused(fleet)
+    assert said.startswith("error: host one (127.0.0.3) cannot be reached by ssh: ")
+    assert words in said
+
+
+def test_a_taken_port(fleet):
+    port = fleet.values["hosts"][1]["ports"]["node"]
+    with socket.create_server(("127.0.0.3", port)):
+        said = refused(fleet)
+    assert said.startswith(f"error: host one: port {port} on 127.0.0.3 of host one cannot be used")
+    assert "ports.node" in said
+
+
+def test_a_host_without_the_memory(fleet):
+    fleet.values["hosts"][1]["memory_bytes"] = "4TiB"
+    fleet.write()
+    assert refused(fleet).startswith("error: host one has ")
+
+
+def test_a_host_without_moemesh(fleet):
+    fleet.values["hosts"][1]["venv"] = "/nowhere"
+    fleet.write()
+    assert "has no moemesh in /nowhere" in refused(fleet)
