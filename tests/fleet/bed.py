@@ -51,15 +51,15 @@ class Bed:
         for source, target in permutations(self.hosts, 2):
             self.link(source, target, link)
 
-    def cut_off(self, name: str, link: Link = Link(cut=True)) -> None:  # noqa: B008  frozen
-        """One host from all others, both ways; with another `link`: all that it is connected by."""
+    def connect(self, name: str, link: Link) -> None:
+        """One host to all others, both ways."""
         for other in self.hosts:
             if other != name:
                 self.link(name, other, link)
                 self.link(other, name, link)
 
     def part(self, *names: str) -> None:
-        """These hosts from all others, both ways."""
+        """Cut these hosts off from all others, both ways."""
         for source, target in permutations(self.hosts, 2):
             if (source in names) != (target in names):
                 self.link(source, target, Link(cut=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,20 +45,24 @@ class Served:
 
     def wait_steps(self, steps: int) -> None:
         """Until the router has gone so many further."""
-        wanted = self._steps() + steps
-        deadline = time.monotonic() + STEPS_S
-        while self._steps() < wanted:
-            assert time.monotonic() < deadline, f"not {steps} steps in {STEPS_S:g} s: {self.status()}"
-            time.sleep(POLL_S)
+        wanted = self._router("steps") + steps
+        self._wait(lambda: self._router("steps") >= wanted, f"{steps} steps", STEPS_S)
 
-    def _steps(self) -> int:
-        members = self.status()["members"]
-        return next(int(one["stats"].get("steps", 0)) for one in members if one["role"] == "router")
+    def wait_running(self, streams: int) -> None:
+        """Until so many sequences are in the router's batch."""
+        self._wait(lambda: self._router("running") >= streams, f"{streams} streams at once", STEPS_S)
 
     def wait_ready(self, members: int) -> None:
-        deadline = time.monotonic() + READY_S
-        while sum(member["ready"] for member in self.status()["members"]) < members:
-            assert time.monotonic() < deadline, f"not ready in {READY_S:g} s: {self.status()}"
+        self._wait(lambda: sum(one["ready"] for one in self.status()["members"]) >= members, "ready", READY_S)
+
+    def _router(self, count: str) -> int:
+        members = self.status()["members"]
+        return next(int(one["stats"].get(count, 0)) for one in members if one["role"] == "router")
+
+    def _wait(self, happens: Callable[[], bool], what: str, within_s: float) -> None:
+        deadline = time.monotonic() + within_s
+        while not happens():
+            assert time.monotonic() < deadline, f"not {what} in {within_s:g} s: {self.status()}"
             time.sleep(POLL_S)
 
     @contextmanager

@@ -62,7 +62,7 @@ def test_a_host_that_is_cut_off_comes_back(undisturbed):
             cluster.wait_steps(20)
             made.part("c")
             cluster.wait_steps(2 * TOKENS)
-            made.cut_off("c", Link())
+            made.connect("c", Link())
         cluster.wait_steps(TOKENS)
     undisturbed.check(found, STREAMS, TOKENS)
 
@@ -111,7 +111,7 @@ def test_a_full_disk_of_logs_stops_no_stream(undisturbed):
                 cluster.wait_steps(20)
                 made.part("c")  # there is something to log
                 cluster.wait_steps(TOKENS)
-                made.cut_off("c", Link())
+                made.connect("c", Link())
                 cluster.wait_steps(TOKENS)
     undisturbed.check(found, STREAMS, TOKENS)
 

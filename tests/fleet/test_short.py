@@ -7,7 +7,7 @@ STREAMS, TOKENS = 8, 24
 
 
 def test_a_one_way_cut_fails_no_request_and_changes_no_bit(three, undisturbed):
-    with served(three, ["a", "b", "c"], router="a", copies=2) as cluster:
+    with served(three, ["b", "c"], router="a", copies=2) as cluster:
         with cluster.streams(STREAMS, TOKENS) as found:
             cluster.wait_steps(10)
             three.link("c", "a", Link(cut=True))
