@@ -1,4 +1,16 @@
-"""A fleet's hosts with a network between them, made for a test and gone with it."""
+"""A fleet's hosts with a network between them, made for a test and gone with it.
+
+    hosts.py   a host: Linux namespaces with an address, a name, processes and folders of its own
+    switch.py  the network, in user space; links.py: what one direction of a link does to packets
+    faults.py  what happens to hosts: frozen, slowed down, a full disk, another time
+    sshd.py    real sshd on a host
+    served.py  a cluster over the hosts, without Ray, and streams through it (role.py, client.py)
+    needs.py   why there can be no hosts on a machine, for tests that are then skipped
+    delay.py   a measurement: throughput over far links
+
+A short form runs with the other tests, all of it with `make test-fleet`. It takes root, for namespaces and
+/dev/net/tun. Programs that are missing (sshd, libfaketime) are fetched as Debian packages, and not installed.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The first process of a host: sets its namespaces up, takes over orphans, and ends when its parent does.
 
-    python init.py SPEC       (JSON: see `Spec` in tests/fleet/hosts.py)
+    python init.py SPEC       (JSON: what `Spec.to_json` in tests/fleet/hosts.py makes)
 
 With it everything in the host ends, since it is process 1 of the host's own process numbers.
 """
@@ -14,19 +14,19 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 
-def main(spec: dict[str, object]) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    socket.sethostname(str(spec["name"]))
-    folder = Path(str(spec["folder"]))
+def main(spec: dict[str, Any]) -> None:
+    socket.sethostname(spec["name"])
+    folder = Path(spec["folder"])
     _call("ip", "link", "set", "lo", "up")
     for file in ("hosts", "passwd"):
         _call("mount", "--bind", str(folder / "etc" / file), f"/etc/{file}")
     for place in ("/dev/shm", "/run"):
         _call("mount", "-t", "tmpfs", "tmpfs", place)
-    keep = [Path(each) for each in spec["keep"]]  # type: ignore[attr-defined]
-    for place in map(Path, spec["private"]):  # type: ignore[call-overload]
+    keep = [Path(each) for each in spec["keep"]]
+    for place in map(Path, spec["private"]):
         _make_private(place, folder / "private" / str(place).strip("/").replace("/", "-"), keep)
     print("ready", flush=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets ended orphans at once
