@@ -31,7 +31,8 @@
         ├── AlreadyUp                ALREADY_EXISTS
         ├── NotUp                    FAILED_PRECONDITION
         ├── PortInUse                FAILED_PRECONDITION
-        └── StartFailed              UNAVAILABLE          a process died or was not ready in time
+        ├── StartFailed              UNAVAILABLE          a process died or was not ready in time
+        └── HostFailed               UNAVAILABLE          a machine of a fleet: no ssh, or its command failed
 
 Messages are one line: what was wrong, then what to do. The command line prints them as they are.
 """
@@ -185,6 +186,10 @@ class PortInUse(ClusterError):
 
 
 class StartFailed(ClusterError):
+    code = "UNAVAILABLE"
+
+
+class HostFailed(ClusterError):
     code = "UNAVAILABLE"
 
 

@@ -24,6 +24,7 @@ VERBS = {
     "down": "down",
     "status": "status",
     "top": "top",
+    "fleet": "fleet",
     "rebalance": "rebalance",
     "drain": "drain",
     "doctor": "doctor",

@@ -7,14 +7,22 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli import upfleet
 from cluster.cli.output import Progress, print_json
+from cluster.cli.upfleet import Fleet
 
 
 def register(app: typer.Typer) -> None:
     app.command(help="Stop the cluster that `moemesh up` started.")(down)
 
 
-def down(as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False) -> None:
+def down(
+    fleet: Fleet = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    if fleet is not None:
+        upfleet.down(fleet, as_json)
+        return
     from cluster.fleet import stop
     from cluster.fleet.folder import Folder
 

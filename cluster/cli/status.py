@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from cluster.cli import upfleet
 from cluster.cli.output import print_json, table_console
+from cluster.cli.upfleet import Fleet
 from cluster.cli.values import megabytes
 
 if TYPE_CHECKING:
@@ -22,8 +24,12 @@ def register(app: typer.Typer) -> None:
 
 
 def status(
+    fleet: Fleet = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
+    if fleet is not None:
+        upfleet.status(fleet, as_json)
+        return
     from cluster.fleet.ask import Controller
     from cluster.fleet.folder import Folder
 

@@ -149,9 +149,10 @@ def generate_command(
     switches=100.
     """
     from cluster.experiments.generators import Workload, generate
-    from cluster.experiments.values import build, load_yaml, parse_pairs
+    from cluster.values import build, mapping, parse_pairs
+    from cluster.yamlfile import load_yaml
 
-    values: dict[str, Any] = load_yaml(spec) if spec else {}
+    values: dict[str, Any] = mapping(load_yaml(spec), str(spec)) if spec else {}
     workload = build(Workload, values | parse_pairs(Workload, settings or [], "the trace"), "the trace")
     _write(out, workload.header, generate(workload, seed), workload.steps * workload.tokens, as_json)
 

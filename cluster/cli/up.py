@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.cli import options
+from cluster.cli import options, upfleet
 from cluster.cli.output import Progress, print_json
-from cluster.cli.values import format_bytes, parse_address, parse_bytes
+from cluster.cli.upfleet import Fleet
+from cluster.cli.values import parse_address, parse_bytes
 from cluster.config import (
     ClusterConfig,
     GatewayConfig,
@@ -27,10 +28,11 @@ from cluster.config import (
     WireSecurity,
 )
 from cluster.errors import MoemeshError, OutOfMemoryBudget
+from cluster.sizes import format_bytes
 
 if TYPE_CHECKING:
     from cluster.fleet.folder import Folder, Record
-    from cluster.fleet.launch import Plan
+    from cluster.fleet.wanted import Plan
     from cluster.library.reader import Library
 
 DEFAULTS = ClusterConfig()
@@ -45,6 +47,8 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
+    context: typer.Context,
+    fleet: Fleet = None,
     model: Annotated[
         str, typer.Option(help="Library folder, from `moemesh pack`; default: the bundled model.")
     ] = DEFAULTS.model,
@@ -136,6 +140,10 @@ def up(
     sample: Annotated[bool, typer.Option("--sample/--no-sample", help="Stream a sample completion.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; no sample.")] = False,
 ) -> None:
+    if fleet is not None:
+        _refuse_others(context)
+        upfleet.up(fleet, as_json)
+        return
     gateway = _gateway(grpc, http, tls_cert, tls_key, client_ca)
     memory_bytes = parse_bytes(memory_per_node, "--memory-per-node")
     config = ClusterConfig(
@@ -174,6 +182,20 @@ def up(
     if sample and not (config.gateway.tls or config.gateway.keys):  # else it would need what clients have
         _show_sample(folder, record)
     _say_what_next(record, config, seconds)
+
+
+def _refuse_others(context: typer.Context) -> None:
+    """Raises BadParameter: a fleet's configuration is in its file."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in ("fleet", "sample", "as_json")
+        and getattr(context.get_parameter_source(parameter.name or ""), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise typer.BadParameter(
+            f"does not go with {', '.join(given)}; say it in the file", param_hint="--fleet"
+        )
 
 
 def _gateway(grpc: str, http: str, tls_cert: str, tls_key: str, client_ca: str) -> GatewayConfig:
@@ -215,13 +237,10 @@ def _start(config: ClusterConfig) -> tuple[Folder, Record]:
 def _plan(config: ClusterConfig) -> Plan:
     """Everything that can be wrong without starting anything. Raises ClusterError, LibraryError."""
     from cluster.balance.policies import resolve
-    from cluster.controller.state import Shape
-    from cluster.expert.mapping import PAGE
-    from cluster.fleet.launch import Plan
+    from cluster.fleet.wanted import Plan, shape_of
     from cluster.gateway.service import check_access
     from cluster.library.bundled import open_model
     from cluster.tracing import check_tracing
-    from kernels.layout import pad
 
     check_access(config.gateway)
     check_tracing(config.tracing)
@@ -229,9 +248,7 @@ def _plan(config: ClusterConfig) -> Plan:
     library = open_model(config.model)
     variant = config.variant or library.manifest.default_variant
     _check_budgets(library, variant, config)
-    spec = library.spec
-    largest = max(ref.bytes for layer in library.variant(variant).blobs for ref in layer)
-    shape = Shape(config.nodes, spec.layers, spec.experts, spec.sparse_layers, pad(largest, PAGE))
+    shape = shape_of(library, variant, config.nodes)
     return Plan(config, str(library.path.resolve()), library.name, variant, shape)
 
 

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import re
-
 import typer
 
-_UNITS = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 1 << 10,
-    "mib": 1 << 20,
-    "gib": 1 << 30,
-    "tib": 1 << 40,
-}
-_BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+from cluster.sizes import read_size
 
 
 def parse_bytes(text: str, option: str) -> int:
     """ "256MiB", "1.5 GB", "4096" as bytes. Raises typer.BadParameter, which names the option."""
-    found = _BYTES.fullmatch(text)
-    unit = _UNITS.get(found[2].lower()) if found else None
-    if found is None or unit is None:
-        message = f"{text!r} is not a size; write 256MiB, 1.5GB or a number of bytes"
-        raise typer.BadParameter(message, param_hint=option)
-    return int(float(found[1]) * unit)
-
-
-def format_bytes(count: int) -> str:
-    """Such that `parse_bytes` reads it back, exactly for whole units: 64 MiB is "64MiB"."""
-    for unit in ("TiB", "GiB", "MiB", "KiB"):
-        size = _UNITS[unit.lower()]
-        if count >= size and count % size == 0:
-            return f"{count // size}{unit}"
-    return str(count)
+    try:
+        return read_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def megabytes(count: float) -> str:

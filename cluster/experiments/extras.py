@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from cluster.errors import ConfigError
 
-LIBRARIES = {"polars": "polars", "yaml": "pyyaml", "matplotlib": "matplotlib"}
+LIBRARIES = {"polars": "polars", "matplotlib": "matplotlib"}
 """Module: distribution."""
 
 

@@ -15,7 +15,8 @@ from cluster.experiments.sim.control import Control
 from cluster.experiments.sim.inputs import Fault, Host
 from cluster.experiments.sim.model import Device, Model, Router
 from cluster.experiments.sim.profiles import profile
-from cluster.experiments.values import build, check_keys, load_yaml, mapping
+from cluster.values import build, check_keys, mapping
+from cluster.yamlfile import load_yaml
 
 T = TypeVar("T")
 
@@ -107,7 +108,7 @@ class Spec:
 
 def read_spec(path: Path) -> Spec:
     """Raises ConfigError, naming key and place, for a file that is no spec, and UnknownPolicy."""
-    values = load_yaml(path)
+    values = mapping(load_yaml(path), str(path))
     check_keys(values, {field.name for field in fields(Spec)}, str(path))
     spec = Spec(
         name=_text(values, "name", str(path)),

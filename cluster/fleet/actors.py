@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from cluster.errors import StartFailed
-from cluster.fleet.head import SLOT
+from cluster.fleet.raynode import LABEL, SLOT
 from cluster.fleet.roles.controller import ControllerRole
 from cluster.fleet.roles.gateway import GatewayRole
 from cluster.fleet.roles.node import NodeRole
@@ -26,10 +26,12 @@ NAMESPACE = "moemesh"
 CALL_TIMEOUT_S = 30.0
 
 
-def connect(address: str) -> None:
-    """Make this process a driver of the Ray at `address`."""
+def connect(address: str, machine: str | None = None) -> None:
+    """Make this process a driver of the Ray at `address`. machine: address of this one, where Ray runs under
+    several."""
     ray.init(
         address=address,
+        _node_ip_address=machine,
         namespace=NAMESPACE,
         log_to_driver=False,
         configure_logging=False,
@@ -42,8 +44,11 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def options(name: str) -> dict[str, Any]:
+def options(name: str, host: str = "") -> dict[str, Any]:
     """Detached and named, restarted for ever, no CPU of Ray's but one of our slots.
+
+    host: of the fleet, on which alone it may run, also after a restart: until that is back it waits; "" where
+    there is one machine only.
 
     A call is never repeated: it may have been carried out although an error came back.
     """
@@ -56,12 +61,13 @@ def options(name: str) -> dict[str, Any]:
         "resources": {SLOT: 1},
         "max_restarts": -1,
         "max_task_retries": 0,
+        **({"label_selector": {LABEL: host}} if host else {}),
     }
 
 
-def spawn(role: str, name: str, *args: Any) -> Any:
+def spawn(role: str, name: str, *args: Any, host: str = "") -> Any:
     """Start `CLASSES[role](*args)` in a process of its own; returns the actor before it runs."""
-    return ray.remote(**options(name))(CLASSES[role]).remote(*args)
+    return ray.remote(**options(name, host))(CLASSES[role]).remote(*args)
 
 
 def process_id(name: str, actor: Any, timeout_s: float) -> int | None:

@@ -27,19 +27,20 @@ from cluster.fleet import processes
 from cluster.fleet.processes import Mark
 
 RECORD_VERSION = 1
-ORDERS = "orders"
+EPOCH, LOGS, ORDERS, TOKEN, KEY = "epoch", "logs", "orders", "token", "cluster.key"
 
 
 @dataclass(frozen=True)
 class Record:
     """state.json. Addresses are host:port, "" while unknown.
 
-    owner: the `moemesh up` that is starting the cluster, meaningful while phase is "starting".
+    phase: "joined" is a machine of a fleet, whose roles the head's record knows.
+    owner: the command that is starting something, or, of a fleet, stays with it.
     processes: every process that was started; the first is the parent of Ray's.
     temp: Ray's temporary folder, removed with the cluster.
     """
 
-    phase: Literal["starting", "up"]
+    phase: Literal["starting", "joined", "up"]
     owner: Mark
     processes: tuple[Mark, ...] = ()
     temp: str = ""
@@ -70,10 +71,10 @@ class Folder:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or _from_environment()
-        self.logs = self.path / "logs"
-        self.token = self.path / "token"
-        self.key = self.path / "cluster.key"
-        self.epoch = self.path / "epoch"
+        self.logs = self.path / LOGS
+        self.token = self.path / TOKEN
+        self.key = self.path / KEY
+        self.epoch = self.path / EPOCH
         self._orders = self.path / ORDERS
         self._state = self.path / "state.json"
 
@@ -98,6 +99,8 @@ class Folder:
         record = self.read()
         if record is None or not record.alive():
             raise NotUp("no cluster is up; start one with `moemesh up`")
+        if record.phase == "joined":
+            raise NotUp("this machine is part of a fleet that is not served from here; ask at its head")
         if record.phase != "up":
             raise NotUp(f"a cluster is being started by process {record.owner.pid}; wait for it")
         return record
@@ -110,11 +113,15 @@ class Folder:
         draft.replace(self._state)
 
     def write_secrets(self) -> None:
+        """New ones."""
+        self.put_secrets(secrets.token_hex(32), secrets.token_bytes(32))
+
+    def put_secrets(self, token: str, key: bytes) -> None:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(self.token, "w", opener=_owner_only) as file:
-            file.write(secrets.token_hex(32))
+            file.write(token)
         with open(self.key, "wb", opener=_owner_only) as file:
-            file.write(secrets.token_bytes(32))
+            file.write(key)
 
     def cluster_key(self) -> bytes:
         """b"" where no cluster is up."""
@@ -127,9 +134,9 @@ class Folder:
         shutil.rmtree(self.logs, ignore_errors=True)
         self.logs.mkdir(parents=True)
 
-    def forget(self, keep_logs: bool = False) -> None:
-        """Remove what a cluster wrote here."""
-        for file in (self._state, self.token, self.key, self.epoch, self._orders):
+    def forget(self, keep_logs: bool = False, for_good: bool = True) -> None:
+        """Remove what a cluster wrote here; unless for good only what says that it runs."""
+        for file in (self._state, *((self.token, self.key, self.epoch, self._orders) if for_good else ())):
             file.unlink(missing_ok=True)
         if not keep_logs:
             shutil.rmtree(self.logs, ignore_errors=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cluster.errors import StartFailed
 from cluster.fleet import processes
-from cluster.fleet.head import last_line
 from cluster.fleet.processes import Mark
+from cluster.fleet.raynode import last_line
 
 _LINE = re.compile(r"\[(\d+)/(\d+)\]")
 

@@ -15,13 +15,20 @@ POLL_S = 0.05
 def check_free(host: str, port: int, option: str) -> None:
     """Raises PortInUse, which names the option to change, also if the host is none of ours. Port 0 is always
     free."""
+    if said := problem(host, port):
+        raise PortInUse(
+            f"port {port} on {host} cannot be used ({said}); "
+            f"stop what uses it or choose another: moemesh up {option} {host}:{port + 1}"
+        )
+
+
+def problem(host: str, port: int) -> str:
+    """Why nobody can listen there, "" if somebody can."""
     try:
         _bind(host, port).close()
     except OSError as error:
-        raise PortInUse(
-            f"port {port} on {host} cannot be used ({error.strerror or error}); "
-            f"stop what uses it or choose another: moemesh up {option} {host}:{port + 1}"
-        ) from None
+        return error.strerror or str(error)
+    return ""
 
 
 def free_port(host: str) -> int:

@@ -6,7 +6,7 @@ import logging
 import time
 
 from cluster.errors import ClusterError, MoemeshError, NotUp
-from cluster.fleet import head, ports
+from cluster.fleet import ports, raynode
 from cluster.fleet.ask import Controller
 from cluster.fleet.folder import Folder, Record
 
@@ -34,15 +34,16 @@ def down(folder: Folder) -> None:
         clean(record, folder)
 
 
-def clean(record: Record, folder: Folder, keep_logs: bool = False) -> None:
-    """End every process of the record that is alive, with its descendants; remove its files."""
-    left = head.end(record.processes)
+def clean(record: Record, folder: Folder, keep_logs: bool = False, for_good: bool = True) -> None:
+    """End every process of the record that is alive, with its descendants; remove its files. for_good: as in
+    `Folder.forget`."""
+    left = raynode.end(record.processes)
     if left:
         pids = ", ".join(str(one.pid) for one in left)
         raise ClusterError(f"processes {pids} do not end; end them by hand, then try again")
     taken = ports.wait_free((record.controller, record.grpc, record.http), PORTS_S)
-    head.remove_files(record.temp)
-    folder.forget(keep_logs)
+    raynode.remove_files(record.temp)
+    folder.forget(keep_logs, for_good)
     if taken:
         raise ClusterError(f"{', '.join(taken)} is in use still, though everything of ours has ended")
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cluster.cli import app, output, values
 from cluster.errors import MoemeshError, NotUp
+from cluster.sizes import format_bytes
 from kernels import __version__
 
 
@@ -96,7 +97,7 @@ def test_what_is_no_size_is_bad_usage(text):
 
 @pytest.mark.parametrize("count", [0, 1, 1023, 1024, 64 << 20, 3 << 30, 5 << 40])
 def test_sizes_are_written_as_they_are_read(count):
-    assert values.parse_bytes(values.format_bytes(count), "--size") == count
+    assert values.parse_bytes(format_bytes(count), "--size") == count
 
 
 def test_addresses():

@@ -24,11 +24,11 @@ from cluster.experiments.generators import (
     zipf_exponent,
 )
 from cluster.experiments.importer import import_arrays
-from cluster.experiments.values import build, parse_pairs
 from cluster.router.recorder import GateRecord, GateRecorder
 from cluster.router.sequence import Batch, Piece, Sequence
 from cluster.router.tracing import records_of
 from cluster.types import EngineRequest, RequestId
+from cluster.values import build, parse_pairs
 
 SMALL = Workload(layers=3, experts=8, top_k=2, steps=6, tokens=5)
 

@@ -14,7 +14,7 @@ from cluster.fleet.control import ControlledRole, View
 from cluster.fleet.roles.process import Place, count_restarts, log_to_file
 from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
-from cluster.library.reader import Library
+from cluster.library.bundled import open_model
 from cluster.router.kv import longest_sequence
 from cluster.tracing import start_tracing
 
@@ -39,7 +39,7 @@ class GatewayRole(ControlledRole):
         super().__init__(place.name, place.controller)
 
     def build(self) -> None:
-        library = Library.open(self._place.library)
+        library = open_model(self._place.library)
         dtype = kv_dtype(library.manifest.trunk.floating, self._engine.kv)
         context = longest_sequence(library.spec, self._engine, dtype)
         served = ServedModel.of(library, context, self._place.variant)

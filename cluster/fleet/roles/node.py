@@ -19,7 +19,7 @@ from cluster.expert.store import ExpertStore
 from cluster.fleet.control import ControlledRole, View
 from cluster.fleet.roles.process import Place, count_restarts, load_kernels, log_to_file
 from cluster.fleet.roles.wire import wire_shape
-from cluster.library.reader import Library
+from cluster.library.bundled import open_model
 from cluster.types import ExpertId, NodeId
 
 
@@ -103,7 +103,7 @@ class NodeRole(ControlledRole):
     def build(self) -> None:
         load_kernels()
         self._workers = Workers(self._config.threads)  # runs a kernel: after they are there
-        self._library = Library.open(self._place.library)
+        self._library = open_model(self._place.library)
         node = ExpertNode(
             self._shard,
             wire_shape(self._library, self._place.variant),
@@ -111,6 +111,7 @@ class NodeRole(ControlledRole):
             library=self._library.digest,
             incarnation=self.incarnation,
             host=self._config.host,
+            port=self._place.port,
             clock=self._clock,
         )
         self.address = node.start()

@@ -19,8 +19,9 @@ MAX_LOG_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Place:
-    """name: unique in the cluster, also the log's name; controller: host:port; library: its folder;
-    variant: of the experts; logs: folder, written in log_format."""
+    """name: unique in the cluster, also the log's name; controller: host:port; library: its folder, "" for
+    the bundled one; variant: of the experts; logs: folder, written in log_format. host, port: where nodes and
+    routers listen, 0 for any port; a gateway has a configuration for that."""
 
     name: str
     controller: str
@@ -29,6 +30,8 @@ class Place:
     logs: str
     log_format: LogFormat = LogFormat.text
     tracing: TracingConfig = field(default_factory=TracingConfig)
+    host: str = "127.0.0.1"
+    port: int = 0
 
 
 def log_to_file(logs: str, name: str, kind: LogFormat = LogFormat.text) -> None:

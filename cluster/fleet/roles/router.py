@@ -15,8 +15,8 @@ from cluster.dispatch.handshake import Identity
 from cluster.fleet.control import ControlledRole, View
 from cluster.fleet.roles.process import Place, count_restarts, load_kernels, log_to_file
 from cluster.fleet.roles.wire import wire_shape
+from cluster.library.bundled import open_model
 from cluster.library.grammars import grammars_of
-from cluster.library.reader import Library
 from cluster.router.build import build_trunk
 from cluster.router.engine import Engine
 from cluster.router.service import RouterService
@@ -48,7 +48,7 @@ class RouterRole(ControlledRole):
     def build(self) -> None:
         load_kernels()
         self._workers = Workers(self._config.threads)  # runs a kernel: after they are there
-        self._library = Library.open(self._place.library)
+        self._library = open_model(self._place.library)
         self._trunk = build_trunk(self._library, self._place.variant, self._workers)
 
     def apply(self, view: View) -> tuple[int, int]:
@@ -86,7 +86,7 @@ class RouterRole(ControlledRole):
         )
         self._telemetry = start_tracing(self._place.tracing, self.role.value, self.name)
         spans = None if self._telemetry is None else RouterSpans(self._telemetry, self._exchange.service)
-        self._service = RouterService(engine, identity, spans=spans)
+        self._service = RouterService(engine, identity, self._place.host, self._place.port, spans)
         self.address = self._service.start()
         self._service.open()
 

@@ -1,8 +1,10 @@
-"""A local Ray head as a child process of our own: started, found ready, and ended with all its descendants.
+"""Ray of this machine as a child of our own: started, found ready, and ended with all its descendants.
 
-Ray is asked for as little as it can do: no dashboard, no log monitor, no autoscaler, no client server, only
-loopback. That takes `ray start` from 5.5 s to 3.0 s here and saves about 250 MB. To keep its API server from
-starting at all would save 0.8 s more, but only by replacing a private method of Ray.
+It is the head of a cluster on this machine or of a fleet, or joins a fleet's head.
+
+Ray is asked for as little as it can do: no dashboard, no log monitor, no autoscaler, no client server, and
+on one machine only loopback. That takes `ray start` from 5.5 s to 3.0 s here and saves about 250 MB. To keep
+its API server from starting at all would save 0.8 s more, but only by replacing a private method of Ray.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,10 @@ from cluster.fleet.folder import Folder
 from cluster.fleet.processes import Mark
 
 HOST = "127.0.0.1"
+LABEL = "moemesh-host"
+"""Ray's label with the name of a fleet's machine. A machine that comes back is another node to Ray, with the
+same label: actors are placed by that."""
+
 SLOT = "moemesh_slot"
 """Custom resource: every actor of ours takes one, so that none lands on a Ray host that is not ours."""
 
@@ -40,8 +47,6 @@ _VARIABLES = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",
-    # Without it Ray replaces 127.0.0.1 by an address that others can reach, and listens on it.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Our own heartbeat decides about routing; Ray must not end processes when a peer was away a minute.
     "RAY_gcs_rpc_server_reconnect_timeout_s": str(HOURS_S),
     "RAY_health_check_period_ms": "60000",
@@ -51,7 +56,7 @@ _VARIABLES = {
     # The node's own budget acts first.
     "RAY_memory_usage_threshold": "0.98",
     "RAY_enable_metrics_collection": "0",
-    "RAY_START_HOOK": "cluster.fleet.head.trim",
+    "RAY_START_HOOK": "cluster.fleet.raynode.trim",
     # Ray's default of 15 lets any client on the machine push the token path aside.
     "RAY_worker_niceness": "0",
     # Compute threads are ours; a BLAS pool in every process would only fight them.
@@ -59,18 +64,49 @@ _VARIABLES = {
 }
 
 
-def environment(folder: Folder, security: WireSecurity) -> dict[str, str]:
-    """Environment of the head, and of everything below it: actors inherit it from the raylet."""
+@dataclass(frozen=True)
+class RayPlace:
+    """What `ray start` is told, beside what is the same everywhere.
+
+    address: of this machine, in numbers; Ray listens on every address unless it is 127.0.0.1. head: host:port
+    of the GCS to join, "" to be the head. port: of the head's GCS, 0 for any. ports: Ray's options for its
+    other ports. labels: of the machine.
+    """
+
+    address: str = HOST
+    head: str = ""
+    port: int = 0
+    ports: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def arguments(self) -> list[str]:
+        """Of `ray start`."""
+        joined = ("--address", self.head)
+        own = ("--head", "--port", str(self.port), "--include-dashboard", "false")
+        found = [*(joined if self.head else own), "--node-ip-address", self.address]
+        for option, port in self.ports.items():
+            found += [f"--{option}", str(port)]
+        if self.labels:
+            found += ["--labels", ",".join(f"{name}={value}" for name, value in self.labels.items())]
+        return found
+
+
+def environment(folder: Folder, security: WireSecurity, address: str = HOST) -> dict[str, str]:
+    """Environment of `ray start` on the machine with this address, and of everything below it: actors inherit
+    it from the raylet."""
     inherited = {
         key: value
         for key, value in os.environ.items()
         if key not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_NAMESPACE")
     }
+    # With "1" Ray replaces 127.0.0.1 by an address that others can reach; with "0" nobody else may join.
+    several = "0" if address == HOST else "1"
     source = str(Path(__file__).resolve().parents[2])
     paths = [source, *filter(None, [inherited.get("PYTHONPATH")])]
     return {
         **inherited,
         **_VARIABLES,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": several,
         "RAY_AUTH_TOKEN_PATH": str(folder.token),
         KEY_VARIABLE: str(folder.key),
         SECURITY_VARIABLE: security.value,
@@ -84,15 +120,17 @@ def trim(ray_params: Any, head: bool) -> None:
     ray_params.no_monitor = True
 
 
-class Head:
-    """A Ray head. Between `start` and `ready` the caller may do other work.
+class RayNode:
+    """Between `start` and the moment that `address` is known the caller may do other work.
 
     temp: its temporary folder; removed by `remove_files`.
     """
 
-    def __init__(self, folder: Folder, security: WireSecurity) -> None:
+    def __init__(self, folder: Folder, security: WireSecurity, place: RayPlace | None = None) -> None:
+        """place: None for a head that nobody joins."""
         self.temp = Path(_short_folder())
-        self.environment = environment(folder, security)
+        self._place = place or RayPlace()
+        self.environment = environment(folder, security, self._place.address)
         self._log = folder.logs / "ray.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._started: list[Mark] = []
@@ -116,9 +154,9 @@ class Head:
 
     def _command(self) -> list[str]:
         return [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-            *("--node-ip-address", HOST, "--port", "0", "--temp-dir", str(self.temp)),
-            *("--include-dashboard", "false", "--include-log-monitor", "false", "--disable-usage-stats"),
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+            *self._place.arguments(),
+            *("--temp-dir", str(self.temp), "--include-log-monitor", "false", "--disable-usage-stats"),
             *("--object-store-memory", str(OBJECT_STORE_BYTES), "--resources", f'{{"{SLOT}": {SLOTS}}}'),
         ]
 

@@ -1,0 +1,210 @@
+"""`fleet join` and `fleet leave`: one machine of a fleet becomes part of its Ray, and ends it again.
+
+Secrets, epoch and orders stay on the machine when a join in the foreground ends, so that it can join again at
+boot; `leave` removes them.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import AlreadyUp, ClusterError, ConfigError, NotUp, PortInUse
+from cluster.fleet import ports, processes, stop
+from cluster.fleet.file import FleetFile, Host, PortUse
+from cluster.fleet.folder import Folder, Record
+from cluster.fleet.launch import this_process
+from cluster.fleet.machine import Machine, Progress
+from cluster.fleet.raynode import LABEL, RayPlace
+from cluster.fleet.signals import Signals
+from cluster.fleet.wanted import state_of
+
+JOINED = "joined"
+POLL_S = 0.2
+OWNER_S = 15.0
+"""How long a join or a start of roles may take to end after SIGTERM."""
+
+SSH_PORT = "ssh.port"
+RAY_OPTIONS = (
+    "node-manager-port",
+    "object-manager-port",
+    "runtime-env-agent-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "metrics-export-port",
+)
+"""In the order of a host's Ray ports, behind the head's."""
+
+
+def own_record(fleet: FleetFile, name: str, is_ours: Callable[[str], bool] | None = None) -> Host:
+    """The host of this name, or the one whose address is this machine's if the name is "".
+
+    is_ours: whether an address is. Raises ConfigError, naming the hosts, if there is none or more than one.
+    """
+    ours = is_ours or (lambda address: not ports.problem(address, 0))
+    if name:
+        found = [host for host in fleet.hosts if host.name == name]
+        if not found:
+            names = ", ".join(host.name for host in fleet.hosts)
+            raise ConfigError(f"the fleet has no host {name!r}; it has {names}")
+        if not ours(found[0].address):
+            raise ConfigError(f"address {found[0].address} of host {name} is not this machine's; correct it")
+        return found[0]
+    found = [host for host in fleet.hosts if ours(host.address)]
+    if len(found) == 1:
+        return found[0]
+    which = ", ".join(f"{host.name} {host.address}" for host in found or fleet.hosts)
+    what = "several hosts have addresses" if found else "no host of the fleet has an address"
+    raise ConfigError(f"{what} of this machine ({which}); say which it is with --host NAME")
+
+
+def ray_place(fleet: FleetFile, host: Host, resolve: Callable[[str], str]) -> RayPlace:
+    """What this host's Ray is told. resolve: the address in numbers of a name; Ray takes no other."""
+    head = fleet.head
+    numbers = {option: host.ports.ray + 1 + number for number, option in enumerate(RAY_OPTIONS)}
+    workers = next(use for use in fleet.ports_of(host) if use.key == "ports.workers")
+    numbers |= {"min-worker-port": workers.first, "max-worker-port": workers.last}
+    return RayPlace(
+        address=resolve(host.address),
+        head="" if host.head else f"{resolve(head.address)}:{head.ports.ray}",
+        port=host.ports.ray,
+        ports=numbers,
+        labels={**host.labels, LABEL: host.name},
+    )
+
+
+def resolve(address: str) -> str:
+    """Raises ConfigError for a name that nobody knows."""
+    try:
+        return socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]
+    except OSError as error:
+        raise ConfigError(f"{address} has no address ({error}); correct it in the fleet file") from None
+
+
+def check_ports(fleet: FleetFile, host: Host) -> None:
+    """Raises PortInUse, naming host and key, if one of the ports of this machine is taken."""
+    for use in fleet.ports_of(host):
+        for port in _ports(use):
+            if said := ports.problem(host.address, port):
+                raise PortInUse(
+                    f"host {host.name}: port {port} on {host.address} cannot be used ({said}); stop what "
+                    f"uses it, or choose another for {use.key} in the fleet file"
+                )
+
+
+def _ports(use: PortUse) -> range:
+    return range(use.first, use.last + 1) if use.key != SSH_PORT else range(0)
+
+
+def take_secrets(folder: Folder, text: str) -> None:
+    """Write what `up --fleet` sends. Raises ConfigError."""
+    try:
+        given = json.loads(text)
+        folder.put_secrets(str(given["token"]), bytes.fromhex(given["key"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"no token and key on stdin ({error}); `moemesh up --fleet` sends them") from None
+
+
+def join(fleet: FleetFile, host: Host, folder: Folder, progress: Progress, signals: Signals) -> Machine:
+    """Start Ray here as the file says, and record it. The caller writes the secrets before.
+
+    Raises AlreadyUp, PortInUse, StartFailed, ClusterError without secrets; nothing is left then but them.
+    """
+    with folder.locked():
+        _clear_the_way(folder)
+        if not (folder.token.exists() and folder.key.exists()):
+            raise ClusterError(
+                f"{folder.path} has no token and cluster.key; `moemesh up --fleet` puts them there, or copy "
+                f"those of {fleet.head.name}"
+            )
+        check_ports(fleet, host)
+        folder.clear_logs()
+        machine = Machine(folder, Record(phase="starting", owner=this_process()), progress, signals)
+        try:
+            machine.start(fleet.wire_security, ray_place(fleet, host, resolve))
+            machine.wait()
+            machine.note(phase=JOINED)
+            machine.note_processes()
+        except BaseException:
+            progress.phase("stopping what was started")
+            machine.tear_down(lambda: stop.clean(machine.record, folder, keep_logs=True, for_good=False))
+            raise
+        return machine
+
+
+def stay(machine: Machine, folder: Folder, signals: Signals) -> None:
+    """Until a signal comes or Ray ends, then end it; secrets stay. Raises what `signals.check` does, and
+    StartFailed if Ray has ended."""
+    try:
+        while True:
+            signals.check()
+            machine.check()
+            time.sleep(POLL_S)
+    finally:
+        machine.tear_down(lambda: _forget(machine, folder))
+
+
+def _forget(machine: Machine, folder: Folder) -> None:
+    record = folder.read()
+    if record is not None:  # else `leave` was faster
+        stop.clean(record, folder, keep_logs=True, for_good=False)
+
+
+def _clear_the_way(folder: Folder) -> None:
+    record = folder.read()
+    if record is None:
+        return
+    if record.phase != "starting" and record.alive():
+        raise AlreadyUp(f"this machine is part of a cluster already; {folder.path} has its record")
+    stop.clean(record, folder, for_good=False)
+
+
+def leave(folder: Folder) -> bool:
+    """End everything here, whatever state it is in, secrets included; returns whether anything was there.
+
+    Raises ClusterError if a process or a port cannot be freed.
+    """
+    record = folder.read()
+    if record is not None and processes.alive(record.owner) and record.owner != this_process():
+        processes.end([record.owner], OWNER_S)  # a join that starts or stays, or a start of roles
+    try:
+        stop.down(folder)
+    except NotUp:
+        folder.forget(keep_logs=True)
+        return False
+    return True
+
+
+def probe(fleet: FleetFile, host: Host, folder: Folder) -> dict[str, Any]:
+    """What `up --fleet` must know of this machine before anything starts. Raises PortInUse.
+
+    up: whether something of a cluster runs. serving: host:port of its gateway, "" if none is known.
+    """
+    from cluster.fleet.memory import free_memory
+    from cluster.types import NUMERICS_VERSION
+    from kernels import __version__
+
+    record = folder.read()
+    alive = record is not None and record.alive()
+    if not alive:
+        check_ports(fleet, host)
+    return {
+        "version": __version__,
+        "numerics": NUMERICS_VERSION,
+        "free_bytes": free_memory(),
+        "up": alive,
+        "phase": record.phase if record is not None and alive else "",
+    }
+
+
+def fleet_at(path: Path, name: str) -> tuple[FleetFile, Host, Folder]:
+    """The fleet, this machine's record in it, its state folder."""
+    from cluster.fleet.file import load
+
+    fleet = load(path)
+    host = own_record(fleet, name)
+    return fleet, host, Folder(Path(state_of(host)))

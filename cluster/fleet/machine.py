@@ -1,0 +1,125 @@
+"""Ray and the kernels of this machine, which get ready side by side.
+
+Everything that was started is in the record before the next step, so that whoever comes after a crash of this
+process can end it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+from cluster.config import WireSecurity
+from cluster.errors import StartFailed
+from cluster.fleet import processes, raynode, stop
+from cluster.fleet.folder import Folder, Record
+from cluster.fleet.kernels import KernelWarmup
+from cluster.fleet.raynode import RayNode, RayPlace
+from cluster.fleet.signals import Signals
+
+KERNELS_S = 900.0
+"""A first compilation takes one to two minutes on two cores."""
+
+RAY_S = 90.0
+POLL_S = 0.05
+
+
+class Progress(Protocol):
+    def phase(self, text: str) -> None:
+        """What goes on now; replaces what was said before."""
+
+    def done(self, text: str) -> None:
+        """A phase that is over; stays on the screen."""
+
+
+class Stopwatch:
+    """Seconds since it was made, behind what is said."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def timed(self, text: str) -> str:
+        return f"{text} ({self.seconds:.1f} s)"
+
+
+class Machine:
+    """One attempt to start Ray here. `start` and `wait` may fail anywhere; `tear_down` then ends what there
+    is, and what the caller has noted in the record besides.
+
+    record: what the folder has. watch: counts from the attempt's begin.
+    """
+
+    def __init__(self, folder: Folder, record: Record, progress: Progress, signals: Signals) -> None:
+        self.record, self.watch = record, Stopwatch()
+        self._folder, self._progress, self._signals = folder, progress, signals
+        self._ray: RayNode | None = None
+        self._warmup: KernelWarmup | None = None
+
+    def note(self, **changes: Any) -> None:
+        self.record = dataclasses.replace(self.record, **changes)
+        self._folder.write(self.record)
+
+    def note_processes(self) -> None:
+        """All that have come from those in the record."""
+        self.note(processes=tuple(processes.family(self.record.processes)))
+
+    def start(self, security: WireSecurity, place: RayPlace | None = None) -> None:
+        """place: as of RayNode. This process gets what it needs to talk to Ray into its environment."""
+        self._ray = RayNode(self._folder, security, place)
+        self.note(temp=str(self._ray.temp))
+        mark = self._ray.start()
+        self.note(processes=(mark,))
+        self._warmup = KernelWarmup(self._ray.environment, self._folder.logs / "kernels.log")
+        if warming := self._warmup.mark:
+            self.note(processes=(mark, warming))
+        os.environ.update(raynode.driver_variables(self._ray.environment))
+        self._progress.phase("starting Ray, loading kernels")
+
+    def wait(self) -> str:
+        """Until Ray and the kernels are there; returns the address of Ray's GCS. Raises StartFailed."""
+        assert self._ray is not None, "start() comes first"
+        assert self._warmup is not None, "start() comes first"
+        address, warm = "", False
+        while not (address and warm):
+            self._signals.check()
+            if not address and (address := self._ray.address() or ""):
+                self.note(ray=address)
+                self._progress.done(self.watch.timed(f"Ray at {address}"))
+            if not warm and (warm := self._warmup.finished()):
+                self._progress.done(self.watch.timed(f"kernels: {self._warmup.summary}"))
+            waiting = [] if address else ["starting Ray"]
+            if not warm:
+                waiting.append(f"kernels {self._warmup.done}/{self._warmup.total or '?'}")
+            self._progress.phase(", ".join(waiting) or "connecting to Ray")
+            self._check_deadline(RAY_S if not address else KERNELS_S, "Ray" if not address else "the kernels")
+            time.sleep(POLL_S)
+        return address
+
+    def check(self) -> None:
+        """Raises StartFailed if Ray has ended."""
+        if self._ray is not None:
+            self._ray.check()
+
+    def tear_down(self, clean: Callable[[], None]) -> None:
+        """End Ray and the kernels, then `clean`, whatever becomes of the others."""
+        with ExitStack() as steps:  # taken in reverse order
+            steps.callback(clean)
+            if self._ray is not None:
+                steps.callback(self._ray.end)
+            if self._warmup is not None:
+                steps.callback(self._warmup.end)
+
+    def clean(self, keep_logs: bool) -> None:
+        stop.clean(self.record, self._folder, keep_logs)
+
+    def _check_deadline(self, limit_s: float, what: str) -> None:
+        if self.watch.seconds > limit_s:
+            raise StartFailed(f"{what} took longer than {limit_s:g} s; see {self._folder.logs}")

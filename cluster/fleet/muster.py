@@ -1,0 +1,211 @@
+"""`up --fleet` and `down --fleet`, from any machine that reaches the hosts by ssh.
+
+    all hosts: fleet file there, probed ─► head joins ─► the others join ─► head starts the roles ─► it serves
+
+Whatever fails, what this attempt has started is stopped again on every host.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shlex
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from cluster.errors import HostFailed, MoemeshError, NotUp, OutOfMemoryBudget, ProtocolError
+from cluster.fleet.file import FleetFile, Host
+from cluster.fleet.lines import Listener
+from cluster.fleet.machine import Progress, Stopwatch
+from cluster.fleet.shell import Shell, file_on, moemesh
+from cluster.fleet.signals import Signals
+from cluster.fleet.wanted import state_of
+
+POLL_S = 0.05
+OVERHEAD_BYTES = 256 << 20
+"""What Ray's processes and an expert node take on a machine beside the experts."""
+
+Probe = dict[str, Any]
+Job = Callable[[Shell], Any]
+
+
+class Quiet:
+    """Progress for what many machines do at once: the caller says how many are done."""
+
+    def phase(self, text: str) -> None:
+        pass
+
+    def done(self, text: str) -> None:
+        pass
+
+
+def bring_up(fleet: FleetFile, text: str, progress: Progress, signals: Signals) -> dict[str, Any]:
+    """Start what does not run yet and return what the head says of it: grpc, http, model, variant, hosts.
+
+    text: the fleet file, as the hosts shall have it. Raises HostFailed, and what the hosts report
+    with their names.
+    """
+    muster = Muster(fleet, progress, signals)
+    probes = muster.everywhere("checking", fleet.hosts, lambda shell: _probe(shell, text))
+    check_probes(fleet, probes)
+    running = {name for name, probe in probes.items() if probe["up"]}
+    stale = [host for host in fleet.hosts if host.name in running and fleet.head.name not in running]
+    muster.everywhere("clearing", stale, lambda shell: _call(shell, Quiet(), "leave"))
+    missing = [host for host in fleet.hosts if host.name not in running or host in stale]
+    progress.done(muster.watch.timed(f"{len(fleet.hosts)} hosts checked, {len(missing)} to start"))
+    keys = muster.on(fleet.head, _secrets) if fleet.head not in missing else new_secrets()
+    try:
+        return muster.start(missing, keys)
+    except BaseException:
+        progress.phase("stopping what was started")
+        muster.stop(missing)
+        raise
+
+
+def take_down(fleet: FleetFile, progress: Progress, signals: Signals) -> int:
+    """Stop the fleet, the head's controller first; returns how many hosts had something to stop. Raises
+    HostFailed when the other hosts are done, NotUp if there was nothing anywhere."""
+    muster = Muster(fleet, progress, signals)
+    errors: list[MoemeshError] = []
+    stopped = 0
+    others = [host for host in fleet.hosts if not host.head]
+    for hosts in ([fleet.head], others):
+        found, failed = muster.each("stopping", hosts, lambda shell: _call(shell, Quiet(), "leave"))
+        stopped += sum(bool(answer["stopped"]) for answer in found.values())
+        errors += failed
+    if errors:
+        raise _together(errors)
+    if not stopped:
+        raise NotUp(f"nothing of fleet {fleet.name} runs on its hosts: there is nothing to stop")
+    return stopped
+
+
+def check_probes(fleet: FleetFile, probes: dict[str, Probe]) -> None:
+    """Raises ProtocolError for hosts of different versions, OutOfMemoryBudget for one without the memory."""
+    head = probes[fleet.head.name]
+    for host in fleet.hosts:
+        own = probes[host.name]
+        if own["numerics"] != head["numerics"] or own["version"] != head["version"]:
+            raise ProtocolError(
+                f"host {host.name} has moemesh {own['version']}, {fleet.head.name} has {head['version']}; "
+                "install the same on both"
+            )
+        needed = host.memory_bytes + OVERHEAD_BYTES
+        if not own["up"] and own["free_bytes"] < needed:
+            raise OutOfMemoryBudget(
+                f"host {host.name} has {own['free_bytes']} bytes of memory free, but memory_bytes of "
+                f"{host.memory_bytes} and {OVERHEAD_BYTES} for the processes need {needed}; lower it in the "
+                "fleet file, or end what uses the memory"
+            )
+
+
+def new_secrets() -> dict[str, str]:
+    """Ray's token and the cluster's key, as `join` takes them."""
+    return {"token": secrets.token_hex(32), "key": secrets.token_hex(32)}
+
+
+class Muster:
+    """Jobs on many hosts at once. A signal cancels them."""
+
+    def __init__(self, fleet: FleetFile, progress: Progress, signals: Signals) -> None:
+        self._fleet, self._progress, self._signals = fleet, progress, signals
+        self.watch = Stopwatch()
+
+    def start(self, missing: Sequence[Host], keys: dict[str, str]) -> dict[str, Any]:
+        """Join the missing hosts, then start the roles; returns the head's answer."""
+        given = json.dumps(keys)
+        head = self._fleet.head
+        if head in missing:
+            self.on(head, lambda shell: _join(shell, self._progress, given))
+        others = [host for host in missing if host is not head]
+        self.everywhere("joining", others, lambda shell: _join(shell, Quiet(), given))
+        if missing:
+            self._progress.done(self.watch.timed(f"{len(missing)} hosts have joined"))
+        found: dict[str, Any] = self.on(head, lambda shell: _call(shell, self._progress, "serve"))
+        return found
+
+    def stop(self, hosts: Sequence[Host]) -> None:
+        """After a failure: whatever became of the hosts, signals included."""
+        with suppress(MoemeshError):
+            self.each("stopping", hosts, lambda shell: _call(shell, Quiet(), "leave"), patient=True)
+
+    def on(self, host: Host, job: Job) -> Any:
+        return self.everywhere(f"{host.name}:", [host], job)[host.name]
+
+    def everywhere(self, what: str, hosts: Iterable[Host], job: Job) -> dict[str, Any]:
+        """Answers by host. Raises the error of the first in the file, with how many others have failed."""
+        found, errors = self.each(what, hosts, job)
+        if errors:
+            raise _together(errors)
+        return found
+
+    def each(
+        self, what: str, hosts: Iterable[Host], job: Job, patient: bool = False
+    ) -> tuple[dict[str, Any], list[MoemeshError]]:
+        """Answers by host, and the errors of the others, in the file's order. patient: no signal ends it."""
+        shells = {host.name: Shell(host) for host in hosts}
+        found: dict[str, Any] = {}
+        errors: list[MoemeshError] = []
+        if not shells:
+            return found, errors
+        with ThreadPoolExecutor(len(shells), "host") as pool:
+            futures = {name: pool.submit(job, shell) for name, shell in shells.items()}
+            try:
+                self._wait(what, futures, patient)
+            except BaseException:
+                for shell in shells.values():
+                    shell.cancel()
+                raise
+        for name, future in futures.items():
+            try:
+                found[name] = future.result()
+            except MoemeshError as error:
+                errors.append(error)
+        return found, errors
+
+    def _wait(self, what: str, futures: dict[str, Future[Any]], patient: bool) -> None:
+        while waiting := [name for name, future in futures.items() if not future.done()]:
+            if not patient:
+                self._signals.check()
+            if len(futures) > 1:
+                self._progress.phase(f"{what} {', '.join(waiting)}")
+            time.sleep(POLL_S)
+
+
+def _together(errors: Sequence[MoemeshError]) -> MoemeshError:
+    if len(errors) == 1:
+        return errors[0]
+    said = "; ".join(str(error) for error in errors)
+    return HostFailed(f"{len(errors)} hosts failed: {said}")
+
+
+def _call(shell: Shell, progress: Progress, verb: str, *more: str, given: str = "", before: str = "") -> Any:
+    """`moemesh fleet VERB` on its machine; returns what it answers."""
+    host = shell.host
+    listener = Listener(progress, f"host {host.name}")
+    words = ("fleet", verb, file_on(host), "--host", host.name, "--lines", *more)
+    shell.run(before + moemesh(host, *words), listener.hear, given)
+    if listener.answer is None:
+        raise HostFailed(f"host {host.name}: `moemesh fleet {verb}` gave no answer; try it there by hand")
+    return listener.answer
+
+
+def _probe(shell: Shell, text: str) -> Probe:
+    """Put the fleet file there first."""
+    file = file_on(shell.host)
+    state = state_of(shell.host)
+    before = f"umask 077 && mkdir -p {shlex.quote(state)} && cat > {shlex.quote(file)} && "
+    found: Probe = _call(shell, Quiet(), "probe", given=text, before=before)
+    return found
+
+
+def _join(shell: Shell, progress: Progress, given: str) -> Any:
+    return _call(shell, progress, "join", "--secrets", given=given)
+
+
+def _secrets(shell: Shell) -> dict[str, str]:
+    found: dict[str, str] = _call(shell, Quiet(), "secrets")
+    return found

@@ -1,0 +1,137 @@
+"""On a fleet's head: the roles of the whole fleet as actors on its machines, until every one is ready.
+
+Repeatable: a role that runs already is left alone, so that machines which joined later get theirs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from cluster.config import ClusterConfig, NodeConfig
+from cluster.controller.members import Role
+from cluster.errors import NotUp, OutOfMemoryBudget
+from cluster.fleet import raynode
+from cluster.fleet.file import FleetFile, Host
+from cluster.fleet.folder import Folder, Record
+from cluster.fleet.join import resolve
+from cluster.fleet.launch import this_process
+from cluster.fleet.machine import Machine, Progress
+from cluster.fleet.signals import Signals
+from cluster.fleet.starting import Starting
+from cluster.fleet.wanted import Plan, library_of, on_fleet, shape_of
+from cluster.library.bundled import open_model
+
+if TYPE_CHECKING:
+    from cluster.library.reader import Library
+
+
+def plan_of(fleet: FleetFile, library: Library) -> Plan:
+    """The fleet as a cluster; what there is of one machine is the head's.
+
+    Raises ClusterError, ConfigError, LibraryError, OutOfMemoryBudget for what cannot work.
+    """
+    from cluster.balance.policies import resolve as policy
+    from cluster.gateway.service import check_access
+    from cluster.tracing import check_tracing
+
+    for host in fleet.hosts:
+        for number in range(host.gateways):
+            own = fleet.gateway_of(host, number)
+            check_access(own)
+    check_tracing(fleet.tracing)
+    policy(fleet.engine.choice)
+    variant = fleet.variant or library.manifest.default_variant
+    shape = shape_of(library, variant, len(fleet.nodes))
+    for host in fleet.nodes:
+        if host.memory_bytes < shape.expert_bytes:
+            raise OutOfMemoryBudget(
+                f"memory_bytes of host {host.name} is {host.memory_bytes}, below one expert; "
+                f"give at least {shape.expert_bytes}"
+            )
+    return Plan(_config(fleet), str(library.path.resolve()), library.name, variant, shape)
+
+
+def _config(fleet: FleetFile) -> ClusterConfig:
+    """As the record of a cluster on one machine has it."""
+    first = next(host for host in fleet.hosts if host.gateways)
+    return ClusterConfig(
+        model=fleet.model,
+        variant=fleet.variant,
+        nodes=len(fleet.nodes),
+        routers=sum(host.routers for host in fleet.hosts),
+        engine=fleet.engine,
+        node=NodeConfig(),
+        gateway=fleet.gateway_of(first),
+        log_format=fleet.log_format,
+        tracing=fleet.tracing,
+        controller=fleet.controller,
+        wire_security=fleet.wire_security,
+    )
+
+
+def serve(fleet: FleetFile, head: Host, folder: Folder, progress: Progress, signals: Signals) -> Record:
+    """Start what is missing and return the head's record once the fleet serves.
+
+    Raises NotUp if this machine has not joined, StartFailed, or what a role reported: started roles stay,
+    for `leave` on each machine to end.
+    """
+    record = folder.read()
+    if record is None or not record.alive() or record.phase == "starting":
+        raise NotUp(f"host {head.name} has not joined; start the fleet with `moemesh up --fleet`")
+    plan = plan_of(fleet, open_model(library_of(fleet, head)))
+    with folder.locked():
+        machine = Machine(folder, record, progress, signals)
+        return _Serving(fleet, head, folder, machine, plan, progress, signals).run()
+
+
+class _Serving:
+    def __init__(
+        self,
+        fleet: FleetFile,
+        head: Host,
+        folder: Folder,
+        machine: Machine,
+        plan: Plan,
+        progress: Progress,
+        signals: Signals,
+    ) -> None:
+        self._fleet, self._head, self._folder, self._machine = fleet, head, folder, machine
+        self._plan, self._progress, self._signals = plan, progress, signals
+
+    def run(self) -> Record:
+        fleet, head, machine, plan = self._fleet, self._head, self._machine, self._plan
+        wanted = on_fleet(fleet, plan.shape, plan.variant)
+        address = resolve(head.address)
+        variables = raynode.environment(self._folder, fleet.wire_security, address)
+        os.environ.update(raynode.driver_variables(variables))
+        from cluster.fleet import actors  # Ray reads its environment when it is imported
+
+        self._progress.phase("connecting to Ray")
+        actors.connect(machine.record.ray, address)
+        try:
+            self._signals.listen()
+            machine.note(
+                owner=this_process(),
+                controller=f"{head.address}:{head.ports.controller}",
+                model=plan.model,
+                variant=plan.variant,
+                config=dataclasses.asdict(plan.config),
+            )
+            starting = Starting(
+                wanted, self._folder, self._progress, machine.watch, self._signals.check, head.name
+            )
+            starting.spawn()
+            machine.note_processes()
+            members = starting.wait_ready(machine.record.controller)
+            machine.note(phase="up", **gateway_of(members))
+            return machine.record
+        finally:
+            actors.disconnect()
+
+
+def gateway_of(members: list[dict[str, Any]]) -> dict[str, str]:
+    """Where the first gateway listens."""
+    gateway = next(member for member in members if member["role"] == Role.GATEWAY)
+    return {"grpc": str(gateway["address"]), "http": str(gateway["stats"].get("http", ""))}
