@@ -35,7 +35,7 @@ test-fleet: export MOEMESH_CACHE_DIR ?= $(CURDIR)/.pytest_cache/moemesh
 test-fleet: $(VENV)/.installed-dev       ## hosts of a fleet as namespaces, their links and faults (minutes; root)
 	$(BIN)/python -m kernels.warm
 	$(BIN)/python tests/numeric/other_sets.py
-	$(BIN)/python -m pytest -m "fleet or not fleet" tests/fleet $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -s -m "fleet or not fleet" tests/fleet $(PYTEST_ARGS)
 	PYTHONPATH=.:tests $(BIN)/python tests/fleet/delay.py
 
 check: $(VENV)/.installed-dev   ## lint, formatting, types, import contracts

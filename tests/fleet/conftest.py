@@ -1,4 +1,4 @@
-"""Hosts are made where that is permitted, and every test leaves the machine's namespaces as they were."""
+"""Hosts are made where that is permitted, and every module leaves the machine's namespaces as they were."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fleet.needs import missing
 from fleet.undisturbed import Undisturbed
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hosts_can_be_made() -> Iterator[None]:
     if reason := missing():
         pytest.skip(reason)
