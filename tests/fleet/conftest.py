@@ -11,6 +11,7 @@ import pytest
 from fleet.bed import Bed, Wanted, bed
 from fleet.needs import missing
 from fleet.undisturbed import Undisturbed
+from support.leaks import SESSION_VARIABLE
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +32,16 @@ def three(hosts_can_be_made: None) -> Iterator[Bed]:
 
 
 def namespaces() -> set[str]:
-    """Network namespaces in which a process runs."""
+    """Network namespaces other than our own in which a process of this test session runs."""
+    session = f"{SESSION_VARIABLE}={os.environ[SESSION_VARIABLE]}".encode()
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            found.add(os.readlink(process / "ns" / "net"))
+            if session in (process / "environ").read_bytes().split(b"\0"):
+                found.add(os.readlink(process / "ns" / "net"))
         except OSError:  # it has ended
             continue
-    return found
+    return found - {os.readlink("/proc/self/ns/net")}
 
 
 @pytest.fixture(scope="session")
