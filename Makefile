@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 PRESET ?= minimal
 SEED   ?= 7
 
-.PHONY: up down test test-parity test-hostile test-arm chaos soak check format bench protos clean
+.PHONY: up down test test-parity test-hostile test-arm test-fleet chaos soak check format bench protos clean
 
 up: $(VENV)/.installed          ## start a local cluster, run a sample prompt, print what to try next
 	@$(BIN)/moemesh up
@@ -29,7 +29,15 @@ test-hostile: $(VENV)/.installed-dev     ## 10,000 hostile requests on a gateway
 	MOEMESH_HOSTILE=10000 $(BIN)/python -m pytest --timeout=900 tests/integration/test_gateway_hostility.py
 
 test-arm: $(VENV)/.installed-dev         ## NEON under qemu: the same bits as here (minutes; a large download)
-	$(BIN)/python tests/arm/emulated.py .arm
+	PYTHONPATH=tests $(BIN)/python tests/arm/emulated.py .arm
+
+# The other instruction sets before: a node that compiles is not ready in time.
+test-fleet: export MOEMESH_CACHE_DIR ?= $(CURDIR)/.pytest_cache/moemesh
+test-fleet: $(VENV)/.installed-dev       ## hosts of a fleet as namespaces, their links and faults (minutes; root)
+	$(BIN)/python -m kernels.warm
+	$(BIN)/python tests/numeric/other_sets.py
+	$(BIN)/python -m pytest -s -m "fleet or not fleet" tests/fleet $(PYTEST_ARGS)
+	PYTHONPATH=.:tests $(BIN)/python tests/fleet/delay.py
 
 chaos: $(VENV)/.installed       ## 200 random faults on a cluster under load, and whether it kept its promises
 	@$(BIN)/moemesh chaos --faults 200 --seed $(SEED)

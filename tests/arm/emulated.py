@@ -1,6 +1,6 @@
 """The kernels under NEON, on a machine that has none: qemu runs an ARM Python, and its bits must be ours.
 
-    python tests/arm/emulated.py FOLDER
+    PYTHONPATH=tests python tests/arm/emulated.py FOLDER
 
 FOLDER keeps an arm64 Python (Debian packages, unpacked), numba, llvmlite and numpy for it (wheels of the
 versions in use here), and the kernels that were compiled. Everything is compiled under emulation, which takes
@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from support.debian import CannotRun, fetch, unpacked
+
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests" / "numeric" / "isa_cases.py"
 
@@ -28,8 +30,6 @@ INSTRUCTION_SETS = ("neon_i8mm", "neon_dotprod")
 QEMU = ("qemu-aarch64-static", "qemu-aarch64")
 
 SUITE, PYTHON = "bookworm", "3.11"
-MIRROR = "http://deb.debian.org/debian"
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 PACKAGES = (
     *(f"python{PYTHON}-minimal", f"libpython{PYTHON}-minimal", f"libpython{PYTHON}-stdlib"),
     *("libc6", "libgcc-s1", "libstdc++6", "libffi8", "libexpat1", "libssl3", "libbz2-1.0", "liblzma5"),
@@ -39,15 +39,11 @@ WHEELS = ("numpy", "numba", "llvmlite")
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64")
 
 
-class CannotRun(Exception):
-    """This machine lacks something, or a download failed: no reason to call the kernels wrong."""
-
-
 def main(folder: Path) -> int:
     try:
         qemu = find_qemu()
         folder.mkdir(parents=True, exist_ok=True)
-        sysroot, site = python_for_arm(folder), wheels_for_arm(folder)
+        sysroot, site = unpacked(folder, PACKAGES, "arm64", SUITE), wheels_for_arm(folder)
     except CannotRun as reason:
         print(f"test-arm skipped: {reason}")
         return 0
@@ -88,48 +84,6 @@ def find_qemu() -> str:
     raise CannotRun(f"{QEMU[0]} is not installed (Debian: apt-get install qemu-user-static)")
 
 
-def python_for_arm(folder: Path) -> Path:
-    """Root folder of an arm64 Debian with Python, unpacked without installing anything."""
-    root = folder / "root"
-    if root.is_dir():
-        return root
-    for tool in ("apt-get", "dpkg-deb"):
-        if not shutil.which(tool):
-            raise CannotRun(f"no {tool} here to fetch an arm64 Python with")
-    if not KEYRING.exists():
-        raise CannotRun(f"no {KEYRING} to check Debian's packages with (debian-archive-keyring)")
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        work = Path(scratch)
-        fetch(["apt-get", "update"], work, apt_config(work))
-        (work / "debs").mkdir()
-        fetch(["apt-get", "download", *PACKAGES], work / "debs", apt_config(work))
-        for package in sorted((work / "debs").glob("*.deb")):
-            subprocess.run(["dpkg-deb", "-x", str(package), str(work / "root")], check=True)
-        (work / "root").rename(root)
-    return root
-
-
-def apt_config(work: Path) -> dict[str, str]:
-    """Variables that make apt-get work for arm64 in `work` and leave the machine's own state alone."""
-    for name in ("state/lists/partial", "cache/archives/partial"):
-        (work / name).mkdir(parents=True, exist_ok=True)
-    (work / "status").touch()
-    (work / "sources.list").write_text(f"deb [arch=arm64 signed-by={KEYRING}] {MIRROR} {SUITE} main\n")
-    (work / "apt.conf").write_text(
-        f"""APT::Architecture "arm64";
-APT::Architectures {{ "arm64"; }};
-APT::Sandbox::User "root";
-Dir::State "{work}/state";
-Dir::State::status "{work}/status";
-Dir::Cache "{work}/cache";
-Dir::Etc::sourcelist "{work}/sources.list";
-Dir::Etc::sourceparts "-";
-Acquire::Languages "none";
-"""
-    )
-    return {"APT_CONFIG": str(work / "apt.conf")}
-
-
 def wheels_for_arm(folder: Path) -> Path:
     """Import path of numpy, numba and llvmlite for arm64, in the versions that run here."""
     wanted = [f"{name}=={version(name)}" for name in WHEELS]
@@ -147,17 +101,6 @@ def wheels_for_arm(folder: Path) -> Path:
                 archive.extractall(work / "site")
         (work / "site").rename(site)
     return site
-
-
-def fetch(command: Sequence[str], where: Path, more: dict[str, str]) -> None:
-    """Run a command that needs the network. Raises CannotRun with the last line of what it said."""
-    print(" ".join(map(str, command[:4])), "…", flush=True)
-    run = subprocess.run(
-        command, cwd=where, env=os.environ | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    if run.returncode:
-        lines = run.stdout.strip().splitlines() or ["it said nothing"]
-        raise CannotRun(f"{command[0]} failed: {lines[-1]}")
 
 
 if __name__ == "__main__":

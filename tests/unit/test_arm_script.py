@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[1] / "arm" / "emulated.py"
 def test_without_qemu_it_is_skipped_with_the_reason(tmp_path):
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path / "arm")],
-        env={"PATH": str(tmp_path)},
+        env={"PATH": str(tmp_path), "PYTHONPATH": str(SCRIPT.parents[1])},
         capture_output=True,
         text=True,
     )
