@@ -276,6 +276,31 @@ def test_what_nobody_wants_any_more_waits_for_no_router() -> None:
         with_pool([router], use)
 
 
+def test_a_reader_that_comes_back_during_the_wait_gets_every_token_once() -> None:
+    async def use(pool: RouterPool) -> None:
+        first = pool.submit(engine_request("a"), window_s=20.0)
+        await until(lambda: len(router.running) == 1)
+        for _ in range(2):
+            router.step()
+        await until(lambda: first.mailboxes[0].received == 2)
+        assert (await first.mailboxes[0].take()).token_ids == [1, 2]
+        await asyncio.to_thread(router.kill)
+        await until(lambda: pool.connected == 0)
+        pool.leave(first)
+        ticket = pool.resume(engine_request("a"), window_s=20.0)
+        assert ticket is first
+        with FakeRouter(port=int(router.address.rpartition(":")[2])) as again:
+            await until(lambda: ticket.completed)
+            assert [each.asked.emitted for each in again.counts.submitted] == [(1, 2)]
+        batch = await ticket.mailboxes[0].take()
+        assert batch.token_ids == [1, 2, 1, 2]
+        assert batch.end is not None
+        pool.release(ticket)
+
+    with FakeRouter(paused=True) as router:
+        with_pool([router], use)
+
+
 def test_a_gateway_that_stops_waits_for_no_router() -> None:
     async def use(pool: RouterPool) -> None:
         tickets = [pool.submit(engine_request("waiting"))]
