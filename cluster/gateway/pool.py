@@ -61,7 +61,7 @@ class RouterPool:
         self._links: dict[RouterId, RouterLink] = {}
         self._tickets: dict[tuple[str, RequestId], Ticket] = {}
         self._turns = Turns(config)
-        self._replays = Replays(config.replay_s, self.meter)
+        self._replays = Replays(config.replay_s, self.meter, self._let_in)
         self._windows: Windows[Ticket] = Windows(config.max_resumable, self.release)
         self.connected = 0
         self._was_ready = False
@@ -92,7 +92,9 @@ class RouterPool:
                 self._close(self._links.pop(name))
         for name, address in routers.items():
             if name not in self._links:
-                self._links[name] = RouterLink(name, address, self._identity, self._lost, self._changed)
+                self._links[name] = RouterLink(
+                    name, address, self._identity, self._lost, self._refused, self._changed
+                )
         self._changed()
 
     def submit(self, *requests: EngineRequest, window_s: float = 0.0, charged: bool = False) -> Ticket:
@@ -257,9 +259,12 @@ class RouterPool:
     def _let_in(self) -> None:
         """Whoever is next, as long as a router has a place. Those whose router was lost had one, and go on
         beyond the window of another."""
-        while self.ready and (ticket := self._replays.first()) is not None:
+        while (ticket := self._replays.first()) is not None:
+            link = min(filter(self._replays.may_ask, self._there()), key=_held, default=None)
+            if link is None:
+                break
             self._replays.let_in(ticket)
-            ticket.let_in(self._least_busy(), self.meter.clock())
+            ticket.let_in(link, self.meter.clock())
         while (ticket := self._turns.next()) is not None:
             link = self._place_for(len(ticket.requests))
             if link is None:
@@ -274,17 +279,18 @@ class RouterPool:
         def held(link: RouterLink) -> int:
             return len(link.outstanding) - (0 if leaving is None else leaving.held_at(link))
 
-        links = [link for link in self._links.values() if link.connected]
-        link = min(links, key=held, default=None)
+        link = min(self._there(), key=held, default=None)
         if link is None or (held(link) and held(link) + sequences > self._config.window):
             return None
         return link
 
     def _least_busy(self) -> RouterLink:
-        links = [link for link in self._links.values() if link.connected]
-        if not links:
+        if not (links := self._there()):
             raise Unavailable("no router is connected; try again when the cluster is ready")
-        return min(links, key=lambda link: len(link.outstanding))
+        return min(links, key=_held)
+
+    def _there(self) -> list[RouterLink]:
+        return [link for link in self._links.values() if link.connected]
 
     def _close(self, link: RouterLink) -> None:
         task = asyncio.get_running_loop().create_task(link.close())
@@ -295,6 +301,12 @@ class RouterPool:
         """What it was computing goes on elsewhere."""
         there = [ticket for ticket in self._tickets.values() if ticket.link is link and not ticket.ended]
         self._replays.lost(link.name, there)
+
+    def _refused(self, link: RouterLink, number: int, error: MoemeshError) -> bool:
+        """One that had begun at another router waits for a place; a new one is told."""
+        there = (each for each in self._tickets.values() if each.link is link and number in each.numbers)
+        ticket = next(there, None)
+        return ticket is not None and self._replays.refused(link, ticket, error)
 
     def _changed(self) -> None:
         """A router has come or gone, or requests at one have ended."""
@@ -312,6 +324,10 @@ class RouterPool:
             self._turns.drop(ticket)
             for mailbox in ticket.mailboxes:
                 mailbox.fail(Unavailable("no router is connected any more; send the request again"))
+
+
+def _held(link: RouterLink) -> int:
+    return len(link.outstanding)
 
 
 def _report(ticket: Ticket) -> None:

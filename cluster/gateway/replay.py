@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cluster.errors import MoemeshError, RouterLost, Unavailable
 from cluster.gateway.meter import Meter
+from cluster.gateway.routers import RouterLink
 from cluster.gateway.ticket import Ticket
 from cluster.types import RouterId
 
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 
 MOST_LOSSES = 3
 """Routers that a request may lose in a row without a token: it may be what ends them."""
+
+AGAIN_S = 0.5
+"""Until a router that refused one is given another: its line is full, or it is not ready yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +43,30 @@ def one_more(losses: Losses, tokens: int) -> Losses:
     return Losses(1 if fresh else losses.in_row + 1, tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """timer: ends it. again: a router refused it since the loss, so it has been counted."""
+
+    timer: asyncio.TimerHandle
+    again: bool
+
+
 class Replays:
     """Those that wait, first come first served. Used on the gateway's loop.
 
-    window_s: for how long one may wait; 0 lets none. They had their turn: they are ahead of the line, and
-    nobody is charged for them again.
+    window_s: for how long after a loss one may wait; 0 lets none. They had their turn: they are ahead of the
+    line, and nobody is charged for them again. One that a router refuses waits on, for another or for that
+    one later. on_place: called when a router that refused one may be asked again.
     """
 
-    def __init__(self, window_s: float, meter: Meter) -> None:
+    def __init__(self, window_s: float, meter: Meter, on_place: Callable[[], None]) -> None:
         self._window_s = window_s
         self._meter = meter
+        self._on_place = on_place
         self._losses: dict[Ticket, Losses] = {}
-        self._waiting: dict[Ticket, asyncio.TimerHandle] = {}
+        self._until: dict[Ticket, float] = {}
+        self._waiting: dict[Ticket, _Wait] = {}
+        self._full: dict[RouterLink, asyncio.TimerHandle] = {}
 
     def lost(self, router: RouterId, tickets: Sequence[Ticket]) -> None:
         """These were there and have not ended. Each waits, or fails: after too many losses, or without a
@@ -66,8 +82,24 @@ class Replays:
             elif not self._window_s:
                 ticket.fail(Unavailable(f"the router ({router}) was lost; send the request again"))
             else:
-                timer = asyncio.get_running_loop().call_later(self._window_s, self._give_up, ticket)
-                self._waiting[ticket] = timer
+                self._until[ticket] = asyncio.get_running_loop().time() + self._window_s
+                self._wait(ticket, _nobody(self._window_s))
+
+    def refused(self, router: RouterLink, ticket: Ticket, error: MoemeshError) -> bool:
+        """The router would not go on with it. True: it waits. False: it had lost no router, or its time is
+        over."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._until.get(ticket, float("-inf")):
+            return False
+        ticket.leave_router()
+        self._wait(ticket, error, again=True)
+        if router not in self._full:
+            self._full[router] = loop.call_later(AGAIN_S, self._free, router)
+        return True
+
+    def may_ask(self, router: RouterLink) -> bool:
+        """False for a moment after it refused one."""
+        return router not in self._full
 
     def first(self) -> Ticket | None:
         """Who is next; None if nobody waits."""
@@ -75,30 +107,46 @@ class Replays:
 
     def let_in(self, ticket: Ticket) -> None:
         """A router goes on with it. It must wait here."""
-        self._waiting.pop(ticket).cancel()
-        self._meter.replayed += sum(not mailbox.ended for mailbox in ticket.mailboxes)
+        wait = self._waiting.pop(ticket)
+        wait.timer.cancel()
+        if not wait.again:
+            self._meter.replayed += sum(not mailbox.ended for mailbox in ticket.mailboxes)
 
     def drop(self, ticket: Ticket) -> None:
         """It is not wanted any more, here or at its router. Twice is fine."""
         self._losses.pop(ticket, None)
-        if (timer := self._waiting.pop(ticket, None)) is not None:
-            timer.cancel()
+        self._until.pop(ticket, None)
+        if (wait := self._waiting.pop(ticket, None)) is not None:
+            wait.timer.cancel()
 
     def close(self) -> None:
         """The gateway stops: from now on whoever loses a router ends."""
         self._window_s = 0.0
+        self._until.clear()
+        for router in list(self._full):
+            self._full.pop(router).cancel()
         for ticket in list(self._waiting):
-            self._waiting.pop(ticket).cancel()
+            self._waiting.pop(ticket).timer.cancel()
             ticket.fail(Unavailable("the gateway stops, and no router goes on with the request"))
 
-    def _give_up(self, ticket: Ticket) -> None:
+    def _wait(self, ticket: Ticket, error: MoemeshError, again: bool = False) -> None:
+        """error: what it ends with when its time is over."""
+        loop = asyncio.get_running_loop()
+        self._waiting[ticket] = _Wait(loop.call_at(self._until[ticket], self._give_up, ticket, error), again)
+
+    def _give_up(self, ticket: Ticket, error: MoemeshError) -> None:
         del self._waiting[ticket]
-        ticket.fail(
-            Unavailable(
-                f"the router was lost, and no other was there within {self._window_s:g} s; "
-                "send the request again"
-            )
-        )
+        ticket.fail(error)
+
+    def _free(self, router: RouterLink) -> None:
+        del self._full[router]
+        self._on_place()
+
+
+def _nobody(window_s: float) -> MoemeshError:
+    return Unavailable(
+        f"the router was lost, and no other was there within {window_s:g} s; send the request again"
+    )
 
 
 def _too_many(losses: Losses) -> MoemeshError:

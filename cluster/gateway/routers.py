@@ -16,7 +16,7 @@ from cluster.dispatch.frames import Header
 from cluster.dispatch.handshake import Identity, error_of
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.requests import Entry, Payload, pack_request, unpack_alternatives
-from cluster.errors import MoemeshError, ProtocolError, Unavailable, error_from_wire
+from cluster.errors import MoemeshError, Overloaded, ProtocolError, Unavailable, error_from_wire
 from cluster.gateway.mailbox import End, Mailbox
 from cluster.gateway.pulse import BEAT_S, SILENT_BEATS, Pulse, beat
 from cluster.types import EngineRequest, RequestId, RouterId, SamplingParams
@@ -38,6 +38,9 @@ class RouterLink:
     nothing is read any more, so that no late event reaches a mailbox for which another router has begun.
 
     on_lost: called with the link when it has broken; `outstanding` is empty then, and the mailboxes go on.
+    on_refused: called with the link, a request's number and the error when the router says that it has no
+    place or is not there yet; returns whether the request goes on all the same, so that its reader is not
+    told.
     on_change: called when it has connected, was lost, or has ended requests.
     """
 
@@ -47,6 +50,7 @@ class RouterLink:
         address: str,
         identity: Identity,
         on_lost: Callable[[RouterLink], None],
+        on_refused: Callable[[RouterLink, int, MoemeshError], bool],
         on_change: Callable[[], None],
     ) -> None:
         self.name = name
@@ -54,6 +58,7 @@ class RouterLink:
         self.outstanding: dict[int, Mailbox] = {}
         self._identity = identity
         self._on_lost = on_lost
+        self._on_refused = on_refused
         self._on_change = on_change
         # The front door's frames must keep their order, and whoever sends one cannot wait.
         self._outbox: asyncio.Queue[tuple[Kind, Header, bytes]] = asyncio.Queue()
@@ -175,12 +180,12 @@ class RouterLink:
             end = self._end(event, payload)  # read even if nobody wants it: the next one's values follow
             if mailbox is None:
                 continue  # released: the abort and this event crossed
-            if isinstance(end, End):
-                mailbox.finish(end)
-            else:
-                mailbox.fail(end)
             del self.outstanding[number]
             ended = True
+            if isinstance(end, End):
+                mailbox.finish(end)
+            elif not (_refuses(end) and self._on_refused(self, number, end)):
+                mailbox.fail(end)
         if ended:
             self._on_change()
 
@@ -201,3 +206,8 @@ class RouterLink:
             case "x":
                 return error_from_wire(event[2], event[3])
         raise ProtocolError(f"router {self.name} sent an event of kind {event[1]!r}")
+
+
+def _refuses(error: MoemeshError) -> bool:
+    """Whether a router has no place or is not ready. A lost node (NodeLost) is not its own trouble."""
+    return type(error) in (Overloaded, Unavailable)

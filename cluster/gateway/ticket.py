@@ -91,7 +91,10 @@ class Ticket:
         )
 
     def leave_router(self) -> None:
-        """It was lost."""
+        """It was lost, or has refused a sequence: those that it took are aborted there."""
+        if self.link is not None:
+            for number in self.numbers:
+                self.link.release(number)
         self.link, self.numbers = None, ()
         if self.span is not None:
             self.span.leave_router()

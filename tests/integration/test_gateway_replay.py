@@ -13,7 +13,7 @@ import pytest
 from cluster.config import GatewayConfig
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
-from cluster.errors import RouterLost, Unavailable
+from cluster.errors import MoemeshError, Overloaded, RouterLost, Unavailable
 from cluster.experiments.live.relay import Relay
 from cluster.gateway.caller import ANYBODY, Caller, set_caller
 from cluster.gateway.pool import RouterPool
@@ -276,6 +276,31 @@ def test_what_nobody_wants_any_more_waits_for_no_router() -> None:
         with_pool([router], use)
 
 
+def test_a_reader_that_comes_back_during_the_wait_gets_every_token_once() -> None:
+    async def use(pool: RouterPool) -> None:
+        first = pool.submit(engine_request("a"), window_s=20.0)
+        await until(lambda: len(router.running) == 1)
+        for _ in range(2):
+            router.step()
+        await until(lambda: first.mailboxes[0].received == 2)
+        assert (await first.mailboxes[0].take()).token_ids == [1, 2]
+        await asyncio.to_thread(router.kill)
+        await until(lambda: pool.connected == 0)
+        pool.leave(first)
+        ticket = pool.resume(engine_request("a"), window_s=20.0)
+        assert ticket is first
+        with FakeRouter(port=int(router.address.rpartition(":")[2])) as again:
+            await until(lambda: ticket.completed)
+            assert [each.asked.emitted for each in again.counts.submitted] == [(1, 2)]
+        batch = await ticket.mailboxes[0].take()
+        assert batch.token_ids == [1, 2, 1, 2]
+        assert batch.end is not None
+        pool.release(ticket)
+
+    with FakeRouter(paused=True) as router:
+        with_pool([router], use)
+
+
 def test_a_gateway_that_stops_waits_for_no_router() -> None:
     async def use(pool: RouterPool) -> None:
         tickets = [pool.submit(engine_request("waiting"))]
@@ -289,3 +314,82 @@ def test_a_gateway_that_stops_waits_for_no_router() -> None:
 
     with FakeRouter(paused=True) as router:
         with_pool([router], use)
+
+
+@pytest.mark.parametrize("error", [Overloaded("full"), Unavailable("not ready yet")], ids=lambda e: e.code)
+def test_a_router_that_refuses_one_is_asked_again(error: MoemeshError) -> None:
+    async def use(pool: RouterPool) -> None:
+        ticket = pool.submit(engine_request("a"))
+        await until(lambda: len(lost.running) == 1)
+        lost.step()
+        await until(lambda: ticket.mailboxes[0].received == 1)
+        pool.update({RouterId("r0"): lost.address, RouterId("r1"): left.address})
+        await until(lambda: pool.connected == 2)
+        await asyncio.to_thread(lost.kill)
+        await until(lambda: left.counts.refused == 2)
+        assert not ticket.ended
+        left.accept()
+        await until(lambda: ticket.completed)
+        assert ticket.mailboxes[0].ids == (1, 2, 1, 2)
+        assert pool.meter.replayed == 1
+        pool.release(ticket)
+
+    with FakeRouter(paused=True) as lost, FakeRouter(refuse=error) as left:
+        with_pool([lost], use)
+
+
+def test_another_router_takes_what_one_refuses() -> None:
+    async def use(pool: RouterPool) -> None:
+        ticket = pool.submit(engine_request("a"))
+        await until(lambda: len(lost.running) == 1)
+        addresses = [lost.address, full.address, free.address]
+        pool.update({RouterId(f"r{i}"): address for i, address in enumerate(addresses)})
+        await until(lambda: pool.connected == 3)
+        await asyncio.to_thread(lost.kill)
+        await until(lambda: ticket.completed)
+        assert (full.counts.refused, len(free.counts.submitted)) == (1, 1)
+        pool.release(ticket)
+
+    with FakeRouter(paused=True) as lost, FakeRouter(most=0) as full, FakeRouter() as free:
+        with_pool([lost], use)
+
+
+def test_samples_of_which_a_router_refuses_one_wait_together() -> None:
+    """What it had taken is aborted there: nothing runs twice."""
+
+    async def use(pool: RouterPool) -> None:
+        samples = [engine_request("a")] * 3
+        ticket = pool.submit(*samples)
+        await until(lambda: len(lost.running) == 3)
+        pool.update({RouterId("r0"): lost.address, RouterId("r1"): left.address})
+        await until(lambda: pool.connected == 2)
+        await asyncio.to_thread(lost.kill)
+        await until(lambda: left.counts.refused > 0 and not left.running)
+        left.accept()
+        await until(lambda: len(left.running) == 3)
+        left.resume()
+        await until(lambda: ticket.completed)
+        assert [mailbox.ids for mailbox in ticket.mailboxes] == [(1, 2, 1, 2)] * 3
+        pool.release(ticket)
+
+    with FakeRouter(paused=True) as lost, FakeRouter(paused=True, most=2) as left:
+        with_pool([lost], use)
+
+
+def test_one_that_is_refused_for_too_long_ends_with_the_reason() -> None:
+    async def use(pool: RouterPool) -> None:
+        ticket = pool.submit(engine_request("a"))
+        await until(lambda: len(lost.running) == 1)
+        pool.update({RouterId("r0"): lost.address, RouterId("r1"): full.address})
+        await until(lambda: pool.connected == 2)
+        new = pool.submit(engine_request("new"))
+        with pytest.raises(Overloaded, match="full"):  # it has lost no router
+            await new.mailboxes[0].take()
+        pool.release(new)
+        await asyncio.to_thread(lost.kill)
+        with pytest.raises(Overloaded, match="full"):
+            await ticket.mailboxes[0].take()
+        pool.release(ticket)
+
+    with FakeRouter(paused=True) as lost, FakeRouter(most=0) as full:
+        with_pool([lost], use, replay_s=0.3)

@@ -16,7 +16,7 @@ from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.requests import parse_request
 from cluster.dispatch.server import FrameServer
-from cluster.errors import MoemeshError
+from cluster.errors import MoemeshError, Overloaded
 from cluster.gateway.routers import PROBE_NUMBER
 from cluster.types import EngineRequest, RequestId
 
@@ -56,6 +56,7 @@ class Counts:
 
     submitted: list[Submitted] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
+    refused: int = 0
     frames: int = 0
     probes: int = 0
 
@@ -64,6 +65,7 @@ class FakeRouter:
     """Every step gives each running request its next token, in one frame a connection, as the real one does.
 
     paused: steps happen only when the test calls `step`. refuse: answers every request with this error.
+    most: requests that it holds; further ones are refused as Overloaded.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class FakeRouter:
         *,
         paused: bool = False,
         refuse: MoemeshError | None = None,
+        most: int | None = None,
         port: int = 0,
         library: str = "",
     ) -> None:
@@ -80,6 +83,7 @@ class FakeRouter:
         self._script = script
         self._paused = paused
         self._refuse = refuse
+        self._most = most
         self._lock = threading.Lock()
         self._work = threading.Event()
         self._stopping = False
@@ -106,6 +110,10 @@ class FakeRouter:
         self._work.set()
         self._server.shutdown()
         self._thread.join()
+
+    def accept(self) -> None:
+        """Refuse nothing any more."""
+        self._refuse = self._most = None
 
     @property
     def connections(self) -> int:
@@ -170,8 +178,10 @@ class FakeRouter:
             # Answered whatever the script is, and not counted: tests are about their own requests.
             connection.send(Kind.EVENTS, {"e": [[number, "t", 0, 0.0], [number, "f", "length", 1, 1]]})
             return
-        if self._refuse is not None:
-            event = [number, "x", type(self._refuse).__name__, str(self._refuse), 0]
+        full = self._most is not None and len(self.running) >= self._most
+        if (refuse := Overloaded("full") if full else self._refuse) is not None:
+            self.counts.refused += 1
+            event = [number, "x", type(refuse).__name__, str(refuse), 0]
             connection.send(Kind.EVENTS, {"e": [event]})
             return
         self._submit(connection, number, frame)
