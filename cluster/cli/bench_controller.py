@@ -26,8 +26,9 @@ BACK = Target(must=15.0, at_most=True, reference="all members ready, one table a
 
 @dataclass(frozen=True, eq=False)
 class Away:
-    """wrong: tokens that were missing, repeated or others. served: requests that got their first token while it
-    was away. rate_ratio: tokens per second then over those before. back_s: from its start to a whole cluster."""
+    """wrong: tokens that were missing, repeated or others. served: requests that got their first token while
+    it was away. rate_ratio: tokens per second then over those before. back_s: from its start to a whole
+    cluster."""
 
     observed: Observed
     wrong: int
