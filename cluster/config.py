@@ -55,6 +55,7 @@ class NodeConfig:
 
     hub: address of a `moemesh library serve` that has all blobs, for those that no other node has; "": none.
     fetch_share: part of the time in which a node may receive blobs that nobody waits for yet.
+    blob_port: where it gives blobs to others; 0: any.
     """
 
     memory_bytes: int = 0
@@ -62,6 +63,7 @@ class NodeConfig:
     host: str = "127.0.0.1"
     hub: str = ""
     fetch_share: float = 0.25
+    blob_port: int = 0
 
 
 class WireSecurity(StrEnum):

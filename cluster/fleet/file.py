@@ -79,6 +79,7 @@ class Ports:
     workers: int = 10002
     controller: int = 8470
     node: int = 8480
+    blobs: int = 8481
     routers: int = 8490
 
 
@@ -127,7 +128,7 @@ class Host:
     @property
     def node_config(self) -> NodeConfig:
         """Of its expert node; there is none if memory_bytes is 0."""
-        return NodeConfig(memory_bytes=self.memory_bytes, threads=self.cores, host=self.address)
+        return NodeConfig(self.memory_bytes, self.cores, self.address, blob_port=self.ports.blobs)
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ class FleetFile:
             PortUse("ports.workers", ports.workers, WORKER_PORTS),
             PortUse("ports.controller", ports.controller, int(host.head)),
             PortUse("ports.node", ports.node, int(host.memory_bytes > 0)),
+            PortUse("ports.blobs", ports.blobs, int(host.memory_bytes > 0)),
             PortUse("ports.routers", ports.routers, host.routers),
         ]
         for number in range(host.gateways):

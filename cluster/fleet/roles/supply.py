@@ -95,7 +95,7 @@ class Supply:
             raise ConfigError(f"a fetch_share of {config.fetch_share}; it is above 0 and at most 1")
         self._library, self._variant = library, variant
         self._identity, self._clock = identity, clock
-        self._server = BlobServer(library, identity, config.host)
+        self._server = BlobServer(library, identity, config.host, config.blob_port)
         self._fetched = Fetched()
         self._missing = set(library.blobs.missing(library.variant(variant).refs()))
 
