@@ -103,5 +103,8 @@ def verify_command(
         raise typer.Exit(0 if ok else 1)  # one document on stdout, not another with the error
     verdict.raise_if_broken()
     more = f"; {len(verdict.strays)} files do not belong to it" if verdict.strays else ""
-    more += f"; {verdict.missing} of them are not here" if verdict.missing else ""
-    typer.echo(f"{library.name} is sound: {verdict.blobs} blobs, {verdict.bytes:,} bytes{more}")
+    if verdict.missing:
+        here = verdict.blobs - verdict.missing
+        typer.echo(f"{library.name} is here in part: {here} of {verdict.blobs} blobs, all of them sound{more}")
+    else:
+        typer.echo(f"{library.name} is sound: {verdict.blobs} blobs, {verdict.bytes:,} bytes{more}")

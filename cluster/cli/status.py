@@ -97,12 +97,14 @@ def _table(kind: str, columns: dict[str, Callable[[Member], object]], members: l
 
 
 def _state(member: Member) -> str:
-    if member["error"] is not None:
+    if member["error"] is not None and not member["ready"]:
         return f"failed: {member['error'][1]}"
     if member["health"] != "alive":
         return str(member["health"])
     if member.get("drained"):
         return "draining" if member["stats"].get("held") else "drained"
+    if member["error"] is not None:
+        return f"ready, but cannot load more: {member['error'][1]}"
     return "ready" if member["ready"] else "starting"
 
 

@@ -182,9 +182,11 @@ def fruitless(memory: Memory, state: ControllerState) -> Memory:
 
 
 def _situation(state: ControllerState, table: PlacementTable) -> Situation:
-    """A node that starts again may have more memory."""
+    """A node that starts again may have more memory, and one that could not load may be able to by now."""
     incarnations = {NodeId(node.id): node.incarnation for node in state.of(Role.NODE)}
-    able = frozenset((node, incarnations.get(node, 0)) for node in _able(state, table))
+    able = frozenset(
+        (node, incarnations.get(node, 0)) for node in _able(state, table) if node not in failing(state)
+    )
     return (table.epoch, table.version), able
 
 

@@ -96,20 +96,34 @@ class BlobClient:
         for client in self._clients.values():
             client.close()
 
-    def fetch(self, folder: BlobFolder, ref: BlobRef, peers: Iterable[str], share: float = 1.0) -> None:
+    def fetch(
+        self,
+        folder: BlobFolder,
+        ref: BlobRef,
+        peers: Iterable[str],
+        share: float = 1.0,
+        distrusted: bool = False,
+    ) -> None:
         """Have `folder` hold the blob. peers: addresses, asked in turn until one has given the last byte.
 
-        share: part of the time in which bytes may flow. Raises CannotStore if the folder takes none,
+        share: part of the time in which bytes may flow. distrusted: a file of the right length may have wrong
+        bytes; then it stays until the right ones take its place. Raises CannotStore if the folder takes none,
         IncompleteLibrary naming what was wrong with each peer if no one gives it, RequestAborted.
         """
-        self.fetch_file(folder.file(ref), ref, peers, share)
+        there = folder.is_right if distrusted else folder.has
+        self._fetch(folder.file(ref), ref, peers, share, lambda: there(ref))
 
     def fetch_file(self, target: Path, ref: BlobRef, peers: Iterable[str], share: float = 1.0) -> None:
         """As `fetch`, to any file."""
-        while not _is_there(target, ref):
+        self._fetch(target, ref, peers, share, lambda: _is_there(target, ref))
+
+    def _fetch(
+        self, target: Path, ref: BlobRef, peers: Iterable[str], share: float, there: Callable[[], bool]
+    ) -> None:
+        while not there():
             try:
                 with Incoming(target, ref) as incoming:
-                    if not _is_there(target, ref):  # another process may have finished it by now
+                    if not there():  # another process may have finished it by now
                         self._from_anyone(incoming, ref, list(peers), share)
             except Busy:
                 self._sleep(BUSY_S)

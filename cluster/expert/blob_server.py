@@ -98,10 +98,7 @@ class BlobServer:
         if not self._blobs.has(ref):
             raise IncompleteLibrary(f"blob {ref.sha256} is not on this machine; ask another one")
         try:
-            file = os.open(self._blobs.file(ref), os.O_RDONLY)
+            with self._blobs.file(ref).open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), min(count, max(0, ref.bytes - offset)), offset)
         except OSError as error:
             raise CorruptBlob(f"cannot read blob {ref.sha256}: {error.strerror}") from error
-        try:
-            return os.pread(file, min(count, max(0, ref.bytes - offset)), offset)
-        finally:
-            os.close(file)

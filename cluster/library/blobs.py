@@ -35,6 +35,14 @@ class BlobFolder:
         except OSError:
             return False
 
+    def is_right(self, ref: BlobRef) -> bool:
+        """Whether the file is there with the right bytes, all of which it reads."""
+        try:
+            self.map(ref)
+        except (CorruptBlob, OSError):
+            return False
+        return True
+
     def missing(self, refs: Iterable[BlobRef]) -> tuple[BlobRef, ...]:
         """Those of `refs` that it does not have."""
         return tuple(ref for ref in refs if not self.has(ref))

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -244,6 +245,21 @@ def full(folder: Path) -> Iterator[None]:
     finally:
         blobs.unlink()
         aside.rename(blobs)
+
+
+def test_wrong_bytes_on_a_disk_are_replaced_by_those_of_others(
+    library: Library, expected: list[list[int]], tmp_path: Path
+) -> None:
+    """The right length, and none of the right bytes: every expert that it is given comes from its peer."""
+    damaged = Library.open(copytree(library.path, tmp_path / "node-1"))
+    for ref in damaged.variant("").refs():
+        damaged.blobs.file(ref).write_bytes(bytes(ref.bytes))
+    folders = {"node-0": library.path, "node-1": damaged.path}
+    with roles(library, folders, tmp_path) as made:
+        wait_until(lambda: made["router-0"].ready, "a ready router", 60.0)
+        assert served(made) == expected
+        assert blob_stats(made, "node-1")["replaced"] == len(made["node-1"]._shard.experts) > 0
+        assert error_of(made, "node-1") is None
 
 
 def test_a_library_from_a_process_of_its_own(library: Library, tmp_path: Path) -> None:

@@ -339,6 +339,16 @@ def test_copies_that_no_memory_can_take_are_not_tried_again_and_again() -> None:
     assert repair.due(memory, syncing.sync(moved, router(table=(1, 2))), TWO, 1e6) is Reason.copies
 
 
+def test_copies_that_a_node_could_not_load_are_tried_once_it_can() -> None:
+    """Nothing was possible while its disk was full; that says nothing of later."""
+    full = serving()
+    for name in ("node-0", "node-1", "node-2"):
+        full = syncing.sync(full, node(name, error=("CannotStore", "no room") if name == "node-2" else None))
+    memory = repair.remember(repair.fruitless(Memory(), full), full, 1.0)
+    assert repair.due(memory, full, TWO, 1e6) is None
+    assert repair.due(memory, syncing.sync(full, node("node-2")), TWO, 1e6) is Reason.copies
+
+
 def test_that_memory_is_short_for_copies_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
     service = ControllerService(SHAPE, epoch=1, config=TWO, clock=lambda: now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from cluster.fleet.control import View
 from cluster.fleet.roles import supply
 from cluster.fleet.roles.supply import Supply, open_library, peers_of
 from cluster.library.reader import Library
+from cluster.library.verify import verify
 from cluster.types import ExpertId, NodeId
-from support.blobs import manifest_only, never
+from support.blobs import blob_server, manifest_only, never
 from support.engines import tiny_library
 
 NAMES = tuple(map(NodeId, ("a", "b", "c", "d")))
@@ -80,7 +82,7 @@ def test_patience_ends_and_names_the_expert(library: Library, tmp_path: Path) ->
 
     one = made(partial)
     try:
-        with pytest.raises(IncompleteLibrary, match="expert 2 of layer 1: nobody gives blob"):
+        with pytest.raises(IncompleteLibrary, match="expert 2 of layer 1 is not on disk: nobody gives blob"):
             one.get([ExpertId(1, 2)], peers, 1.0, never)
         assert len(rounds) == supply.PATIENCE_S + 1
         assert one.stats()["missing"] == len(library.variant("").refs())
@@ -93,6 +95,28 @@ def test_what_is_there_is_not_asked_for(library: Library) -> None:
     try:
         one.get([ExpertId(0, 0)], lambda expert: pytest.fail("it asked"), 1.0, never)
         assert one.stats()["complete"]
+    finally:
+        one.shutdown()
+
+
+def test_wrong_bytes_are_asked_for_anew_and_stay_until_others_come(library: Library, tmp_path: Path) -> None:
+    """Nothing is deleted for which there is nothing better."""
+    damaged, expert = Library.open(copytree(library.path, tmp_path / "damaged")), ExpertId(1, 2)
+    file = damaged.blobs.file(damaged.expert_ref("", expert))
+    file.write_bytes(bytes(file.stat().st_size))
+    one = made(damaged)
+    try:
+        assert one.stats()["complete"]
+        assert one.distrust([ExpertId(0, 0), expert]) == 1
+        assert one.stats()["missing"] == 1
+        with pytest.raises(IncompleteLibrary, match="expert 2 of layer 1 has wrong bytes on disk"):
+            one.get([expert], lambda expert: [], 1.0, never)
+        assert file.exists()
+        with blob_server(library, key=b"") as hub:
+            one.get([expert], lambda expert: [hub.address], 1.0, never)
+        assert one.stats()["complete"]
+        assert one.stats()["replaced"] == 1
+        assert verify(damaged).problems == ()
     finally:
         one.shutdown()
 

@@ -13,7 +13,7 @@ from cluster.compute.threads import Workers
 from cluster.config import NodeConfig
 from cluster.controller.members import NO_TABLE, Role
 from cluster.dispatch.handshake import Identity
-from cluster.errors import CannotStore, IncompleteLibrary, MoemeshError, RequestAborted
+from cluster.errors import CannotStore, CorruptBlob, IncompleteLibrary, MoemeshError, RequestAborted
 from cluster.expert.build import build_compute
 from cluster.expert.node import ExpertCompute, ExpertNode
 from cluster.expert.store import ExpertStore
@@ -89,7 +89,7 @@ class NodeRole(ControlledRole):
             self._follow_table(view, view.table)
         except RequestAborted as error:
             log.info("%s", error)
-        except (IncompleteLibrary, CannotStore) as error:
+        except (IncompleteLibrary, CannotStore, CorruptBlob) as error:
             log.error("%s goes on with what it has: %s", self.name, error)
             self._trouble = time.monotonic(), error
             self.again_s = RETRY_S
@@ -102,7 +102,7 @@ class NodeRole(ControlledRole):
             self._load_afresh(mine, view)
         elif view.settled and mine != self._shard.experts and view.next is None:
             self._node.hold(table.version, mine)
-            self._change(mine)
+            self._change(mine, view)
         self._node.hold(table.version, self._shard.experts)
         self._applied = table.epoch, table.version
         if view.next is not None:
@@ -118,9 +118,9 @@ class NodeRole(ControlledRole):
         self._fetch(wanted, view, 1.0 if view.mending else self._config.fetch_share)
         if not self._shard.experts <= wanted:
             self._node.hold(table.version, mine)
-            self._change(mine)
+            self._change(mine, view)
         if wanted != self._shard.experts:
-            self._change(wanted)
+            self._change(wanted, view)
         self.prepared = following.epoch, following.version
 
     def _load_afresh(self, experts: frozenset[ExpertId], view: View) -> None:
@@ -129,7 +129,7 @@ class NodeRole(ControlledRole):
         self._fetch(experts, view, 1.0)
         self._node.hold(0, ())
         self._shard.clear()
-        self._change(experts)
+        self._change(experts, view)
 
     def _fetch(self, experts: frozenset[ExpertId], view: View, share: float) -> None:
         """Have their blobs on disk. Raises what Supply.get does; RequestAborted once another view asks for
@@ -145,7 +145,24 @@ class NodeRole(ControlledRole):
         self._supply.get(experts, peers, share, wait)
         self._trouble = None
 
-    def _change(self, experts: frozenset[ExpertId]) -> None:
+    def _change(self, experts: frozenset[ExpertId], view: View) -> None:
+        """Compute with these from now on. What is found wrong on disk is got from others, whose bytes are
+        right by their digests; where there are no others it raises CorruptBlob, as it does for a second."""
+        assert self._supply is not None, "build() comes first"
+        try:
+            self._load(experts)
+        except CorruptBlob as error:
+            lacking = experts - self._shard.experts
+            if not self._has_peers(view) or not self._supply.distrust(lacking):
+                raise
+            log.warning("%s asks others: %s", self.name, error)
+            self._fetch(experts, view, 1.0)
+            self._load(experts)
+
+    def _has_peers(self, view: View) -> bool:
+        return bool(self._config.hub) or any(name != self.name for name in view.nodes)
+
+    def _load(self, experts: frozenset[ExpertId]) -> None:
         assert self._workers is not None, "build() comes first"
         begin, held = time.monotonic(), self._shard.experts
         budget = self._config.memory_bytes

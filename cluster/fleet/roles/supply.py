@@ -98,6 +98,9 @@ class Supply:
         self._server = BlobServer(library, identity, config.host, config.blob_port)
         self._fetched = Fetched()
         self._missing = set(library.blobs.missing(library.variant(variant).refs()))
+        self._wrong: set[BlobRef] = set()
+        """Of the missing: those of which there is a file with other bytes."""
+        self._replaced = 0
 
     def start(self) -> str:
         """Raises PortInUse."""
@@ -113,14 +116,27 @@ class Supply:
         return min((speed for speed in told if speed > 0), default=0.0)
 
     def stats(self) -> dict[str, Any]:
-        """address, complete: for the controller; the rest for people."""
+        """address, complete: for the controller; the rest for people. replaced: blobs that were on disk with
+        wrong bytes."""
         return {
             "address": self._server.address,
             "complete": not self._missing,
             "missing": len(self._missing),
+            "replaced": self._replaced,
             "fetched": asdict(self._fetched),
             "served": self._server.stats(),
         }
+
+    def distrust(self, experts: Iterable[ExpertId]) -> int:
+        """Read the blobs of `experts` and count as missing what does not match its digest, so that `get` gets
+        it anew; returns how many do not."""
+        refs = {self._library.expert_ref(self._variant, expert) for expert in experts}
+        wrong = {ref for ref in refs if not self._library.blobs.is_right(ref)}
+        for ref in wrong:
+            log.warning("blob %s has wrong bytes on disk, or none; it is fetched anew", ref.sha256)
+        self._wrong |= wrong
+        self._missing |= wrong
+        return len(wrong)
 
     def get(
         self,
@@ -162,11 +178,20 @@ class Supply:
         refused = {}
         for expert, ref in lacking.items():
             try:
-                client.fetch(self._library.blobs, ref, peers(expert), share)
-                self._missing.discard(ref)
+                client.fetch(self._library.blobs, ref, peers(expert), share, ref in self._wrong)
             except IncompleteLibrary as error:
-                refused[expert] = IncompleteLibrary(f"expert {expert.index} of layer {expert.layer}: {error}")
+                what = "has wrong bytes on disk" if ref in self._wrong else "is not on disk"
+                refused[expert] = IncompleteLibrary(
+                    f"expert {expert.index} of layer {expert.layer} {what}: {error}"
+                )
+            else:
+                self._arrived(ref)
         return refused
+
+    def _arrived(self, ref: BlobRef) -> None:
+        self._replaced += ref in self._wrong
+        self._wrong.discard(ref)
+        self._missing.discard(ref)
 
     def _lacks(self, expert: ExpertId) -> BlobRef | None:
         ref = self._library.expert_ref(self._variant, expert)
