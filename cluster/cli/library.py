@@ -14,6 +14,7 @@ from cluster.cli import library_transfer
 from cluster.cli.output import print_json
 from cluster.cli.pack import report_table
 from cluster.cli.progress import progress_bar
+from cluster.errors import IncompleteLibrary
 from cluster.library.format import LIBRARY_VERSION
 from cluster.library.reader import Library
 from cluster.library.verify import verify
@@ -101,10 +102,16 @@ def verify_command(
         ok = not verdict.problems
         print_json({"ok": ok, "digest": library.digest, **dataclasses.asdict(verdict)})
         raise typer.Exit(0 if ok else 1)  # one document on stdout, not another with the error
+    if not partial and verdict.problems and len(verdict.problems) == verdict.missing:
+        raise IncompleteLibrary(
+            f"{verdict.missing} of {verdict.blobs} blobs are not here; get them with `moemesh library fetch`"
+            ", or give --partial if the folder need not have all"
+        )
     verdict.raise_if_broken()
     more = f"; {len(verdict.strays)} files do not belong to it" if verdict.strays else ""
     if verdict.missing:
         here = verdict.blobs - verdict.missing
-        typer.echo(f"{library.name} is here in part: {here} of {verdict.blobs} blobs, all of them sound{more}")
+        part = f"{here} of {verdict.blobs} blobs, all of them sound"
+        typer.echo(f"{library.name} is here in part: {part}{more}")
     else:
         typer.echo(f"{library.name} is sound: {verdict.blobs} blobs, {verdict.bytes:,} bytes{more}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cluster.errors import CorruptBlob, IncompleteLibrary, LibraryError
+from cluster.errors import CorruptBlob, LibraryError
 from cluster.library.format import BlobRef
 from cluster.library.incoming import SUFFIX
 from cluster.library.reader import Library
@@ -28,13 +28,7 @@ class Verdict:
     missing: int = 0
 
     def raise_if_broken(self) -> None:
-        """Raises IncompleteLibrary if blobs lack and nothing else is wrong; else CorruptBlob with the first
-        problem and the number of others."""
-        if self.problems and len(self.problems) == self.missing:
-            raise IncompleteLibrary(
-                f"{self.missing} of {self.blobs} blobs are not here; get them with `moemesh library fetch`, or "
-                "give --partial if the folder need not have all"
-            )
+        """Raises CorruptBlob with the first problem and the number of others."""
         if self.problems:
             others = f" (and {len(self.problems) - 1} more problems)" if self.problems[1:] else ""
             raise CorruptBlob(self.problems[0] + others)

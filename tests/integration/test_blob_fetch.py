@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,6 +192,19 @@ def test_a_folder_that_takes_nothing(library: Library, partial: Library, ref: Bl
         partial.blobs.path.unlink()
         node.fetch(partial.blobs, ref, [hub.address])
     assert same(library, partial, ref)
+
+
+def test_a_disk_that_cannot_be_read_is_a_refusal(
+    library: Library, partial: Library, ref: BlobRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", broken)
+    with blob_server(library) as hub, client(library) as node:
+        with pytest.raises(IncompleteLibrary, match=r"cannot read blob .*: Input/output error"):
+            node.fetch(partial.blobs, ref, [hub.address])
+        assert hub.served.refused == 1
 
 
 def test_nobody_has_it(library: Library, partial: Library, ref: BlobRef, tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ def test_a_partial_library_says_what_lacks(
     assert f"is here in part: {total - 1} of {total} blobs, all of them sound" in said
     verdict = json.loads(run(app, "library", "verify", partial.path, "--partial", "--json"))
     assert (verdict["ok"], verdict["missing"]) == (True, 1)
+    libraries.flip_bit(partial, partial.expert_ref("int8", ExpertId(0, 1)))
+    run(app, "library", "verify", partial.path, "--partial", error=CorruptBlob)
 
 
 def test_fetch_takes_what_it_is_told(
