@@ -6,15 +6,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cluster.cli.output import Progress
 from cluster.errors import MoemeshError
-
-if TYPE_CHECKING:
-    pass
 
 File = Annotated[Path, typer.Argument(help="Fleet file; docs/fleet.md.", exists=True, dir_okay=False)]
 HostName = Annotated[
@@ -37,6 +34,12 @@ def join(
     block: Annotated[
         bool, typer.Option("--block", help="Stay, and leave when a signal comes: for systemd and pods.")
     ] = False,
+    autoscaling: Annotated[
+        str,
+        typer.Option(
+            "--autoscaling-config", metavar="FILE", help="On the head, from `ray up`: as `ray start` has it."
+        ),
+    ] = "",
     given: Annotated[bool, typer.Option("--secrets", hidden=True)] = False,
     lines: Lines = False,
 ) -> None:
@@ -48,7 +51,7 @@ def join(
         fleet, own, folder = joining.fleet_at(file, host)
         if given:
             joining.take_secrets(folder, sys.stdin.read())
-        machine = joining.join(fleet, own, folder, progress, signals)
+        machine = joining.join(fleet, own, folder, progress, signals, autoscaling)
         answer({"host": own.name, "ray": machine.record.ray})
         if block:
             joining.stay(machine, folder, signals)

@@ -62,7 +62,7 @@ def own_record(fleet: FleetFile, name: str, is_ours: Callable[[str], bool] | Non
     raise ConfigError(f"{what} of this machine ({which}); say which it is with --host NAME")
 
 
-def ray_place(fleet: FleetFile, host: Host, resolve: Callable[[str], str]) -> RayPlace:
+def ray_place(fleet: FleetFile, host: Host, resolve: Callable[[str], str], autoscaling: str = "") -> RayPlace:
     """What this host's Ray is told. resolve: the address in numbers of a name; Ray takes no other."""
     head = fleet.head
     numbers = {option: host.ports.ray + 1 + number for number, option in enumerate(RAY_OPTIONS)}
@@ -74,6 +74,7 @@ def ray_place(fleet: FleetFile, host: Host, resolve: Callable[[str], str]) -> Ra
         port=host.ports.ray,
         ports=numbers,
         labels={**host.labels, LABEL: host.name},
+        autoscaling=autoscaling,
     )
 
 
@@ -109,11 +110,17 @@ def take_secrets(folder: Folder, text: str) -> None:
         raise ConfigError(f"no token and key on stdin ({error}); `moemesh up --fleet` sends them") from None
 
 
-def join(fleet: FleetFile, host: Host, folder: Folder, progress: Progress, signals: Signals) -> Machine:
+def join(
+    fleet: FleetFile, host: Host, folder: Folder, progress: Progress, signals: Signals, autoscaling: str = ""
+) -> Machine:
     """Start Ray here as the file says, and record it. The caller writes the secrets before.
 
-    Raises AlreadyUp, PortInUse, StartFailed, ClusterError without secrets; nothing is left then but them.
+    autoscaling: on the head, `ray up`'s configuration: Ray's monitor then joins the other machines.
+    Raises ConfigError for it elsewhere, AlreadyUp, PortInUse, StartFailed, ClusterError without secrets;
+    nothing is left then but them.
     """
+    if autoscaling and not host.head:
+        raise ConfigError(f"--autoscaling-config is for the head, {fleet.head.name}; leave it out here")
     with folder.locked():
         _clear_the_way(folder)
         if not (folder.token.exists() and folder.key.exists()):
@@ -125,7 +132,7 @@ def join(fleet: FleetFile, host: Host, folder: Folder, progress: Progress, signa
         folder.clear_logs()
         machine = Machine(folder, Record(phase="starting", owner=this_process()), progress, signals)
         try:
-            machine.start(fleet.wire_security, ray_place(fleet, host, resolve))
+            machine.start(fleet.wire_security, ray_place(fleet, host, resolve, autoscaling))
             machine.wait()
             machine.note(phase=JOINED)
             machine.note_processes()

@@ -70,7 +70,8 @@ class RayPlace:
 
     address: of this machine, in numbers; Ray listens on every address unless it is 127.0.0.1. head: host:port
     of the GCS to join, "" to be the head. port: of the head's GCS, 0 for any. ports: Ray's options for its
-    other ports. labels: of the machine.
+    other ports. labels: of the machine. autoscaling: of a head that `ray up` starts, its configuration: Ray's
+    monitor joins the machines that are in it.
     """
 
     address: str = HOST
@@ -78,12 +79,15 @@ class RayPlace:
     port: int = 0
     ports: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    autoscaling: str = ""
 
     def arguments(self) -> list[str]:
         """Of `ray start`."""
         joined = ("--address", self.head)
         own = ("--head", "--port", str(self.port), "--include-dashboard", "false")
         found = [*(joined if self.head else own), "--node-ip-address", self.address]
+        if self.autoscaling:
+            found += ["--autoscaling-config", self.autoscaling]
         for option, port in self.ports.items():
             found += [f"--{option}", str(port)]
         if self.labels:
@@ -115,9 +119,10 @@ def environment(folder: Folder, security: WireSecurity, address: str = HOST) -> 
 
 
 def trim(ray_params: Any, head: bool) -> None:
-    """RAY_START_HOOK: `ray start` calls it before it starts anything; drops what no option turns off."""
+    """RAY_START_HOOK: `ray start` calls it before it starts anything; drops what no option turns off, and the
+    monitor where it has no machines to start."""
     ray_params.ray_client_server_port = None
-    ray_params.no_monitor = True
+    ray_params.no_monitor = not ray_params.autoscaling_config
 
 
 class RayNode:

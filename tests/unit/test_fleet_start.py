@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,11 +12,12 @@ from cluster.errors import ConfigError, HostFailed, OutOfMemoryBudget, PortInUse
 from cluster.fleet import shell
 from cluster.fleet.file import load
 from cluster.fleet.folder import Folder
-from cluster.fleet.join import own_record, ray_place, take_secrets
+from cluster.fleet.join import join, own_record, ray_place, take_secrets
 from cluster.fleet.lines import LineProgress, Listener
 from cluster.fleet.memory import free_memory
 from cluster.fleet.muster import OVERHEAD_BYTES, Quiet, check_probes, new_secrets
-from cluster.fleet.raynode import LABEL, RayPlace
+from cluster.fleet.raynode import LABEL, RayPlace, trim
+from cluster.fleet.signals import Signals
 from cluster.fleet.starting import describe
 from cluster.fleet.wanted import count, on_fleet
 
@@ -76,6 +78,18 @@ def test_ray_is_told_address_ports_and_labels(fleet):
     ports = list(place.ports.values())
     assert len(set(ports)) == len(ports)
     assert ray_place(fleet, head, str).arguments()[:3] == ["--head", "--port", "6379"]
+
+
+def test_the_head_that_ray_up_starts_has_a_monitor(fleet, tmp_path):
+    head, edge = fleet.hosts[0], fleet.hosts[1]
+    arguments = ray_place(fleet, head, str, "boot.yaml").arguments()
+    assert arguments[arguments.index("--autoscaling-config") + 1] == "boot.yaml"
+    for config in ("boot.yaml", None):
+        told = SimpleNamespace(autoscaling_config=config)
+        trim(told, True)
+        assert told.no_monitor is not bool(config)
+    with pytest.raises(ConfigError, match="is for the head"):
+        join(fleet, edge, Folder(tmp_path), Quiet(), Signals(), "boot.yaml")
 
 
 def test_alone_ray_gets_no_ports_and_no_labels():
