@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -45,14 +46,22 @@ def print_error(code: str, message: str, as_json: bool) -> None:
         sys.stderr.write(f"error: {' '.join(message.split())}\n")
 
 
+class ProgressConsole(Console):
+    """Stderr whose reader may have gone: what is said then is lost, and what is being done goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Progress:
     """What goes on, on stderr: a spinner on a terminal, else a line now and then, at least every two seconds.
 
-    Use as a context manager. `phase` replaces, `done` stays; both may be called as often as one likes.
+    Use as a context manager. `phase` replaces, `done` stays; both may be called as often as one likes, and
+    never fail: a start that nobody listens to any more must still be ended in order.
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or ProgressConsole(stderr=True, highlight=False)
         self._status: Status | None = None
         self._text = ""
         self._began = self._printed = time.monotonic()
@@ -73,7 +82,8 @@ class Progress:
         self._over.set()
         self._heart.join()
         if self._status is not None:
-            self._status.stop()
+            with suppress(OSError):
+                self._status.stop()
 
     def phase(self, text: str) -> None:
         """What goes on now; replaces what was said before."""
@@ -101,8 +111,10 @@ class Progress:
 
     def _show(self) -> None:
         assert self._status is not None
-        self._status.update(f"{self._text} [dim]{time.monotonic() - self._began:.0f} s[/dim]")
+        with suppress(OSError):  # the terminal has gone
+            self._status.update(f"{self._text} [dim]{time.monotonic() - self._began:.0f} s[/dim]")
 
     def _line(self, text: str, mark: str = "") -> None:
         self._printed = time.monotonic()
-        self._console.print(f"{mark}{text}", markup=bool(mark), soft_wrap=True)
+        with suppress(OSError):
+            self._console.print(f"{mark}{text}", markup=bool(mark), soft_wrap=True)

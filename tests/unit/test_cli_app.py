@@ -1,7 +1,9 @@
 """What the command prints and returns when a verb fails, is misused or does not exist."""
 
+import contextlib
 import io
 import json
+import os
 
 import pytest
 import typer
@@ -129,6 +131,19 @@ def test_progress_on_a_terminal_keeps_what_is_done():
         progress.phase("loading")
         progress.done("loaded")
     assert "✓" in written.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_whose_reader_has_gone_ends_nothing(terminal):
+    read, write = os.pipe()
+    os.close(read)
+    broken = open(write, "w", buffering=1)  # noqa: SIM115  closing it fails
+    with output.Progress(output.ProgressConsole(file=broken, force_terminal=terminal)) as progress:
+        for number in range(3):
+            progress.phase(f"loading {number}")
+            progress.done(f"loaded {number}")
+    with contextlib.suppress(BrokenPipeError):
+        broken.close()
 
 
 def test_the_grpcurl_line_that_up_prints_is_a_request() -> None:
