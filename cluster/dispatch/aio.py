@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
+from cluster.dispatch import tcp
 from cluster.dispatch.connection import Buffer
 from cluster.dispatch.decoder import FrameDecoder, GreetingDecoder
 from cluster.dispatch.frames import (
@@ -186,8 +186,7 @@ class FrameStream(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
-        sock = transport.get_extra_info("socket")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tcp.prepare(transport.get_extra_info("socket"))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._decoder.buffer()

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cluster.dispatch import tcp
 from cluster.dispatch.decoder import FrameDecoder, GreetingDecoder, Sink
 from cluster.dispatch.frames import (
     DEFAULT_LIMITS,
@@ -52,8 +53,7 @@ class Connection:
         greeting: bool = False,
     ) -> None:
         sock.setblocking(False)
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tcp.prepare(sock)
         self.sock = sock
         self.fd = sock.fileno()
         self.peer: Any = None

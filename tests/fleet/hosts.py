@@ -28,7 +28,6 @@ DOWNLOADS = ROOT / ".fleet"
 """Programs that some tests need, unpacked; ignored by git, and kept."""
 
 INIT = Path(__file__).with_name("init.py")
-CONGESTION = "/proc/sys/net/ipv4/tcp_congestion_control"
 START_S, RUN_S, END_S = 15.0, 60.0, 10.0
 ENTER = ("--net", "--uts", "--mount", "--ipc", "--pid")
 
@@ -110,8 +109,8 @@ class Host:
         self._spawned: list[Process] = []
         self._holder: subprocess.Popen[str] | None = None
         self._numbers = "none"
-        self.pid = 0
-        """Of its first process, as the machine counts it; 0 while it is down."""
+        self.pid: int | None = None
+        """Of its first process, as the machine counts it; None while it is down."""
 
     def start(self) -> None:
         command = ["unshare", *NAMESPACES, "--kill-child=KILL"]
@@ -128,16 +127,17 @@ class Host:
             )
         assert self._holder.stdout is not None, "it was given a pipe"
         word = self._holder.stdout.readline().strip()
-        assert word == "ready", f"host {self.name} did not start: {log.read_text()}"
+        if word != "ready":
+            self._holder.kill()
+            self._holder.wait(END_S)
+            raise RuntimeError(f"host {self.name} did not start: {log.read_text()}")
         self.pid = _only_child(self._holder)
         self._numbers = _namespace(self.pid)
         assert self._numbers not in ("", _namespace(os.getpid())), "its processes are its own"
 
     def connect(self, device: str, prefix: int, mtu: int) -> None:
-        """Give the device its address. IPv6 is off: nothing is said that nobody asked for. TCP is as on most
-        machines: BBR, where a kernel prefers it, spreads the messages of links that are mostly idle."""
+        """Give the device its address. IPv6 is off: nothing is said that nobody asked for."""
         self.run(["sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6 || true"])
-        self.run(["sh", "-c", f"echo cubic > {CONGESTION} || echo reno > {CONGESTION}"])
         self.run(["ip", "address", "add", f"{self.address}/{prefix}", "dev", device])
         self.run(["ip", "link", "set", device, "up", "mtu", str(mtu)])
 
@@ -184,6 +184,7 @@ class Host:
     def kill(self) -> None:
         """As if its power failed: every process ends at once, and its links carry nothing any more."""
         assert self._holder is not None, "it was started"
+        assert self.pid is not None, "it was started"
         os.kill(self.pid, signal.SIGKILL)
         self._holder.wait(END_S)
 
@@ -198,7 +199,7 @@ class Host:
             process.close()
         self._holder.stdin.close()
         self._holder.stdout.close()
-        self._holder, self.pid = None, 0
+        self._holder, self.pid = None, None
 
     def _enter(self, command: Sequence[str]) -> list[str]:
         spaces = (*ENTER, "--time") if self.spec.clock_s else ENTER

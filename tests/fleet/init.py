@@ -34,7 +34,11 @@ def main(spec: dict[str, Any]) -> None:
 
 
 def _make_private(place: Path, own: Path, keep: list[Path]) -> None:
-    """Have `place` be the folder `own` in this host, but for what lies in `keep`."""
+    """Have `place` be the folder `own` in this host, but for what lies in `keep`. One that is below a place
+    made private before is private already."""
+    if not place.exists():
+        place.mkdir(parents=True)
+        return
     for each in keep:
         if each.is_relative_to(place):
             inside = own / each.relative_to(place)
