@@ -205,7 +205,7 @@ def fill(library: Library, empty: Library) -> None:
 def test_a_node_whose_disk_is_full_says_so_and_goes_on(
     library: Library, expected: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node, "TROUBLE_S", 0.5)
+    monkeypatch.setattr(node, "TROUBLE_S", 2.0)
     folders = {name: tmp_path / name for name in NODES[:2]} | {"node-0": library.path}
     manifest_only(library, folders["node-1"])
     with roles(library, folders, tmp_path, capacity=1.0) as made:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cluster.cli.bench import Case
-from cluster.cli.bench_failover import ROUTERS, copies_of, fault_of
+from cluster.cli.bench_failover import APART, ROUTERS, copies_of, fault_of
 from cluster.cli.bench_routers import most_delayed, wrong_tokens
 from cluster.experiments.live.failover import Course, Observed, as_expected, in_copies, summed_up
 from cluster.experiments.live.faults import Fault
@@ -70,7 +70,7 @@ def test_every_expert_is_on_so_many_nodes() -> None:
 
 def test_cases() -> None:
     assert fault_of(Case.sole) is Fault.kill
-    of_nodes = [case for case in Case if case not in ROUTERS]
+    of_nodes = [case for case in Case if case not in APART]
     assert [copies_of(case) for case in of_nodes] == [2, 2, 2, 2, 1]
     assert set(ROUTERS.values()) == {Fault.kill, Fault.freeze}
     assert fault_of(Case.cut) is Fault.cut

@@ -12,7 +12,7 @@ import pytest
 from cluster.balance.placement import PlacementTable
 from cluster.config import NodeConfig
 from cluster.dispatch.handshake import Identity
-from cluster.errors import ConfigError, IncompleteLibrary
+from cluster.errors import ConfigError, CorruptBlob, IncompleteLibrary
 from cluster.fleet.control import View
 from cluster.fleet.roles import supply
 from cluster.fleet.roles.supply import Supply, open_library, peers_of
@@ -109,7 +109,7 @@ def test_wrong_bytes_are_asked_for_anew_and_stay_until_others_come(library: Libr
         assert one.stats()["complete"]
         assert one.distrust([ExpertId(0, 0), expert]) == 1
         assert one.stats()["missing"] == 1
-        with pytest.raises(IncompleteLibrary, match="expert 2 of layer 1 has wrong bytes on disk"):
+        with pytest.raises(CorruptBlob, match="expert 2 of layer 1 has wrong bytes on disk"):
             one.get([expert], lambda expert: [], 1.0, never)
         assert file.exists()
         with blob_server(library, key=b"") as hub:

@@ -11,7 +11,14 @@ from typing import Any
 
 from cluster.config import NodeConfig
 from cluster.dispatch.handshake import Identity
-from cluster.errors import ConfigError, IncompleteLibrary, RequestAborted, Unavailable
+from cluster.errors import (
+    ConfigError,
+    CorruptBlob,
+    IncompleteLibrary,
+    LibraryError,
+    RequestAborted,
+    Unavailable,
+)
 from cluster.expert.blob_client import BlobClient, Fetched, Wait
 from cluster.expert.blob_server import BlobServer
 from cluster.expert.fetch import fetch_manifest
@@ -148,8 +155,8 @@ class Supply:
         """Have the blobs of `experts` on disk. peers, share, wait: as BlobClient has them; peers are asked
         for anew in every round.
 
-        Raises IncompleteLibrary when none of what lacks has come for PATIENCE_S, CannotStore, RequestAborted;
-        what has come by then stays.
+        Raises IncompleteLibrary, or CorruptBlob of what is there with wrong bytes, when none of what lacks
+        has come for PATIENCE_S, CannotStore, RequestAborted; what has come by then stays.
         """
         lacking = {expert: ref for expert in sorted(experts) if (ref := self._lacks(expert))}
         if not lacking:
@@ -173,17 +180,17 @@ class Supply:
         lacking: dict[ExpertId, BlobRef],
         peers: Callable[[ExpertId], Sequence[str]],
         share: float,
-    ) -> dict[ExpertId, IncompleteLibrary]:
+    ) -> dict[ExpertId, LibraryError]:
         """Ask for each once; returns those that nobody gave, and why."""
-        refused = {}
+        refused: dict[ExpertId, LibraryError] = {}
         for expert, ref in lacking.items():
             try:
                 client.fetch(self._library.blobs, ref, peers(expert), share, ref in self._wrong)
             except IncompleteLibrary as error:
-                what = "has wrong bytes on disk" if ref in self._wrong else "is not on disk"
-                refused[expert] = IncompleteLibrary(
-                    f"expert {expert.index} of layer {expert.layer} {what}: {error}"
-                )
+                wrong = ref in self._wrong
+                what = "has wrong bytes on disk" if wrong else "is not on disk"
+                kind = CorruptBlob if wrong else IncompleteLibrary
+                refused[expert] = kind(f"expert {expert.index} of layer {expert.layer} {what}: {error}")
             else:
                 self._arrived(ref)
         return refused
