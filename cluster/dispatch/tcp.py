@@ -16,7 +16,7 @@ def prepare(sock: socket.socket) -> None:
 
     BBR sends at the rate that it has measured, and a connection that waits for answers most of the time has
     never shown it more than a few messages a round trip: with 20 ms each way and 128 streams a router had
-    0.39 of the throughput that the delay allows, with cubic 0.91 (docs/decisions/0031).
+    0.39 of the throughput that the delay allows, with cubic 0.8 to 0.9 (docs/decisions/0031).
     """
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
