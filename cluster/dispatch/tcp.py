@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from contextlib import suppress
 
@@ -12,15 +13,29 @@ BBR, INSTEAD = b"bbr", (b"cubic", b"reno")
 
 
 def prepare(sock: socket.socket) -> None:
-    """Send at once, and with a congestion control that does not pace.
+    """Send at once, and to other machines with a congestion control that does not pace."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if leaves_the_machine(sock):
+        unpace(sock)
+
+
+def leaves_the_machine(sock: socket.socket) -> bool:
+    """Whether its other end is not on loopback; False where there is none."""
+    try:
+        return not ipaddress.ip_address(sock.getpeername()[0]).is_loopback
+    except (OSError, ValueError):
+        return False
+
+
+def unpace(sock: socket.socket) -> None:
+    """Replace BBR, and nothing else.
 
     BBR sends at the rate that it has measured, and a connection that waits for answers most of the time has
     never shown it more than a few messages a round trip: with 20 ms each way and 128 streams a router had
     0.39 of the throughput that the delay allows, with cubic 0.8 to 0.9 (docs/decisions/0031).
     """
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if congestion_control(sock) != BBR:
         return
     assert OPTION is not None, "it has a name"

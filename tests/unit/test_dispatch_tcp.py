@@ -1,4 +1,4 @@
-"""Connections send at once and are not paced."""
+"""Connections send at once, and those to other machines are not paced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ def test_messages_are_sent_at_once() -> None:
     with socket.socket() as sock:
         tcp.prepare(sock)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert tcp.congestion_control(sock) != tcp.BBR
+
+
+def test_links_on_loopback_are_left_as_they_are() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as sock,
+    ):
+        before = tcp.congestion_control(sock)
+        tcp.prepare(sock)
+        assert tcp.congestion_control(sock) == before
+        assert not tcp.leaves_the_machine(sock)
 
 
 @pytest.mark.parametrize("name", ["bbr", "reno"])
@@ -26,7 +36,7 @@ def test_bbr_is_replaced_and_nothing_else(name: str) -> None:
     with socket.socket() as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
         assert tcp.congestion_control(sock) == name.encode()
-        tcp.prepare(sock)
+        tcp.unpace(sock)
         assert tcp.congestion_control(sock) in ((b"cubic", b"reno") if name == "bbr" else (b"reno",))
 
 
