@@ -11,9 +11,7 @@ from cluster.cli.bench_routers import FAILED, IDENTICAL, WRONG, streams_through,
 from cluster.cli.report import Result, Target, percentile, result
 from cluster.experiments.chaos.schedule import CONTROLLER, Shape
 from cluster.experiments.chaos.supervised import supervised, wait_whole
-from cluster.experiments.live.failover import Course, Observed, summed_up
-from cluster.library.reader import Library
-from cluster.types import EngineRequest
+from cluster.experiments.live.failover import Asking, Course, Observed, summed_up
 
 SHAPE = Shape(nodes=3, routers=2, gateways=1)
 START_S = BACK_S = 180.0
@@ -37,16 +35,12 @@ class Away:
     back_s: float
 
 
-def observe_away(
-    library: Library,
-    requests: Sequence[EngineRequest],
-    expected: Sequence[Sequence[int]],
-    course: Course,
-    away_s: float,
-) -> Away:
-    """Serve the requests again and again through a gateway with two routers, `away_s` of it with the
-    controller killed. expected: the requests' tokens. Raises StartFailed, Unavailable."""
-    with supervised(library, SHAPE) as cluster:
+def observe_away(asking: Asking, course: Course, away_s: float) -> Away:
+    """Serve through a gateway with two routers, `away_s` of it with the controller killed.
+
+    Raises StartFailed, Unavailable.
+    """
+    with supervised(asking.library, SHAPE) as cluster:
         wait_whole(cluster, START_S)
 
         def happen() -> tuple[float, float]:
@@ -59,12 +53,12 @@ def observe_away(
             return begin, time.monotonic()
 
         (address,) = cluster.gateways.values()
-        streams, (begin, whole) = asyncio.run(streams_through(address, requests, happen))
-    observed = summed_up(streams, expected, begin, course, 0.0)
+        streams, (begin, whole) = asyncio.run(streams_through(address, asking.requests, happen))
+    observed = summed_up(streams, asking.expected, begin, course, 0.0)
     during = ((observed.times >= 0) & (observed.times < away_s)).sum() / away_s
     return Away(
         observed,
-        sum(wrong_tokens(stream, expected[stream.request]) for stream in streams),
+        sum(wrong_tokens(stream, asking.expected[stream.request]) for stream in streams),
         sum(any(begin <= at < begin + away_s for at in one.times[:1]) for one in streams),
         float(during / observed.rate_before(course.before_s)),
         whole - begin - away_s,

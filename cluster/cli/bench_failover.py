@@ -12,19 +12,18 @@ from cluster.cli.bench_controller import away_results, observe_away
 from cluster.cli.bench_routers import observe_routers, router_results
 from cluster.cli.local import local_engine, run
 from cluster.cli.report import NO_TARGET, Result, Target, percentile, result
-from cluster.experiments.live.failover import Course, Observed, observe
+from cluster.experiments.live.failover import Asking, Course, Observed, observe
 from cluster.experiments.live.faults import Fault
+from cluster.experiments.live.streams import sampled_requests
 from cluster.library.bundled import open_model
 from cluster.library.reader import Library
-from cluster.types import Emitted, EngineRequest, RequestId, SamplingParams
+from cluster.types import Emitted, EngineRequest, RequestId
 
 STREAMS, TOKENS = 16, 192
 RATE = 4_000.0
 """Rows per second of a node: a small part of what a core computes, so that nodes do not share the cores."""
 
 NODES = 3
-PROMPTS = ("And it came to pass", "To be, or not to be", "Once upon a time", "In the beginning")
-TEMPERATURE = 0.8
 
 LONGEST_GAP = Target(must=1.0, at_most=True)
 BACK = Target(must=5.0, at_most=True, reference="90 % of two nodes' throughput")
@@ -67,43 +66,33 @@ def measure_failover(
 ) -> list[Result]:
     """Raises StartFailed, Unavailable."""
     library = open_model()
-    requests = _requests(library)
+    requests = sampled_requests(library, STREAMS, TOKENS)
     progress("the tokens of one process")
-    expected = reference(library, requests)
+    asking = Asking(library, requests, reference(library, requests))
     two = math.nan
     if any(case is not Case.slow and case not in APART for case in cases):
         progress("two nodes alone")
         course = replace(preset.course, after_s=0.5)
-        alone = observe(library, [RATE] * 2, requests, expected, None, 2, course)
+        alone = observe(asking, [RATE] * 2, None, 2, course)
         two = alone.rate_before(course.before_s)
     results = [] if math.isnan(two) else [result("failover.two_nodes.tokens_per_s", [two], "tokens/s")]
-    load = _Load(library, requests, expected, preset)
     for case in cases:
         trials = []
         for trial in range(preset.trials):
             progress(f"{case.value}, trial {trial + 1} of {preset.trials}")
-            trials.append(load.trial(case))
+            trials.append(_trial(case, asking, preset))
         results += _summary(case, trials, preset.course, 0.9 * two)
     return results
 
 
-@dataclass(frozen=True)
-class _Load:
-    """expected: the tokens of one process, of each request."""
-
-    library: Library
-    requests: Sequence[EngineRequest]
-    expected: Sequence[Sequence[int]]
-    preset: FailoverPreset
-
-    def trial(self, case: Case) -> Any:
-        """What `_summary` takes for this case."""
-        what, course, rates = (self.library, self.requests, self.expected), self.preset.course, [RATE] * NODES
-        if case is Case.controller:
-            return observe_away(*what, course, self.preset.away_s)
-        if case in ROUTERS:
-            return observe_routers(self.library, rates, *what[1:], ROUTERS[case], course)
-        return observe(self.library, rates, *what[1:], fault_of(case), copies_of(case), course)
+def _trial(case: Case, asking: Asking, preset: FailoverPreset) -> Any:
+    """What `_summary` takes for this case."""
+    if case is Case.controller:
+        return observe_away(asking, preset.course, preset.away_s)
+    rates = [RATE] * NODES
+    if case in ROUTERS:
+        return observe_routers(asking, rates, ROUTERS[case], preset.course)
+    return observe(asking, rates, fault_of(case), copies_of(case), preset.course)
 
 
 def _summary(case: Case, trials: Sequence[Any], course: Course, enough: float) -> list[Result]:
@@ -145,18 +134,6 @@ def _results(case: Case, trials: Sequence[Observed], course: Course, enough: flo
             result(f"{name}.gap_beyond_load", beyond, "s", BEYOND_LOAD),
         ]
     return results
-
-
-def _requests(library: Library) -> list[EngineRequest]:
-    prompts = [tuple(library.tokenizer().encode(text)) for text in PROMPTS]
-    return [
-        EngineRequest(
-            RequestId(str(number)),
-            prompts[number % len(prompts)],
-            SamplingParams(max_tokens=TOKENS, temperature=TEMPERATURE, seed=number, ignore_eos=True),
-        )
-        for number in range(STREAMS)
-    ]
 
 
 def reference(library: Library, requests: Sequence[EngineRequest]) -> list[list[int]]:

@@ -11,17 +11,17 @@ import numpy.typing as npt
 from cluster.cli.local import local_engine, run
 from cluster.cli.report import Result, Target, result
 from cluster.experiments.live.speedup import SpeedUp, Tokens, speed_up
+from cluster.experiments.live.streams import sampled_requests
 from cluster.library.bundled import open_model
 from cluster.library.reader import Library
 from cluster.router.recorder import GateRecorder
-from cluster.types import Emitted, EngineRequest, RequestId, SamplingParams
+from cluster.types import Emitted, EngineRequest, RequestId
 
 RATES = (4_000.0, 4_000.0, 2_000.0)
 """Rows per second of the nodes, one at half speed: a small part of what a core computes, so that the nodes do
 not merely share this machine's cores."""
 
-PROMPTS = ("And it came to pass", "To be, or not to be", "Once upon a time", "In the beginning")
-SEQUENCES, TEMPERATURE = 32, 0.8
+SEQUENCES = 32
 
 PERCENT = 99.0
 
@@ -30,7 +30,7 @@ def live_results(trials: int, tokens: int) -> Iterator[Result]:
     """p99 of a decode step before and after the controller has moved experts, over so many clusters; the
     gain, of what the dispatch LP says that these steps gain."""
     library = open_model()
-    requests = _requests(library, tokens)
+    requests = sampled_requests(library, SEQUENCES, tokens)
     expected, rows = reference(library, requests)
     found = [speed_up(library, RATES, requests, expected, rows) for _ in range(trials)]
     name = "balance.live"
@@ -56,19 +56,6 @@ def _beside(name: str, found: Sequence[SpeedUp]) -> Iterator[Result]:
         yield result(f"{name}.balancedness_{when}", [each.balancedness[number] for each in found], "ratio")
     yield result(f"{name}.copies_after", [each.copies for each in found], "copies")
     yield result(f"{name}.moved_bytes", [each.moved for each in found], "B")
-
-
-def _requests(library: Library, tokens: int) -> list[EngineRequest]:
-    """Sampled continuations of a few texts: as unequal a load as real text gives."""
-    prompts = [tuple(library.tokenizer().encode(text)) for text in PROMPTS]
-    return [
-        EngineRequest(
-            RequestId(str(number)),
-            prompts[number % len(prompts)],
-            SamplingParams(max_tokens=tokens, temperature=TEMPERATURE, seed=number, ignore_eos=True),
-        )
-        for number in range(SEQUENCES)
-    ]
 
 
 def reference(library: Library, requests: Sequence[EngineRequest]) -> tuple[Tokens, npt.NDArray[np.int64]]:

@@ -19,13 +19,12 @@ from cluster.config import EngineConfig, GatewayConfig
 from cluster.controller.members import Role
 from cluster.errors import StartFailed, Unavailable
 from cluster.experiments.live.cluster import LiveCluster, LiveNode, expert_model, live_cluster
-from cluster.experiments.live.failover import Course, Observed, summed_up
+from cluster.experiments.live.failover import Asking, Course, Observed, summed_up
 from cluster.experiments.live.faults import Fault
 from cluster.experiments.live.pace import row_rate
 from cluster.experiments.live.streams import Stream
 from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
-from cluster.library.reader import Library
 from cluster.router.kv import longest_sequence
 from cluster.types import EngineRequest
 from protos import generation_pb2 as pb
@@ -55,19 +54,12 @@ class RouterLoss:
     replay_s: float
 
 
-def observe_routers(
-    library: Library,
-    rates: Sequence[float],
-    requests: Sequence[EngineRequest],
-    expected: Sequence[Sequence[int]],
-    fault: Fault,
-    course: Course,
-) -> RouterLoss:
-    """Serve the requests again and again, through a gateway with two routers, while `fault` happens to one of
-    them.
+def observe_routers(asking: Asking, rates: Sequence[float], fault: Fault, course: Course) -> RouterLoss:
+    """Serve through a gateway with two routers while `fault` happens to one of them.
 
-    rates: rows per second of each node. expected: the requests' tokens. Raises StartFailed, Unavailable.
+    rates: rows per second of each node. Raises StartFailed, Unavailable.
     """
+    library, requests, expected = asking.library, asking.requests, asking.expected
     model = expert_model(library)
     nodes = [LiveNode(row_rate(rate, model)) for rate in rates]
     with live_cluster(library, nodes, [ENGINE] * 2) as live, gateway_of(live) as gateway:

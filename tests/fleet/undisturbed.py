@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from cluster.cli.bench_failover import reference
 from cluster.experiments.live.failover import as_expected
-from cluster.experiments.live.streams import Stream
+from cluster.experiments.live.streams import Stream, sampled_requests
 from cluster.library.bundled import open_model
-from fleet.client import requests
 
 
 class Undisturbed:
@@ -20,7 +19,7 @@ class Undisturbed:
     def tokens(self, streams: int, tokens: int) -> list[list[int]]:
         if (streams, tokens) not in self._tokens:
             library = open_model()
-            self._tokens[streams, tokens] = reference(library, requests(library, streams, tokens))
+            self._tokens[streams, tokens] = reference(library, sampled_requests(library, streams, tokens))
         return self._tokens[streams, tokens]
 
     def check(self, found: Sequence[Stream], streams: int, tokens: int) -> None:

@@ -18,7 +18,6 @@ from cluster.dispatch.aio import FrameStream
 from cluster.dispatch.client import ControlClient
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
-from cluster.dispatch.requests import pack_request
 from cluster.errors import ConfigError, InvalidRequest, OutOfMemoryBudget, Unavailable
 from cluster.experiments.live.record import LiveTrace, Until
 from cluster.experiments.traces import TraceWriter, read
@@ -33,6 +32,7 @@ from kernels.layout import pad
 from support.checkpoints import case
 from support.clusters import wait_until
 from support.engines import engine_over, request, run_all, tiny_library
+from support.streams import CLIENT, tokens_of
 
 MODEL = "qwen3-tied-gqa"
 PROMPTS = [case(MODEL).prompt(5 + 7 * i) for i in range(4)]
@@ -85,24 +85,12 @@ def roles(
 async def generate(address: str, stop: asyncio.Event) -> list[tuple[int, list[int]]]:
     """All prompts at once, again and again until `stop`; (prompt, tokens) of every answer."""
     found: list[tuple[int, list[int]]] = []
-    async with await FrameStream.open(address, identity=Identity("gateway", "g", 1)) as stream:
-        turn = 0
+    async with await FrameStream.open(address, identity=CLIENT) as stream:
+        first = 0
         while not stop.is_set():
-            tokens: dict[int, list[int]] = {}
-            for i, prompt in enumerate(PROMPTS):
-                number = turn * len(PROMPTS) + i
-                tokens[number] = []
-                await stream.send(Kind.SUBMIT, *pack_request(number, request(f"r{number}", prompt, TOKENS)))
-            left = len(tokens)
-            while left:
-                frame = await asyncio.wait_for(stream.recv(), 30)
-                for number, what, *event in frame.header["e"]:
-                    assert what in "tf", (number, what, event)
-                    left -= what == "f"
-                    if what == "t":
-                        tokens[number].append(event[0])
-            found += [(number % len(PROMPTS), each) for number, each in tokens.items()]
-            turn += 1
+            wanted = {first + i: request(f"r{first + i}", prompt, TOKENS) for i, prompt in enumerate(PROMPTS)}
+            found += [(number - first, each) for number, each in (await tokens_of(stream, wanted)).items()]
+            first += len(PROMPTS)
     return found
 
 

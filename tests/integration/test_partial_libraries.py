@@ -16,9 +16,6 @@ from cluster.config import ControllerConfig, EngineConfig, NodeConfig
 from cluster.controller.service import ControllerService
 from cluster.controller.state import Shape
 from cluster.dispatch.aio import FrameStream
-from cluster.dispatch.handshake import Identity
-from cluster.dispatch.kinds import Kind
-from cluster.dispatch.requests import pack_request
 from cluster.errors import ProtocolError, Unavailable
 from cluster.expert.fetch import fetch_blobs, fetch_manifest
 from cluster.expert.mapping import PAGE
@@ -33,6 +30,7 @@ from support.blobs import KEY, blob_server, client, manifest_only
 from support.checkpoints import case
 from support.clusters import Moemesh, wait_until
 from support.engines import engine_over, request, run_all, tiny_library
+from support.streams import CLIENT, tokens_of
 
 MODEL = "qwen3-tied-gqa"
 PROMPTS = [case(MODEL).prompt(5 + 7 * i) for i in range(3)]
@@ -92,19 +90,9 @@ def roles(
 
 async def ask(address: str) -> list[list[int]]:
     """The tokens of every prompt."""
-    tokens: list[list[int]] = [[] for _ in PROMPTS]
-    async with await FrameStream.open(address, identity=Identity("gateway", "g", 1)) as stream:
-        for number, prompt in enumerate(PROMPTS):
-            await stream.send(Kind.SUBMIT, *pack_request(number, request(f"r{number}", prompt, TOKENS)))
-        left = len(PROMPTS)
-        while left:
-            frame = await asyncio.wait_for(stream.recv(), 30)
-            for number, what, *event in frame.header["e"]:
-                assert what in "tf", (number, what, event)
-                left -= what == "f"
-                if what == "t":
-                    tokens[number].append(event[0])
-    return tokens
+    wanted = {i: request(f"r{i}", prompt, TOKENS) for i, prompt in enumerate(PROMPTS)}
+    async with await FrameStream.open(address, identity=CLIENT) as stream:
+        return list((await tokens_of(stream, wanted)).values())
 
 
 def served(made: dict[str, Any]) -> list[list[int]]:

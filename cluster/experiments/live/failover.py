@@ -35,6 +35,15 @@ class Course:
     after_s: float = 8.0
 
 
+@dataclass(frozen=True)
+class Asking:
+    """requests: asked again and again, all at once. expected: the tokens of each, of one process."""
+
+    library: Library
+    requests: Sequence[EngineRequest]
+    expected: Sequence[Sequence[int]]
+
+
 @dataclass(frozen=True, eq=False)
 class Observed:
     """failed: streams that ended with an error. identical: whether every token of every stream was as in one
@@ -68,19 +77,13 @@ class Observed:
 
 
 def observe(
-    library: Library,
-    rates: Sequence[float],
-    requests: Sequence[EngineRequest],
-    expected: Sequence[Sequence[int]],
-    fault: Fault | None,
-    copies: int,
-    course: Course,
+    asking: Asking, rates: Sequence[float], fault: Fault | None, copies: int, course: Course
 ) -> Observed:
-    """Serve the requests again and again while `fault` happens to one node; None: to none.
+    """Serve while `fault` happens to one node; None: to none.
 
-    rates: rows per second of each node. expected: the requests' tokens. copies: of every expert, 1 or 2.
-    Raises StartFailed, Unavailable.
+    rates: rows per second of each node. copies: of every expert, 1 or 2. Raises StartFailed, Unavailable.
     """
+    library = asking.library
     model = expert_model(library)
     relayed = fault is Fault.cut
     nodes = [LiveNode(row_rate(rate, model), relayed=relayed) for rate in rates]
@@ -96,9 +99,9 @@ def observe(
             time.sleep(course.after_s)
             return begin
 
-        streams, begin = asyncio.run(streams_while(live.router_address(), requests, happen))
+        streams, begin = asyncio.run(streams_while(live.router_address(), asking.requests, happen))
         load_s = _load_s(live) if copies == 1 else 0.0
-    return summed_up(streams, expected, begin, course, load_s)
+    return summed_up(streams, asking.expected, begin, course, load_s)
 
 
 def in_copies(library: Library, nodes: int, copies: int) -> PlacementTable:

@@ -13,12 +13,30 @@ from cluster.dispatch.aio import FrameStream
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.dispatch.requests import pack_request
-from cluster.types import EngineRequest, RequestId
+from cluster.library.reader import Library
+from cluster.types import EngineRequest, RequestId, SamplingParams
 
 SILENT_S = 60.0
 """A router that says nothing for so long has failed."""
 
+PROMPTS = ("And it came to pass", "To be, or not to be", "Once upon a time", "In the beginning")
+TEMPERATURE = 0.8
+
 Done = TypeVar("Done")
+
+
+def sampled_requests(library: Library, count: int, tokens: int) -> list[EngineRequest]:
+    """Continuations of a few texts, each with a seed of its own: as unequal a load as real text gives, and
+    bits that differ anywhere soon change a token. tokens: of each, whatever ends a text."""
+    prompts = [tuple(library.tokenizer().encode(text)) for text in PROMPTS]
+    return [
+        EngineRequest(
+            RequestId(str(number)),
+            prompts[number % len(prompts)],
+            SamplingParams(max_tokens=tokens, temperature=TEMPERATURE, seed=number, ignore_eos=True),
+        )
+        for number in range(count)
+    ]
 
 
 @dataclass
