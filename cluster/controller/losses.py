@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection
 
 from cluster.balance.placement import PlacementTable
-from cluster.controller.members import Health, Role, health
+from cluster.controller.members import NO_TABLE, Health, Member, Role, health
 from cluster.controller.state import ControllerState
 from cluster.types import NodeId
 
@@ -105,11 +105,23 @@ def _is_gone(state: ControllerState, node: NodeId, now: float) -> bool:
 
 
 def _is_lost(state: ControllerState, node: NodeId, now: float) -> bool:
-    """A router's word counts for the incarnation that it knew: a node that has started again is there."""
+    """A router's word counts for the incarnation that it knew: a node that has started again is there, unless
+    it cannot load what it held."""
     member = state.members.get(node)
     if _is_gone(state, node, now):
         return True
-    return member is not None and any(
-        router.lost.get(node) == member.incarnation and health(router, now) is Health.ALIVE
-        for router in state.of(Role.ROUTER)
-    )
+    if member is None:
+        return False
+    routers = [router for router in state.of(Role.ROUTER) if health(router, now) is Health.ALIVE]
+    if any(router.lost.get(node) == member.incarnation for router in routers):
+        return True
+    return _came_back_empty(member) and any(router.table == _version(state) for router in routers)
+
+
+def _came_back_empty(node: Member) -> bool:
+    """It says why it can load nothing. Where no router uses the table yet that fails the start."""
+    return node.error is not None and node.table == NO_TABLE
+
+
+def _version(state: ControllerState) -> tuple[int, int]:
+    return NO_TABLE if state.table is None else (state.table.epoch, state.table.version)

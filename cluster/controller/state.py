@@ -34,7 +34,8 @@ class Shape:
 class ControllerState:
     """Immutable. members: by id, in order of registration. pending: the tables after this one. orders: what
     operators have asked for. left: members that have said goodbye. lost: nodes of the table that have left,
-    are dead, or that a router cannot reach: nothing waits for them; one that was never there is waited for.
+    are dead, that a router cannot reach, or that cannot load again what they held before they restarted:
+    nothing waits for them; one that was never there is waited for.
     shunned: nodes that were lost, with the incarnation that was, until they start again or are found to be
     well. orphaned: whether lost nodes alone hold some expert. absent: nodes outside the table that have
     left or are dead, however ready they were; routers cannot tell of a node before it is in their table.

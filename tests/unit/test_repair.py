@@ -39,6 +39,30 @@ def test_a_node_that_is_silent_for_long_or_has_left_is_lost_too() -> None:
     assert not syncing.sync(left, node("node-2", incarnation=2)).lost
 
 
+def test_a_node_that_came_back_and_cannot_load_is_lost() -> None:
+    """Its disk is full, say: what it alone held is loaded by others instead of waited for."""
+    trouble = {"table": (0, 0), "ready": False, "error": ("CannotStore", "no room")}
+    state = syncing.sync(serving(), node("node-1", incarnation=2, **trouble))
+    assert state.lost == {"node-1"}
+    assert state.orphaned
+    state = repaired(state)
+    assert state.table.nodes == ("node-0", "node-2")
+    well = syncing.sync(state, node("node-1", incarnation=3, table=(0, 0)))
+    assert "node-1" in rebalance.widened(well, well.table).nodes
+
+
+def test_a_node_that_cannot_load_the_first_table_is_waited_for() -> None:
+    """The start fails by its error."""
+    trouble = {"table": (0, 0), "ready": False, "error": ("CannotStore", "no room")}
+    unused = syncing.sync(serving(), router(table=(0, 0)))
+    assert not syncing.sync(unused, node("node-1", **trouble)).lost
+
+
+def test_a_node_that_came_back_and_still_loads_is_waited_for() -> None:
+    loads = node("node-1", incarnation=2, table=(0, 0), ready=False)
+    assert not syncing.sync(serving(), loads).lost
+
+
 def test_a_node_that_has_not_come_yet_is_not_lost() -> None:
     table = serving().table
     state = ControllerState(epoch=1, shape=SHAPE, table=table)
