@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import socket
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from cluster.config import WireSecurity
 from cluster.dispatch.frames import Frame, Header
 from cluster.dispatch.handshake import Identity, error_of
 from cluster.dispatch.kinds import Kind
+from cluster.dispatch.tcp import leaves_the_machine
 from cluster.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -43,15 +43,7 @@ STRANGER = "the peer does not know the cluster's key"
 
 def must_seal(identity: Identity, sock: socket.socket) -> bool:
     """Whether `identity` wants the link behind a connected socket sealed. Raises OSError if it is gone."""
-    return identity.security is WireSecurity.always or _leaves_the_host(sock)
-
-
-def _leaves_the_host(sock: socket.socket) -> bool:
-    if sock.family == socket.AF_UNIX:
-        return False
-    here, there = sock.getsockname()[0], sock.getpeername()[0]
-    # The kernel takes no packet from outside that says it comes from one of our own addresses.
-    return here != there and not ipaddress.ip_address(there).is_loopback
+    return identity.security is WireSecurity.always or leaves_the_machine(sock)
 
 
 class Greeting:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.dispatch import tcp
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.decoder import Sink
 from cluster.dispatch.flight import Debt, Part
@@ -221,6 +222,7 @@ class Link:
         if code:
             self.lose(errno.errorcode.get(code, str(code)))
             return False
+        tcp.prepare(connection.sock)
         self.state = State.GREETING
         self._poller.modify(connection.sock, READ)
         self._greeting = Greeting(self._identity, must_seal(self._identity, connection.sock))

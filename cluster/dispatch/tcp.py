@@ -13,20 +13,25 @@ BBR, INSTEAD = b"bbr", (b"cubic", b"reno")
 
 
 def prepare(sock: socket.socket) -> None:
-    """Send at once, and to other machines with a congestion control that does not pace."""
+    """Send at once, and to other machines with a congestion control that does not pace.
+
+    Once more when it has connected, of a socket that is still to: only then is it known where it leads.
+    """
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if leaves_the_machine(sock):
-        unpace(sock)
+    with suppress(OSError):  # it leads nowhere yet, or no more
+        if leaves_the_machine(sock):
+            unpace(sock)
 
 
 def leaves_the_machine(sock: socket.socket) -> bool:
-    """Whether its other end is not on loopback; False where there is none."""
-    try:
-        return not ipaddress.ip_address(sock.getpeername()[0]).is_loopback
-    except (OSError, ValueError):
+    """Whether the other end of a connected socket is on another machine. Raises OSError if there is none."""
+    if sock.family == socket.AF_UNIX:
         return False
+    here, there = sock.getsockname()[0], sock.getpeername()[0]
+    # The kernel takes no packet from outside that says it comes from one of our own addresses.
+    return here != there and not ipaddress.ip_address(there).is_loopback
 
 
 def unpace(sock: socket.socket) -> None:
