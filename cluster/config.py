@@ -25,7 +25,8 @@ class EngineConfig:
     chunk_tokens: most prompt tokens prefilled in one step, over all sequences.
     max_running: most sequences in a batch.
     max_waiting: most requests admitted but not yet running; beyond it submit raises Overloaded.
-    micro_batches: 1, or 2 to compute one half of the batch while the other is at the experts.
+    micro_batches: 2 to compute one half of the batch while the other is at the experts, 1 not to; 0 does so
+        where nodes are far away (cluster/router/halving.py).
     context: longest sequence in tokens; 0 takes the model's own limit.
     threads: compute threads of this process.
     prefix_cache: whether a prompt may begin with KV pages that an earlier one has filled, to the same bits.
@@ -41,7 +42,7 @@ class EngineConfig:
     chunk_tokens: int = 512
     max_running: int = 64
     max_waiting: int = 256
-    micro_batches: int = 1
+    micro_batches: int = 0
     context: int = 0
     threads: int = 1
     prefix_cache: bool = True

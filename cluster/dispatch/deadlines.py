@@ -91,6 +91,12 @@ class NodeTimes:
             self._s_per_byte = 1.0 / bandwidth if bandwidth > 0 else 0.0
 
     @property
+    def link_s(self) -> float:
+        """Seconds of a round trip of late beside the node's service; 0.0 before the first."""
+        trips, seconds = self._trips[:2].tolist()
+        return seconds / trips if trips else 0.0
+
+    @property
     def known(self) -> bool:
         """Whether there are answers enough to judge by."""
         return self._late < math.inf

@@ -161,6 +161,11 @@ class Exchange:
         messages, seconds = pace.sums[:, 0].tolist(), pace.sums[:, 3].tolist()
         return dict(zip(pace.nodes, zip(messages, seconds, strict=True), strict=True))
 
+    def latency_s(self) -> float:
+        """Of a round trip to the farthest node of the table, beside what it computes; 0.0 before the first.
+        Between steps."""
+        return max(self._posting.times.of(node).link_s for node in self.table.nodes)
+
     def send(self, call: ExpertCall) -> None:
         """Send every node its rows; nothing is awaited. Raises ValueError if the same call is in flight."""
         if call.step != self._step:

@@ -10,6 +10,11 @@ from cluster.dispatch.transport import Array
 from cluster.types import NodeId
 from kernels import replicas
 
+SLOW_AGAIN = 10.0
+"""Two answers that came too late within so many times what the later one took are no accident: there was
+hardly time for any other between them. A process that did not get its core for a moment owes one such answer.
+"""
+
 
 class Pace:
     """Arrays by a node's place in the table; kernels.replicas.observe_call fills them.
@@ -29,18 +34,27 @@ class Pace:
         self.speed: Array = self.values[replicas.SPEED]
         self.backlog: Array = self.values[replicas.BACKLOG]
         self.speed[:] = 1.0
+        self._overdue_at = np.full(len(nodes), -np.inf)
 
     def observe(self, experts: Array, pair_start: Array, rows: Array) -> None:
         """Count an answered call. experts: int32 [pairs] in the order of the nodes, of which node n has
         pair_start[n] … pair_start[n + 1]; rows: int64 [experts], += those of each."""
         replicas.observe_call(experts, pair_start, self.loads, len(rows), rows, self.sums, self.values)
 
-    def overdue(self, node: int, rows: int, seconds: float) -> None:
+    def overdue(self, node: int, rows: int, seconds: float, now: float) -> None:
         """Count rows that took the node `seconds`, although others had computed them by then: for its speed
-        alone, they are in no other sum."""
+        alone, they are in no other sum.
+
+        Once more so soon, all that was known before weighs no more than this answer. What a node has shown in
+        hundreds of answers would otherwise have it asked in time for none of as many again.
+        """
         values = self.values
-        values[replicas.PAIRS, node] = replicas.KEEP * values[replicas.PAIRS, node] + rows
-        values[replicas.SECONDS, node] = replicas.KEEP * values[replicas.SECONDS, node] + seconds
+        keep = replicas.KEEP
+        if now - self._overdue_at[node] < SLOW_AGAIN * seconds:
+            keep = min(keep, rows / max(values[replicas.PAIRS, node], 1.0))
+        self._overdue_at[node] = now
+        values[replicas.PAIRS, node] = keep * values[replicas.PAIRS, node] + rows
+        values[replicas.SECONDS, node] = keep * values[replicas.SECONDS, node] + seconds
         self.speed[node] = values[replicas.PAIRS, node] / values[replicas.SECONDS, node]
 
     def timed(self, node: int, seconds: float, bytes: int) -> None:
@@ -59,4 +73,5 @@ class Pace:
                 new.sums[place] = self.sums[before]
                 new.links[place] = self.links[before]
                 new.values[:, place] = self.values[:, before]
+                new._overdue_at[place] = self._overdue_at[before]
         return new

@@ -129,7 +129,8 @@ class Upkeep:
     def overdue(self, part: Part, service_us: int) -> None:
         nodes, node = part.flight.pace.nodes, part.link.node
         if service_us and node in nodes:
-            part.flight.pace.overdue(nodes.index(node), part.pairs, service_us * 1e-6)
+            pace = part.flight.pace
+            pace.overdue(nodes.index(node), part.pairs, service_us * 1e-6, self._clock())
         self.rank()
 
     def not_served(self, part: Part, error: MoemeshError, later: bool) -> None:

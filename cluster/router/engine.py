@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,7 @@ from cluster.dispatch.transport import ExpertTransport
 from cluster.errors import InvalidRequest, MoemeshError, NonFinite, Overloaded
 from cluster.model.grammar import Grammars, GrammarState
 from cluster.router.forward import Outcome, drive, forward
+from cluster.router.halving import MOST_PARTS, Halving
 from cluster.router.kv import KvCache, longest_sequence
 from cluster.router.paging import Paging
 from cluster.router.readout import HEAD_ROWS, Probe, Readout
@@ -61,6 +64,7 @@ class Engine:
     on what else is in the batch, on chunking, paging or placement.
 
     grammars: None where the model has no tokenizer; requests with a grammar are refused then.
+    latency: seconds to the experts and back on the slowest link, beside what they compute.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class Engine:
         probe: Probe | None = None,
         grammars: Grammars | None = None,
         library: str = "",
+        latency: Callable[[], float] = lambda: 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.trunk, self.experts, self.config, self.probe = trunk, experts, config, probe
         self._grammars = grammars
@@ -88,7 +94,8 @@ class Engine:
             share=config.prefix_cache,
             across_tenants=config.share_prefixes,
         )
-        self._work = [trunk.workspace() for _ in range(config.micro_batches)]
+        self._halving = Halving(config.micro_batches, len(trunk.spec.sparse_layers), latency, clock)
+        self._work = [trunk.workspace() for _ in range(MOST_PARTS)]
         self._sampler = Sampler(trunk.spec.vocab, config.max_running, trunk.workers)
         self._readout = Readout(trunk, self._work[0], self._sampler, probe)
         self._free_slots = list(range(config.max_running))
@@ -177,8 +184,10 @@ class Engine:
             return []
         self._steps += 1
         self._rows += sum(piece.count for piece in pieces)
+        parts = self._halving.begin()
         batches = [
-            build_batch(part, self._paging.table, self.config.page_tokens) for part in self._split(pieces)
+            build_batch(part, self._paging.table, self.config.page_tokens)
+            for part in self._split(pieces, parts)
         ]
         runs = [
             forward(self.trunk, self._work[i], self._paging.view, batch, self._steps, i, self.probe)
@@ -188,6 +197,7 @@ class Engine:
             outcomes = drive(runs, self._steps, self.experts)
         except MoemeshError as error:
             return [self._fail(piece.sequence, error) for piece in pieces]
+        self._halving.end()
         events: list[Event] = []
         for batch, outcome in zip(batches, outcomes, strict=True):
             events += self._conclude(batch, outcome)
@@ -240,9 +250,10 @@ class Engine:
         bisect.insort(self._waiting, sequence, key=_rank)
         self._preemptions += 1
 
-    def _split(self, pieces: list[Piece]) -> list[tuple[Piece, ...]]:
+    @staticmethod
+    def _split(pieces: list[Piece], parts: int) -> list[tuple[Piece, ...]]:
         """Into micro-batches of about equal rows; a sequence is never in two."""
-        parts = min(self.config.micro_batches, len(pieces))
+        parts = min(parts, len(pieces))
         total, bounds, seen = sum(p.count for p in pieces), [0], 0
         for number, piece in enumerate(pieces[:-1]):
             seen += piece.count

@@ -84,6 +84,7 @@ class RouterRole(ControlledRole):
             self._config,
             grammars=grammars_of(self._library),
             library=self._library.digest,
+            latency=self._exchange.latency_s,
         )
         self._telemetry = start_tracing(self._place.tracing, self.role.value, self.name)
         spans = None if self._telemetry is None else RouterSpans(self._telemetry, self._exchange.service)
