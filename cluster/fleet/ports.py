@@ -25,7 +25,7 @@ def check_free(host: str, port: int, option: str) -> None:
 def problem(host: str, port: int) -> str:
     """Why nobody can listen there, "" if somebody can."""
     try:
-        _bind(host, port).close()
+        listen(host, port).close()
     except OSError as error:
         return error.strerror or str(error)
     return ""
@@ -33,7 +33,7 @@ def problem(host: str, port: int) -> str:
 
 def free_port(host: str) -> int:
     """A port that is free now; whoever gets it should bind it soon."""
-    with _bind(host, 0) as sock:
+    with listen(host, 0) as sock:
         port: int = sock.getsockname()[1]
         return port
 
@@ -51,12 +51,13 @@ def wait_free(addresses: Iterable[str], timeout_s: float) -> list[str]:
 
 def _free(address: str) -> bool:
     try:
-        _bind(*split_address(address)).close()
+        listen(*split_address(address)).close()
     except OSError:
         return False
     return True
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Raises OSError where that cannot be."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family)
