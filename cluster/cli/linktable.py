@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from cluster.fleet.links.judge import figure
+
 if TYPE_CHECKING:
     from cluster.fleet.links.survey import Direction
 
@@ -38,8 +40,8 @@ def _matrix(
 def _latency(one: Direction) -> str:
     if one.median_s is None or one.p99_s is None:
         return NOTHING
-    return f"{1e3 * one.median_s:.3g} / {1e3 * one.p99_s:.3g}"
+    return f"{figure(1e3 * one.median_s)} / {figure(1e3 * one.p99_s)}"
 
 
 def _bandwidth(one: Direction) -> str:
-    return NOTHING if one.bytes_per_s is None else f"{8e-6 * one.bytes_per_s:.3g}"
+    return NOTHING if one.bytes_per_s is None else figure(8e-6 * one.bytes_per_s)

@@ -66,9 +66,11 @@ def _report(shell: Shell) -> Report:
 
 
 def judge(fleet: FleetFile, found: Checkup) -> list[Advice]:
-    """Findings in the file's order of hosts, then those of links."""
+    """Findings in the file's order of hosts, then those of the fleet and of links."""
     advice = [one for host in fleet.hosts for one in _of_host(host, fleet.head.name, found)]
-    return [*advice, *_cpu_types(found.reports), *judge_links(fleet, found.survey)]
+    advice += [*_cpu_types(found.reports), *judge_links(fleet, found.survey)]
+    order = {host.name: number for number, host in enumerate(fleet.hosts)}
+    return sorted(advice, key=lambda one: order.get(one.host, len(order)))
 
 
 def _of_host(host: Host, head: str, found: Checkup) -> list[Advice]:
@@ -83,7 +85,7 @@ def _of_host(host: Host, head: str, found: Checkup) -> list[Advice]:
         advice += [_memory(host, report), *_cpu_time(host, report)]
         advice += [_own(host, one) for one in report["findings"] if _concerns_a_fleet(one)]
     if (seat := found.survey.seats.get(host.name)) is not None:
-        advice.append(_clock(host, seat.skew))
+        advice.append(_clock(host, seat.skew, found.reports[host.name]["clock"]["synchronised"]))
     if (failed := found.failed.get(host.name)) is not None:
         text, _, fix = failed.partition("; ")
         advice.append(Advice(host.name, "asked", text, False, fix))
@@ -144,18 +146,22 @@ def _cpu_time(host: Host, report: Report) -> list[Advice]:
 
 def _concerns_a_fleet(one: Mapping[str, Any]) -> bool:
     """Of a host's findings about itself: the disk, and what is wrong or advised that is not judged here."""
-    return one["name"] == "disk" or (one["name"] in ("page_size", "clock", "kernels") and bool(one["fix"]))
+    return one["name"] == "disk" or (one["name"] in ("page_size", "kernels") and bool(one["fix"]))
 
 
 def _own(host: Host, one: Mapping[str, Any]) -> Advice:
     return Advice(host.name, one["name"].replace("_", " "), one["text"], one["good"], one["fix"])
 
 
-def _clock(host: Host, skew: Skew) -> Advice:
+def _clock(host: Host, skew: Skew, synchronised: bool | None) -> Advice:
+    """One that nothing keeps right, and is right as yet, is worth advice."""
     good = abs(skew.ahead_s) - skew.error_s <= CLOCK_S
-    fix = "" if good else "`sudo timedatectl set-ntp true` there"
-    text = f"{skew.ahead_s:+.3f} s from this machine's, to {1e3 * skew.error_s:.2g} ms"
-    return Advice(host.name, "clock", text, good, fix)
+    kept = good and synchronised is not False
+    text = f"{skew.ahead_s:+.3f} s from this machine's, ± {1e3 * skew.error_s:.2g} ms"
+    if synchronised is False:
+        text += ", not synchronised"
+    fix = "" if kept else "`sudo timedatectl set-ntp true` there"
+    return Advice(host.name, "clock", text, kept or (None if good else False), fix)
 
 
 def _cpu_types(reports: Mapping[str, Report]) -> list[Advice]:

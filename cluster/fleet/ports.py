@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 
 from cluster.dispatch.handshake import split_address
-from cluster.errors import PortInUse
+from cluster.errors import ConfigError, PortInUse
 
 POLL_S = 0.05
 
@@ -29,6 +29,14 @@ def problem(host: str, port: int) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def resolve(address: str) -> str:
+    """A name's address in numbers. Raises ConfigError for a name that nobody knows."""
+    try:
+        return socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]
+    except OSError as error:
+        raise ConfigError(f"{address} has no address ({error}); correct it in the fleet file") from None
 
 
 def free_port(host: str) -> int:

@@ -24,10 +24,10 @@ import psutil
 
 from cluster.errors import HostFailed, MoemeshError
 from cluster.fleet.folder import Folder
-from cluster.fleet.join import resolve
 from cluster.fleet.lines import LineProgress
 from cluster.fleet.links import measuring
 from cluster.fleet.links.listening import IDLE, RUNNING, Listening
+from cluster.fleet.ports import resolve
 
 MOST_S = 900.0
 """Of a survey; with 3 s a round that is a fleet of 300 hosts."""

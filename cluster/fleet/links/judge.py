@@ -82,7 +82,7 @@ def _fine(measured: Sequence[Direction]) -> Advice:
     latencies = [one.median_s for one in measured if one.median_s is not None]
     speeds = [one.bytes_per_s for one in measured if one.bytes_per_s is not None]
     text = (
-        f"round trips {ms(min(latencies))} to {ms(max(latencies))}, "
+        f"round trips of {ms(min(latencies))} to {ms(max(latencies))}, "
         f"{bits(min(speeds))} to {bits(max(speeds))}"
     )
     return Advice("links", f"{len(measured)} directions", text, True)
@@ -93,12 +93,16 @@ def _same_site(one: Host, other: Host) -> bool:
 
 
 def ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms"
+    return f"{figure(1e3 * seconds)} ms"
 
 
 def bits(bytes_per_s: float) -> str:
-    mega = 8e-6 * bytes_per_s
-    return f"{mega:.3g} Mbit/s" if mega < 999.5 else f"{mega / 1e3:.3g} Gbit/s"
+    return f"{figure(8e-6 * bytes_per_s)} Mbit/s"
+
+
+def figure(value: float) -> str:
+    """Two decimals below 10, one below 100, else none."""
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def _arrow(one: Direction) -> str:

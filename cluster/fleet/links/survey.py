@@ -84,12 +84,12 @@ def survey(
         return _seat(talk, fleet, secret, PAIR_S * len(hosts))
 
     try:
-        seats, errors = muster.each("listening:", hosts, begin)
+        seats, errors = muster.each("opening ports on", hosts, begin)
         found: list[Direction] = []
         turns = rounds(list(seats))
         for number, pairs in enumerate(turns, 1):
             measure = partial(_pair, others=dict(pairs), seats=seats, talks=talks, secret=secret)
-            what = f"links, round {number} of {len(turns)}:"
+            what = f"links, round {number} of {len(turns)}: from"
             measured, _ = muster.each(what, [seats[one].host for one, _ in pairs], measure)
             found += [direction for both in measured.values() for direction in both]
         return Survey(seats, tuple(found)), errors
