@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterable
@@ -27,8 +28,13 @@ def problem(host: str, port: int) -> str:
     try:
         listen(host, port).close()
     except OSError as error:
-        return error.strerror or str(error)
+        return reason(error)
     return ""
+
+
+def reason(error: OSError) -> str:
+    """In the system's words; Python adds the address, which whoever asks has named already."""
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def resolve(address: str) -> str:

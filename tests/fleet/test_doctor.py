@@ -1,4 +1,4 @@
-"""`moemesh doctor --fleet` over real sshd: what it finds on links that are far, slow, cut or behind a firewall."""
+"""`moemesh doctor --fleet` over real sshd: links that are far, slow or cut, and a firewall."""
 
 from __future__ import annotations
 

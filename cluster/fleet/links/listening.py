@@ -61,7 +61,7 @@ class Listening:
             try:
                 sock = ports.listen(address, port)
             except OSError as error:
-                states[port] = TAKEN if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+                states[port] = TAKEN if error.errno == errno.EADDRINUSE else ports.reason(error)
                 continue
             sock.setblocking(False)
             self._selector.register(sock, selectors.EVENT_READ)
@@ -146,11 +146,16 @@ def _count(sock: socket.socket, deadline: float, clock: Callable[[], float]) -> 
 def rate(came: Sequence[tuple[float, int]]) -> float:
     """Bytes per second. came: (seconds, bytes until then) of every read, in order.
 
-    Of the later half of the time alone: a connection begins slowly. 0.0 where too few came to tell.
+    The larger of that of the whole time and that of its later half: most connections begin slowly, and some
+    too fast, and then wait for what was lost. 0.0 where too few reads came to tell.
     """
     if len(came) < 2:
         return 0.0
     middle = (came[0][0] + came[-1][0]) / 2
-    begin = max(index for index, (when, _) in enumerate(came) if when <= middle)
-    (begin_s, before), (end_s, after) = came[begin], came[-1]
-    return (after - before) / (end_s - begin_s) if end_s > begin_s else 0.0
+    later = max(index for index, (when, _) in enumerate(came) if when <= middle)
+    return max(_mean(came[0], came[-1]), _mean(came[later], came[-1]))
+
+
+def _mean(begin: tuple[float, int], end: tuple[float, int]) -> float:
+    seconds = end[0] - begin[0]
+    return (end[1] - begin[1]) / seconds if seconds > 0 else 0.0
