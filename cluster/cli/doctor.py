@@ -35,10 +35,11 @@ def doctor(
 ) -> None:
     if fleet is not None:
         doctorfleet.doctor(fleet, as_json)
+    computing = kernels(warm)  # first: it says what is wrong where kernels cannot be imported at all
     from cluster.fleet.condition import condition
     from cluster.fleet.folder import Folder
 
-    findings = [*machine(), *condition(Folder()), *kernels(warm)]
+    findings = [*machine(), *condition(Folder()), *computing]
     ok = all(finding.good is not False for finding in findings)
     if as_json:
         print_json({"ok": ok} | {one.name: one.values for one in findings} | {"findings": _said(findings)})

@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 
 from cluster.cli.doctormarks import mark, with_fix
-from cluster.cli.linktable import matrices
 from cluster.cli.output import Progress, folding_console, print_json
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def doctor(file: Path, as_json: bool) -> None:
+    from cluster.cli.linktable import matrices
     from cluster.fleet.checkup import examine, judge
     from cluster.fleet.file import load
     from cluster.fleet.signals import Signals

@@ -56,7 +56,8 @@ def _write(file: int, chunk: bytes) -> int:
 
 def _timed(step: Callable[[], int], clock: Callable[[], float], most: int = FILE_BYTES) -> tuple[int, float]:
     """Bytes that steps moved, and the seconds they took: until there are enough of either."""
-    total, begin = 0, clock()
-    while total < most and clock() - begin < LIMIT_S:
+    total, took, begin = 0, 0.0, clock()
+    while total < most and took < LIMIT_S:
         total += step()
-    return total, max(clock() - begin, 1e-9)
+        took = clock() - begin
+    return total, max(took, 1e-9)

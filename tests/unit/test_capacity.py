@@ -159,8 +159,15 @@ def test_nodes_are_the_files_hosts(tmp_path: Path) -> None:
     assert (edge.kind, edge.device.bandwidth, edge.site) == ("raspberry-pi-5", 1e6, "attic")
     assert router_link(load(fleet_file(tmp_path))) == PROFILES["n100"].bandwidth
     wrong = fleet_file(tmp_path, FLEET.replace("raspberry-pi-5", "pi"))
-    with pytest.raises(ConfigError, match="device of host pi-1 is 'pi'; it is one of raspberry-pi-5"):
-        nodes_of(load(wrong))
+    line = 1 + FLEET.splitlines().index("    device: raspberry-pi-5")
+    with pytest.raises(
+        ConfigError, match=f"line {line}: device of host pi-1 is 'pi'; it is one of raspberry-"
+    ):
+        load(wrong)
+
+
+def test_every_device_of_a_fleet_file_has_a_profile() -> None:
+    assert list(DeviceClass) == list(PROFILES)
 
 
 def test_the_command_says_what_will_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
