@@ -16,7 +16,7 @@ from cluster.experiments.capacity.needs import Needs, Node, draw_work, nodes_of,
 from cluster.experiments.capacity.purchases import binding, machines_to_fit, purchases
 from cluster.experiments.sim.model import Device, Router
 from cluster.experiments.sim.profiles import PROFILES
-from cluster.fleet.file import load
+from cluster.fleet.file import DeviceClass, load
 
 LAYERS, EXPERTS, TOP_K = 2, 8, 2
 FREE = Router(layer_s=0.0, row_s=0.0, step_s=0.0, bandwidth=1e15)
