@@ -1,4 +1,4 @@
-"""`moemesh doctor`: what this machine computes with, and whether it gives the right bits."""
+"""`moemesh doctor`: what is wrong with this machine: what it computes with, its limits, disk, clock, bits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VERSIONS = ("moemesh", "python", "ray", "numba", "llvmlite", "numpy")
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Check this machine: CPU, kernels, and whether they give the right bits.")(doctor)
+    app.command(help="Check this machine, or with --fleet every host and the links between them.")(doctor)
 
 
 def doctor(
