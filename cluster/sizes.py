@@ -35,3 +35,11 @@ def format_bytes(count: int) -> str:
         if count >= size and count % size == 0:
             return f"{count // size}{unit}"
     return str(count)
+
+
+def about(count: float) -> str:
+    """For people to read: three digits, "1.96 GiB"."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if count >= _UNITS[unit.lower()]:
+            return f"{count / _UNITS[unit.lower()]:.3g} {unit}"
+    return f"{count:.0f} bytes"

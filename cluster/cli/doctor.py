@@ -1,38 +1,31 @@
-"""`moemesh doctor`: what this machine computes with, and whether it gives the right bits."""
+"""`moemesh doctor`: what is wrong with this machine: what it computes with, its limits, disk, clock, bits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from cluster.cli import doctorfleet
+from cluster.cli.doctormarks import mark, with_fix
 from cluster.cli.options import AsJson
-from cluster.cli.output import print_json, table_console
+from cluster.cli.output import folding_console, print_json
 from cluster.cli.progress import progress_bar
 from cluster.cli.upfleet import Fleet
 from cluster.errors import MoemeshError
+from cluster.fleet.findings import Finding
 
 if TYPE_CHECKING:
     from kernels.jit import Warmth
 
 WARM = "`moemesh doctor --warm` compiles the rest"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report. good: None where there is nothing to judge; values: the same for --json."""
-
-    name: str
-    text: str
-    values: Any
-    good: bool | None = None
+VERSIONS = ("moemesh", "python", "ray", "numba", "llvmlite", "numpy")
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Check this machine: CPU, kernels, and whether they give the right bits.")(doctor)
+    app.command(help="Check this machine, or with --fleet every host and the links between them.")(doctor)
 
 
 def doctor(
@@ -42,21 +35,26 @@ def doctor(
 ) -> None:
     if fleet is not None:
         doctorfleet.doctor(fleet, as_json)
-    findings = [*machine(), *kernels(warm)]
+    computing = kernels(warm)  # first: it says what is wrong where kernels cannot be imported at all
+    from cluster.fleet.condition import condition
+    from cluster.fleet.folder import Folder
+
+    findings = [*machine(), *condition(Folder()), *computing]
     ok = all(finding.good is not False for finding in findings)
     if as_json:
-        print_json({"ok": ok} | {finding.name: finding.values for finding in findings})
+        print_json({"ok": ok} | {one.name: one.values for one in findings} | {"findings": _said(findings)})
     else:
-        table_console().print(_table(findings))
+        folding_console().print(_table(findings))
     raise typer.Exit(0 if ok else 1)
 
 
 def machine() -> list[Finding]:
-    """The processor, and the compiler that makes the kernels for it."""
+    """The processor, and what computes and talks on it."""
     from cluster.cli import report
+    from cluster.types import NUMERICS_VERSION
 
     here = report.machine()
-    versions = {name: here["versions"][name] for name in ("moemesh", "python", "numba", "llvmlite")}
+    versions = {name: here["versions"][name] for name in VERSIONS} | {"numerics": str(NUMERICS_VERSION)}
     features = " ".join(here["features"]) or "none that the kernels use"
     cpu = {name: here[name] for name in ("cpu", "cores", "features")}
     return [
@@ -80,8 +78,8 @@ def kernels(warm: bool) -> list[Finding]:
     if not warm:
         found, total = jit.cached()
         if found < total:
-            text = f"{found} of {total} variants are compiled; {WARM}"
-            return [*findings, Finding("kernels", text, {"variants": total, "cached": found})]
+            text, values = f"{found} of {total} variants are compiled", {"variants": total, "cached": found}
+            return [*findings, Finding("kernels", text, values, fix=WARM)]
     with progress_bar("compiling") as progress:
         warmth = compile_all(progress, apart=True)
     return [*findings, _compiled(warmth), _bits()]
@@ -111,20 +109,23 @@ def _bits() -> Finding:
 
     count, wrong = len(selfcheck.stored()), selfcheck.wrong_bits()
     text = f"{count} cases give the bits of the manifest"
+    fix = ""
     if wrong:
-        text = (
-            f"other bits than the manifest's from {', '.join(wrong)}: results differ from those of other "
-            "machines; use the versions of numba and llvmlite that this release was tested with"
-        )
-    return Finding("bits", text, {"checked": count, "wrong": wrong}, good=not wrong)
+        text = f"other bits than the manifest's from {', '.join(wrong)}: results differ from other machines'"
+        fix = "use the versions of numba and llvmlite that this release was tested with"
+    return Finding("bits", text, {"checked": count, "wrong": wrong}, not wrong, fix)
+
+
+def _said(findings: list[Finding]) -> list[dict[str, Any]]:
+    """The report without the values, which stand under their own names."""
+    return [{name: value for name, value in asdict(one).items() if name != "values"} for one in findings]
 
 
 def _table(findings: list[Finding]) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column()
-    table.add_column()
+    table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for finding in findings:
-        mark = {None: "", True: "[green]✓[/]", False: "[red]✗[/]"}[finding.good]
-        table.add_row(mark, finding.name.replace("_", " "), finding.text)
+    for one in findings:
+        table.add_row(mark(one.good, one.fix), one.name.replace("_", " "), with_fix(one.text, one.fix))
     return table

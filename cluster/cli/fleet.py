@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cluster.cli import fleetjoin, fleetrender
+from cluster.cli import fleetjoin, fleetrender, fleetsurvey
 
 fleet = typer.Typer(help="Join a fleet, leave it, make files that start one.", no_args_is_help=True)
 
@@ -20,3 +20,4 @@ def _group() -> None:
 
 fleetjoin.register(fleet)
 fleetrender.register(fleet)
+fleetsurvey.register(fleet)

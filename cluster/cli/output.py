@@ -32,6 +32,12 @@ def table_console() -> Console:
     return console
 
 
+def folding_console() -> Console:
+    """Stdout for tables whose last column folds: as wide as the terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else table_console()
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -41,6 +41,16 @@ class HostRole(StrEnum):
     edge = "edge"
 
 
+class DeviceClass(StrEnum):
+    """Machines whose speeds cluster/experiments/sim/profiles.py knows."""
+
+    raspberry_pi_5 = "raspberry-pi-5"
+    n100 = "n100"
+    jetson_orin = "jetson-orin"
+    server_16 = "server-16"
+    near_memory = "near-memory"
+
+
 @dataclass(frozen=True)
 class PortUse:
     """Ports of one host: `count` from `first` on. key: what the file calls them."""
@@ -96,8 +106,7 @@ class Host:
     head: Ray's head and the controller run here; where no hub says so, on the first one.
     routers, gateways: how many run here; of each one on a hub whose entry does not say.
     storage: folder on the machine for library and state. venv: of moemesh, on the machine.
-    device: class that `moemesh plan` takes its speeds from. link_bytes_per_s: of its network link; 0: its
-        class's.
+    device: that `moemesh plan` takes its speeds from. link_bytes_per_s: of its network link; 0: its class's.
     labels: for operators, and told to Ray; machines of one `site` have fast links between them.
     """
 
@@ -111,7 +120,7 @@ class Host:
     gateways: int = 0
     storage: str = "/var/lib/moemesh"
     venv: str = "/opt/moemesh"
-    device: str = ""
+    device: DeviceClass | None = None
     link_bytes_per_s: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     ssh: Ssh = field(default_factory=Ssh)

@@ -7,7 +7,6 @@ boot; `leave` removes them.
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,14 +77,6 @@ def ray_place(fleet: FleetFile, host: Host, resolve: Callable[[str], str], autos
     )
 
 
-def resolve(address: str) -> str:
-    """Raises ConfigError for a name that nobody knows."""
-    try:
-        return socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]
-    except OSError as error:
-        raise ConfigError(f"{address} has no address ({error}); correct it in the fleet file") from None
-
-
 def check_ports(fleet: FleetFile, host: Host) -> None:
     """Raises PortInUse, naming host and key, if one of the ports of this machine is taken."""
     for use in fleet.ports_of(host):
@@ -132,7 +123,7 @@ def join(
         folder.clear_logs()
         machine = Machine(folder, Record(phase="starting", owner=this_process()), progress, signals)
         try:
-            machine.start(fleet.wire_security, ray_place(fleet, host, resolve, autoscaling))
+            machine.start(fleet.wire_security, ray_place(fleet, host, ports.resolve, autoscaling))
             machine.wait()
             machine.note(phase=JOINED)
             machine.note_processes()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterable
 
 from cluster.dispatch.handshake import split_address
-from cluster.errors import PortInUse
+from cluster.errors import ConfigError, PortInUse
 
 POLL_S = 0.05
 
@@ -25,15 +26,28 @@ def check_free(host: str, port: int, option: str) -> None:
 def problem(host: str, port: int) -> str:
     """Why nobody can listen there, "" if somebody can."""
     try:
-        _bind(host, port).close()
+        listen(host, port).close()
     except OSError as error:
-        return error.strerror or str(error)
+        return reason(error)
     return ""
+
+
+def reason(error: OSError) -> str:
+    """In the system's words; Python adds the address, which whoever asks has named already."""
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def resolve(address: str) -> str:
+    """A name's address in numbers. Raises ConfigError for a name that nobody knows."""
+    try:
+        return socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]
+    except OSError as error:
+        raise ConfigError(f"{address} has no address ({error}); correct it in the fleet file") from None
 
 
 def free_port(host: str) -> int:
     """A port that is free now; whoever gets it should bind it soon."""
-    with _bind(host, 0) as sock:
+    with listen(host, 0) as sock:
         port: int = sock.getsockname()[1]
         return port
 
@@ -51,12 +65,13 @@ def wait_free(addresses: Iterable[str], timeout_s: float) -> list[str]:
 
 def _free(address: str) -> bool:
     try:
-        _bind(*split_address(address)).close()
+        listen(*split_address(address)).close()
     except OSError:
         return False
     return True
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Raises OSError where that cannot be."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family)

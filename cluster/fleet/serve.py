@@ -15,9 +15,9 @@ from cluster.errors import NotUp, OutOfMemoryBudget
 from cluster.fleet import raynode
 from cluster.fleet.file import FleetFile, Host
 from cluster.fleet.folder import Folder, Record
-from cluster.fleet.join import resolve
 from cluster.fleet.launch import this_process
 from cluster.fleet.machine import Machine, Progress
+from cluster.fleet.ports import resolve
 from cluster.fleet.signals import Signals
 from cluster.fleet.starting import Starting
 from cluster.fleet.wanted import Plan, library_of, on_fleet, shape_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 import subprocess
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 
 from cluster.errors import HostFailed
@@ -81,6 +82,18 @@ class Shell:
     def run(self, command: str, hear: Callable[[str], None], given: str = "") -> None:
         """Call `hear` with every line that it prints; given: its stdin. Raises HostFailed, and what `hear`
         raises."""
+        with self.running(command) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with suppress(BrokenPipeError), process.stdin as stdin:  # it ended early: its exit code says why
+                stdin.write(given)
+            for line in process.stdout:
+                hear(line)
+
+    @contextmanager
+    def running(self, command: str) -> Iterator[subprocess.Popen[str]]:
+        """The command, with pipes to its stdin and stdout. Leaving ends both and waits for it. Raises
+        HostFailed then, unless something else was raised."""
         process = self._start(command)
         errors: list[str] = []
         assert process.stdin is not None
@@ -89,14 +102,10 @@ class Shell:
         reader = threading.Thread(target=_collect, args=(process.stderr, errors), daemon=True)
         reader.start()
         try:
-            try:
-                with process.stdin as stdin:
-                    stdin.write(given)
-            except BrokenPipeError:
-                pass  # it ended early: its exit code says why
-            for line in process.stdout:
-                hear(line)
+            yield process
         finally:
+            with suppress(BrokenPipeError):
+                process.stdin.close()
             process.stdout.close()
             code = process.wait()
             reader.join()

@@ -12,13 +12,15 @@ QUEUE_BYTES = 256 << 10
 @dataclass(frozen=True)
 class Link:
     """One direction. delay_s: for every packet; jitter_s: up to so much more, drawn evenly, in order all the
-    same. loss: part of the packets that vanish, 0 to 1. bytes_per_s: 0 is no limit. cut: nothing arrives."""
+    same. loss: part of the packets that vanish, 0 to 1. bytes_per_s: 0 is no limit. cut: nothing arrives.
+    closed: nothing arrives at these TCP ports, as behind a firewall."""
 
     delay_s: float = 0.0
     jitter_s: float = 0.0
     loss: float = 0.0
     bytes_per_s: float = 0.0
     cut: bool = False
+    closed: tuple[int, ...] = ()
 
 
 class Line:

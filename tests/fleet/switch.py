@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import select
+import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ CLONE_NEWNET = 0x40000000
 # linux/virtio_net.h: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
 VNET = struct.Struct("=BBHHHH")
 DESTINATION = slice(VNET.size + 16, VNET.size + 20)
+PROTOCOL = 9
 SMALLEST = VNET.size + 20
 LARGEST = VNET.size + 65536
 AT_ONCE = 64
@@ -132,7 +134,7 @@ class Switch:
                 return
             target = data[DESTINATION]
             line = self._lines.get((source, target))
-            if len(data) < SMALLEST or line is None:
+            if len(data) < SMALLEST or line is None or tcp_port(data) in line.link.closed:
                 continue
             arrival = line.arrival(self._clock(), len(data), packets_in(data))
             if arrival is not None:
@@ -147,6 +149,15 @@ class Switch:
                 os.write(device, data)
             except OSError:  # its queue is full, or the host is gone: the packet is lost
                 continue
+
+
+def tcp_port(data: bytes) -> int | None:
+    """Where a packet goes; None of what is no TCP."""
+    packet = memoryview(data)[VNET.size :]
+    header = 4 * (packet[0] & 0x0F)
+    if packet[PROTOCOL] != socket.IPPROTO_TCP or len(packet) < header + 4:
+        return None
+    return int.from_bytes(packet[header + 2 : header + 4], "big")
 
 
 def packets_in(data: bytes) -> int:

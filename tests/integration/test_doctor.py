@@ -38,7 +38,13 @@ def test_warm_then_everything_comes_from_the_cache_and_has_the_right_bits():
     assert second["bits"] == {"checked": len(selfcheck.stored()), "wrong": []}
     assert second["instruction_set"]["chosen"] == jit.ISA
     assert second["cache"] == str(jit.cache_dir())
-    assert set(second["versions"]) == {"moemesh", "python", "numba", "llvmlite"}
+    assert set(second["versions"]) == {
+        "moemesh", "python", "ray", "numba", "llvmlite", "numpy", "numerics"
+    }  # fmt: skip
+    assert second["memory"]["total_bytes"] > second["memory"]["free_bytes"] > 0
+    assert second["disk"]["write_bytes_per_s"] > 0
+    assert {one["name"] for one in second["findings"]} <= second.keys()
+    assert all({"text", "good", "fix"} < one.keys() for one in second["findings"])
 
 
 def test_without_warm_nothing_is_compiled(tmp_path):

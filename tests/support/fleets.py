@@ -89,5 +89,12 @@ def own_ports(address: str, number: int) -> dict[str, int]:
         if not any(ports.problem("0.0.0.0", port) for port in needed):
             workers = first + RAY_PORTS
             own = workers + WORKER_PORTS
-            return {"ray": first, "workers": workers, "controller": own, "node": own + 1, "routers": own + 2}
+            return {
+                "ray": first,
+                "workers": workers,
+                "controller": own,
+                "node": own + 1,
+                "blobs": own + 2,
+                "routers": own + 3,
+            }
     raise AssertionError(f"no free ports for {address}")

@@ -16,7 +16,7 @@ from cluster.experiments.capacity.needs import Needs, Node, draw_work, nodes_of,
 from cluster.experiments.capacity.purchases import binding, machines_to_fit, purchases
 from cluster.experiments.sim.model import Device, Router
 from cluster.experiments.sim.profiles import PROFILES
-from cluster.fleet.file import load
+from cluster.fleet.file import DeviceClass, load
 
 LAYERS, EXPERTS, TOP_K = 2, 8, 2
 FREE = Router(layer_s=0.0, row_s=0.0, step_s=0.0, bandwidth=1e15)
@@ -159,8 +159,15 @@ def test_nodes_are_the_files_hosts(tmp_path: Path) -> None:
     assert (edge.kind, edge.device.bandwidth, edge.site) == ("raspberry-pi-5", 1e6, "attic")
     assert router_link(load(fleet_file(tmp_path))) == PROFILES["n100"].bandwidth
     wrong = fleet_file(tmp_path, FLEET.replace("raspberry-pi-5", "pi"))
-    with pytest.raises(ConfigError, match="device of host pi-1 is 'pi'; it is one of raspberry-pi-5"):
-        nodes_of(load(wrong))
+    line = 1 + FLEET.splitlines().index("    device: raspberry-pi-5")
+    with pytest.raises(
+        ConfigError, match=f"line {line}: device of host pi-1 is 'pi'; it is one of raspberry-"
+    ):
+        load(wrong)
+
+
+def test_every_device_of_a_fleet_file_has_a_profile() -> None:
+    assert list(DeviceClass) == list(PROFILES)
 
 
 def test_the_command_says_what_will_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

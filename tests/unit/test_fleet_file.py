@@ -95,6 +95,7 @@ WRONG = {
     "a number for text": ("name: kitchen", "name: 12", 1, "12; it must be text; put it into quotes"),
     "text for a number": ("cores: 4\n  - name: pi", "cores: all\n  - name: pi", 9, "must be a whole number"),
     "text for a mapping": ("ssh:\n  user: pi", "ssh: pi", 2, "must be a mapping"),
+    "no device": ("role: edge\n", "role: edge\n    device: pi5\n", 13, "'pi5'; it is one of raspberry-pi-5"),
     "no size": ("2GiB", "2 buckets", 8, "'2 buckets' is not a size; write 256MiB"),
     "a negative number": ("2GiB", "-1", 8, "must be 0 or more"),
     "a number that is none": ("ssh:", "tracing: {ratio: .nan}\nssh:", 2, "must be 0 or more"),

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cluster.balance.fleet import Devices, Integers
-from cluster.errors import ConfigError
 from cluster.experiments.sim.inputs import Work
 from cluster.experiments.sim.model import Device, Model
 from cluster.experiments.sim.profiles import PROFILES
-from cluster.fleet.file import FleetFile, Host
+from cluster.fleet.file import DeviceClass, FleetFile, Host
 from cluster.types import NodeId
 
-UNKNOWN = "n100"
+UNKNOWN = DeviceClass.n100
 """Taken for a machine whose `device` the fleet file does not say."""
 
 
@@ -51,11 +50,10 @@ class Node:
     name: str
     device: Device
     site: str = ""
-    kind: str = UNKNOWN
+    kind: DeviceClass = UNKNOWN
 
 
 def nodes_of(fleet: FleetFile) -> tuple[Node, ...]:
-    """Raises ConfigError for a device class that does not exist."""
     return tuple(_node(host) for host in fleet.nodes)
 
 
@@ -65,7 +63,7 @@ def assumed(fleet: FleetFile) -> tuple[str, ...]:
 
 
 def router_link(fleet: FleetFile) -> float:
-    """Bytes per second of the slowest link of a machine with routers. Raises ConfigError as `nodes_of`."""
+    """Bytes per second of the slowest link of a machine with routers."""
     return min(_class(host).bandwidth for host in fleet.hosts if host.routers)
 
 
@@ -74,10 +72,7 @@ def _node(host: Host) -> Node:
 
 
 def _class(host: Host) -> Device:
-    kind = host.device or UNKNOWN
-    if kind not in PROFILES:
-        raise ConfigError(f"device of host {host.name} is {kind!r}; it is one of {', '.join(PROFILES)}")
-    base = PROFILES[kind]
+    base = PROFILES[host.device or UNKNOWN]
     link = float(host.link_bytes_per_s) or base.bandwidth
     return replace(base, memory=host.memory_bytes, bandwidth=link)
 
