@@ -49,6 +49,7 @@ def _as_json(record: Record, found: dict[str, Any]) -> dict[str, Any]:
         "http": record.http_url,
         "model": record.model,
         "variant": record.variant,
+        "software": found["software"],
         "table": {"epoch": found["epoch"], "version": found["version"], "active": found["active"]},
         "replicated": found["replicated"],
         "pending": found["pending"],
@@ -68,6 +69,9 @@ def _print(record: Record, found: dict[str, Any]) -> None:
         f"{record.model} ({record.variant}) at {record.grpc}{http}, "
         f"placement table {found['epoch']}.{found['version']} {active}{_copies(found)}"
     )
+    running = sorted({found["software"], *(member["software"] for member in found["members"])})
+    if len(running) > 1:
+        console.print(f"several versions of moemesh run: {', '.join(running)}")
     if found["decision"]:
         console.print(f"experts are placed {_BY[found['rebalance']]}; last: {found['decision']}")
     for kind, columns in (("node", _NODE), ("router", _ROUTER), ("gateway", _GATEWAY)):

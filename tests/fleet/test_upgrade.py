@@ -54,13 +54,21 @@ def fleet(hosts_can_be_made: None) -> Iterator[Fleet]:
 
 
 def settled(fleet: Fleet) -> bool:
-    status = status_of(fleet)
-    return status["active"] == status["version"] and not status["pending"] and status["replicated"] > 0
+    status = fleet.moemesh("status", "--fleet", str(fleet.file))
+    if "error" in status:  # it had no time to answer
+        return False
+    table = status["table"]
+    return table["active"] == table["version"] and not status["pending"] and status["replicated"] > 0
 
 
 def status_of(fleet: Fleet) -> dict[str, Any]:
     found: dict[str, Any] = fleet.moemesh("status", "--fleet", str(fleet.file))
+    assert "error" not in found, found
     return found
+
+
+def members_of(status: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*status["nodes"], *status["routers"], *status["gateways"]]
 
 
 def install(version: str) -> str:
@@ -79,7 +87,7 @@ def edit(host: Host, file: str, old: str, new: str) -> None:
 @contextmanager
 def clients(fleet: Fleet, file: Path) -> Iterator[None]:
     """They ask while the context lasts, and write down in `file` what they see."""
-    gateways = {one["id"]: one["address"] for one in status_of(fleet)["members"] if one["role"] == "gateway"}
+    gateways = {one["id"]: one["address"] for one in status_of(fleet)["gateways"]}
     spec = {"gateways": gateways, "clients": CLIENTS, "history": str(file)}
     script = Path(__file__).with_name("asking.py")
     client = fleet.operator.spawn([sys.executable, str(script), json.dumps(spec)], file.with_suffix(".err"))
@@ -115,25 +123,25 @@ def summary_of(events: Sequence[h.Event]) -> str:
 
 def software(fleet: Fleet) -> set[str]:
     status = status_of(fleet)
-    assert len(status["members"]) == ROLES - 1
-    return {status["software"], *(member["software"] for member in status["members"])}
+    members = members_of(status)
+    assert len(members) == ROLES - 1
+    return {status["software"], *(member["software"] for member in members)}
 
 
 def test_numerics_that_differ_are_refused_before_anything_is_stopped(fleet: Fleet) -> None:
     before = status_of(fleet)
     numerics = "NUMERICS_VERSION = "
     edit(fleet.operator, "types.py", numerics, numerics + "1 + ")
-    said = fleet.moemesh("fleet", "upgrade", str(fleet.file), "--install", install("77.0"))
+    found = fleet.moemesh("fleet", "upgrade", str(fleet.file), "--install", install("77.0"))
     edit(fleet.operator, "types.py", numerics + "1 + ", numerics)
     fleet.operator.run(["sh", "-c", install(cluster.__version__)])
-    assert (
-        "host a: moemesh 77.0, which is installed, is not accepted by what runs" in said["error"]["message"]
-    )
-    assert "numerics" in said["error"]["message"]
+    said = found["error"]["message"]
+    assert "host a: moemesh 77.0, which is installed, is not accepted by what runs" in said
+    assert "numerics" in said
     after = status_of(fleet)
-    incarnations = [[member["incarnation"] for member in one["members"]] for one in (before, after)]
+    incarnations = [[member["incarnation"] for member in members_of(one)] for one in (before, after)]
     assert incarnations[0] == incarnations[1]
-    assert before["epoch"] == after["epoch"]
+    assert before["table"]["epoch"] == after["table"]["epoch"]
 
 
 def test_every_host_is_upgraded_under_load_and_no_request_fails(fleet: Fleet) -> None:
@@ -146,7 +154,7 @@ def test_every_host_is_upgraded_under_load_and_no_request_fails(fleet: Fleet) ->
     assert len(found["renewed"]) == ROLES
     print(f"six hosts upgraded within {found['seconds']:.0f} s: {summary_of(check_history(history))}")
     assert software(fleet) == {NEW}
-    nodes = [member for member in status_of(fleet)["members"] if member["role"] == "node"]
+    nodes = status_of(fleet)["nodes"]
     assert all(node["experts"] and not node["drained"] and not node["stats"]["restarts"] for node in nodes)
 
 
