@@ -49,13 +49,18 @@ def prepare(
     Raises NotUp if the machine has not joined, ProtocolError if the fleet as it runs would not accept it.
     """
     _joined(host, folder)
-    _compile(
-        raynode.environment(folder, fleet.wire_security, resolve(host.address)), folder, progress, signals
-    )
-    wanted = wanted_of(fleet, host)
+    status = _accepting(fleet, folder)
+    environment = raynode.environment(folder, fleet.wire_security, resolve(host.address))
+    _compile(environment, folder, progress, signals)
+    mine = [each for each in wanted_of(fleet, host) if each.host == host.name]
+    return {"version": __version__, "outdated": [each.name for each in outdated(status, mine, __version__)]}
+
+
+def _accepting(fleet: FleetFile, folder: Folder) -> dict[str, Any]:
+    """The controller's status, if it and all members accept this version. Raises ProtocolError."""
     with Controller(controller_of(fleet), folder) as controller:
         try:
-            status = controller.status()
+            status = controller.status()  # the greeting checks protocol and numerics
             check_protocols(status, __version__, PROTOCOL)
         except ProtocolError as error:
             raise ProtocolError(
@@ -63,8 +68,7 @@ def prepare(
                 "Nothing was stopped here; install one that is, or end the fleet (`moemesh down --fleet`), "
                 "upgrade every host, and start it again"
             ) from None
-    mine = [each for each in wanted if each.host == host.name]
-    return {"version": __version__, "outdated": [each.name for each in outdated(status, mine, __version__)]}
+    return status
 
 
 def renew(
