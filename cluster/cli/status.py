@@ -69,9 +69,8 @@ def _print(record: Record, found: dict[str, Any]) -> None:
         f"{record.model} ({record.variant}) at {record.grpc}{http}, "
         f"placement table {found['epoch']}.{found['version']} {active}{_copies(found)}"
     )
-    running = sorted({found["software"], *(member["software"] for member in found["members"])})
-    if len(running) > 1:
-        console.print(f"several versions of moemesh run: {', '.join(running)}")
+    if said := _versions(found):
+        console.print(said)
     if found["decision"]:
         console.print(f"experts are placed {_BY[found['rebalance']]}; last: {found['decision']}")
     for kind, columns in (("node", _NODE), ("router", _ROUTER), ("gateway", _GATEWAY)):
@@ -81,6 +80,13 @@ def _print(record: Record, found: dict[str, Any]) -> None:
 def _copies(found: dict[str, Any]) -> str:
     copies = f", {found['replicated']} experts have several copies" if found["replicated"] else ""
     return copies + (f", {found['pending']} changes to come" if found["pending"] else "")
+
+
+def _versions(found: dict[str, Any]) -> str:
+    """In the middle of an upgrade."""
+    running = {found["software"], *(member["software"] for member in found["members"])}
+    named = ", ".join(version or "one that does not tell" for version in sorted(running))
+    return f"several versions of moemesh run: {named}" if len(running) > 1 else ""
 
 
 _BY = {"auto": "by the controller itself", "manual": "when asked to"}
