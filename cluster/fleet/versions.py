@@ -62,8 +62,8 @@ def check_ready(status: Status, elsewhere: Sequence[Wanted]) -> None:
     ready = _ready(status) | {CONTROLLER}
     if away := [f"{each.name} on {each.host}" for each in elsewhere if each.name not in ready]:
         raise Unavailable(
-            f"not ready: {', '.join(away)}; one host is upgraded at a time, so mend that first, or begin with "
-            "that host (--host)"
+            f"not ready: {', '.join(away)}; one host is upgraded at a time, so mend that first, or begin "
+            "with that host (--host)"
         )
 
 
