@@ -49,7 +49,7 @@ def _as_json(record: Record, found: dict[str, Any]) -> dict[str, Any]:
         "http": record.http_url,
         "model": record.model,
         "variant": record.variant,
-        "software": found["software"],
+        "software": found.get("software", ""),
         "table": {"epoch": found["epoch"], "version": found["version"], "active": found["active"]},
         "replicated": found["replicated"],
         "pending": found["pending"],
@@ -83,8 +83,8 @@ def _copies(found: dict[str, Any]) -> str:
 
 
 def _versions(found: dict[str, Any]) -> str:
-    """In the middle of an upgrade."""
-    running = {found["software"], *(member["software"] for member in found["members"])}
+    """In the middle of an upgrade. Old ones do not tell theirs."""
+    running = {one.get("software", "") for one in (found, *found["members"])}
     named = ", ".join(version or "one that does not tell" for version in sorted(running))
     return f"several versions of moemesh run: {named}" if len(running) > 1 else ""
 

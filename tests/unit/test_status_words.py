@@ -30,5 +30,5 @@ def test_a_member_that_serves_has_not_failed(changes: dict[str, Any], words: str
 def test_several_versions_are_said() -> None:
     found = {"software": "2.0", "members": [{"software": "2.0"}]}
     assert _versions(found) == ""
-    found["members"] += [{"software": "1.0"}, {"software": ""}]
+    found["members"] += [{"software": "1.0"}, {}]
     assert _versions(found) == "several versions of moemesh run: one that does not tell, 1.0, 2.0"
