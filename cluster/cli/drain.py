@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.cli.output import Progress, print_json, table_console
-from cluster.cli.rebalance import MOVED_WITHIN_S, POLL_S, moved, table_of
+from cluster.cli.rebalance import MOVED_WITHIN_S, POLL_S, table_of
 from cluster.cli.values import megabytes
 from cluster.errors import Unavailable
 
@@ -48,6 +48,8 @@ def _drain(controller: Controller, node: str) -> dict[str, Any]:
 
 def _wait(controller: Controller, node: str, progress: Progress) -> dict[str, Any]:
     """Until the node holds nothing and no router asks it for anything; returns the last status."""
+    from cluster.fleet.ask import moved
+
     deadline = time.monotonic() + MOVED_WITHIN_S
     while True:
         status = controller.status()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from cluster.cli import fleetjoin, fleetrender, fleetsurvey
+from cluster.cli import fleetjoin, fleetrender, fleetsurvey, fleetupgrade
 
-fleet = typer.Typer(help="Join a fleet, leave it, make files that start one.", no_args_is_help=True)
+fleet = typer.Typer(
+    help="Join a fleet, leave it, upgrade it, make files that start one.", no_args_is_help=True
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -15,9 +17,10 @@ def register(app: typer.Typer) -> None:
 
 @fleet.callback()
 def _group() -> None:
-    """Join a fleet, leave it, make files that start one."""
+    """Join a fleet, leave it, upgrade it, make files that start one."""
 
 
 fleetjoin.register(fleet)
 fleetrender.register(fleet)
 fleetsurvey.register(fleet)
+fleetupgrade.register(fleet)

@@ -47,7 +47,7 @@ def join(
     from cluster.fleet import join as joining
     from cluster.fleet.signals import Signals
 
-    with _saying(lines) as (progress, answer), Signals() as signals:
+    with saying(lines) as (progress, answer), Signals() as signals:
         fleet, own, folder = joining.fleet_at(file, host)
         if given:
             joining.take_secrets(folder, sys.stdin.read())
@@ -61,7 +61,7 @@ def leave(file: File, host: HostName = "", lines: Lines = False) -> None:
     """End everything of the fleet on this machine; `moemesh drain` its node first."""
     from cluster.fleet import join as joining
 
-    with _saying(lines) as (progress, answer):
+    with saying(lines) as (progress, answer):
         _, own, folder = joining.fleet_at(file, host)
         progress.phase("stopping")
         answer({"host": own.name, "stopped": joining.leave(folder)})
@@ -71,7 +71,7 @@ def probe(file: File, host: HostName = "", lines: Lines = False) -> None:
     """What `up --fleet` must know of this machine."""
     from cluster.fleet import join as joining
 
-    with _saying(lines) as (_, answer):
+    with saying(lines) as (_, answer):
         answer(joining.probe(*joining.fleet_at(file, host)))
 
 
@@ -81,7 +81,7 @@ def serve(file: File, host: HostName = "", lines: Lines = False) -> None:
     from cluster.fleet.serve import serve as start_roles
     from cluster.fleet.signals import Signals
 
-    with _saying(lines) as (progress, answer), Signals() as signals:
+    with saying(lines) as (progress, answer), Signals() as signals:
         fleet, own, folder = joining.fleet_at(file, host)
         record = start_roles(fleet, own, folder, progress, signals)
         found = {"grpc": record.grpc, "http": record.http_url, "model": record.model}
@@ -92,13 +92,13 @@ def secrets(file: File, host: HostName = "", lines: Lines = False) -> None:
     """What a machine that joins later needs."""
     from cluster.fleet import join as joining
 
-    with _saying(lines) as (_, answer):
+    with saying(lines) as (_, answer):
         _, _, folder = joining.fleet_at(file, host)
         answer({"token": folder.token.read_text(), "key": folder.cluster_key().hex()})
 
 
 @contextmanager
-def _saying(lines: bool) -> Iterator[tuple[Any, Callable[[dict[str, Any]], None]]]:
+def saying(lines: bool) -> Iterator[tuple[Any, Callable[[dict[str, Any]], None]]]:
     """Progress and what takes the answer: for another machine as lines, for people as text."""
     if lines:
         from cluster.fleet.lines import LineProgress

@@ -53,6 +53,8 @@ def rebalance(
 
 def _wait(controller: Controller) -> str:
     """Until the last table is in use and old copies may go; returns its epoch and version."""
+    from cluster.fleet.ask import moved
+
     deadline = time.monotonic() + MOVED_WITHIN_S
     while time.monotonic() < deadline:
         status = controller.status()
@@ -60,11 +62,6 @@ def _wait(controller: Controller) -> str:
             return table_of(status)
         time.sleep(POLL_S)
     raise Unavailable(f"the moves go on after {MOVED_WITHIN_S:g} s; see `moemesh status`")
-
-
-def moved(status: dict[str, Any]) -> bool:
-    """Whether the last table is in use and no router uses an older one."""
-    return bool(not status["pending"] and status["settled"] and status["active"] == status["version"])
 
 
 def table_of(status: dict[str, Any]) -> str:

@@ -49,6 +49,7 @@ def _as_json(record: Record, found: dict[str, Any]) -> dict[str, Any]:
         "http": record.http_url,
         "model": record.model,
         "variant": record.variant,
+        "software": found.get("software", ""),
         "table": {"epoch": found["epoch"], "version": found["version"], "active": found["active"]},
         "replicated": found["replicated"],
         "pending": found["pending"],
@@ -68,6 +69,8 @@ def _print(record: Record, found: dict[str, Any]) -> None:
         f"{record.model} ({record.variant}) at {record.grpc}{http}, "
         f"placement table {found['epoch']}.{found['version']} {active}{_copies(found)}"
     )
+    if said := _versions(found):
+        console.print(said)
     if found["decision"]:
         console.print(f"experts are placed {_BY[found['rebalance']]}; last: {found['decision']}")
     for kind, columns in (("node", _NODE), ("router", _ROUTER), ("gateway", _GATEWAY)):
@@ -77,6 +80,13 @@ def _print(record: Record, found: dict[str, Any]) -> None:
 def _copies(found: dict[str, Any]) -> str:
     copies = f", {found['replicated']} experts have several copies" if found["replicated"] else ""
     return copies + (f", {found['pending']} changes to come" if found["pending"] else "")
+
+
+def _versions(found: dict[str, Any]) -> str:
+    """In the middle of an upgrade. Old ones do not tell theirs."""
+    running = {one.get("software", "") for one in (found, *found["members"])}
+    named = ", ".join(version or "one that does not tell" for version in sorted(running))
+    return f"several versions of moemesh run: {named}" if len(running) > 1 else ""
 
 
 _BY = {"auto": "by the controller itself", "manual": "when asked to"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster import __version__
 from cluster.balance.load import LoadStats
 from cluster.balance.placement import PlacementTable
 from cluster.controller.losses import mending
@@ -95,6 +96,8 @@ def _standing(state: ControllerState, member: Member) -> dict[str, Any]:
     return {
         "address": member.address,
         "incarnation": member.incarnation,
+        "software": member.software,
+        "protocol": member.protocol,
         "ready": member.ready,
         "error": None if member.error is None else list(member.error),
         "drained": member.id in state.orders.drained,
@@ -118,6 +121,7 @@ def status(state: ControllerState, now: float) -> dict[str, Any]:
     shares = _shares(load_of(state))
     return {
         **_progress(state, now),
+        "software": __version__,
         "replicated": _replicated(table),
         "tiers": list(state.orders.tiers),
         "expected_nodes": state.shape.nodes,

@@ -16,6 +16,7 @@ from cluster.balance.heuristic import place
 from cluster.balance.load import LoadStats
 from cluster.balance.objective import Objective
 from cluster.balance.problem import PlacementPolicy
+from cluster.config import ControllerConfig
 from cluster.controller.members import Role
 from cluster.controller.rebalance import Proposal, propose, without_idle
 from cluster.controller.state import ControllerState, Shape, load_of
@@ -59,6 +60,12 @@ def undrain(state: ControllerState, node: NodeId) -> ControllerState:
     """The node may hold experts again, from the next placement on. Raises UnknownNode."""
     check_known(state, node)
     return replace(state, orders=replace(state.orders, drained=state.orders.drained - {node}))
+
+
+def fill(state: ControllerState, config: ControllerConfig) -> Proposal:
+    """The moves that give experts to nodes which are there and have none, beside few others. Raises
+    Unavailable while moves are under way or a node is missing, and OutOfMemoryBudget."""
+    return propose(state, config, load_of(state) or even_load(state.shape), PLACE)
 
 
 def check_known(state: ControllerState, node: NodeId) -> None:

@@ -17,6 +17,9 @@ SUSPECTED_AFTER_S = 2.5
 DEAD_AFTER_S = 10.0
 """Beyond this it is gone until it registers again."""
 
+FIRST_PROTOCOL = 1
+"""Of members that do not tell."""
+
 NO_TABLE = (0, 0)
 """The (epoch, version) of a member that has loaded nothing."""
 
@@ -44,6 +47,8 @@ class Member:
     prepared: (epoch, version) of the table that a node has loaded in advance.
     known: the table that it has from an earlier controller.
     lost: the nodes that a router cannot reach, with the incarnation of each that it knew.
+    software: the version of moemesh that its process runs, "" of one that does not tell. protocol: the newest
+        that it speaks.
     """
 
     role: Role
@@ -60,6 +65,8 @@ class Member:
     prepared: tuple[int, int] = NO_TABLE
     known: PlacementTable | None = None
     lost: Mapping[str, int] = field(default_factory=dict)
+    software: str = ""
+    protocol: int = FIRST_PROTOCOL
 
     @staticmethod
     def from_wire(header: Mapping[str, Any], now: float) -> Member:
@@ -83,6 +90,8 @@ class Member:
                 prepared=(int(epoch), int(version)),
                 known=None if known is None else PlacementTable.from_wire(known),
                 lost={str(node): int(number) for node, number in dict(header.get("lost", {})).items()},
+                software=str(header.get("software", "")),
+                protocol=int(header.get("protocol", FIRST_PROTOCOL)),
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ProtocolError(

@@ -18,7 +18,7 @@ from cluster.controller.members import Member
 from cluster.controller.orders import Orders
 from cluster.controller.rebalance import DEFAULTS, Proposal
 from cluster.controller.repair import Memory, Reason
-from cluster.controller.state import ControllerState, Shape, load_of, stop
+from cluster.controller.state import ControllerState, Shape, stop
 from cluster.controller.watch import Watch, failed, judge, look
 from cluster.dispatch.connection import Connection
 from cluster.dispatch.frames import Frame
@@ -144,8 +144,7 @@ class ControllerService:
             try:
                 state = self._state
                 if reason is Reason.back:
-                    load = load_of(state) or drain.even_load(state.shape)
-                    proposal = rebalance.propose(state, self._config, load, drain.PLACE)
+                    proposal = drain.fill(state, self._config)
                 else:
                     proposal = repair.propose(state, self._config)
                 with self._lock:
@@ -217,11 +216,15 @@ class ControllerService:
         return rebalance.describe(proposal) | {"started": started}
 
     def _drain(self, header: Mapping[str, Any]) -> dict[str, Any]:
-        """header: `node`; `undo`, let it hold experts again, which moves none."""
+        """header: `node`; `undo`, let it hold experts again, which moves none but with `fill`."""
         node = NodeId(str(header.get("node", "")))
         if header.get("undo"):
             with self._lock:
                 self._order(drain.undrain(self._state, node).orders)
+            if header.get("fill"):
+                proposal = drain.fill(self._state, self._config)
+                with self._lock:
+                    self._state = rebalance.begin(self._state, proposal)
             return {"node": node, "drained": False}
         state, proposal = drain.drain(self._state, node)
         with self._lock:

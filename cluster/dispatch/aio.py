@@ -13,6 +13,7 @@ from cluster.dispatch.decoder import FrameDecoder, GreetingDecoder
 from cluster.dispatch.frames import (
     DEFAULT_LIMITS,
     FRAGMENT_BYTES,
+    PROTOCOL,
     Frame,
     Header,
     Limits,
@@ -47,6 +48,7 @@ class FrameStream(asyncio.BufferedProtocol):
         self._limits = limits
         self._decoder: FrameDecoder | SealedDecoder = GreetingDecoder() if greeting else FrameDecoder(limits)
         self._sealer: Sealer | None = None
+        self._protocol = PROTOCOL
         self._transport: asyncio.Transport | None = None
         self._frames: deque[Frame] = deque()
         self._ahead = 0
@@ -143,6 +145,7 @@ class FrameStream(asyncio.BufferedProtocol):
             self._sealer = None if session is None else session.sealer()
         if greeting.session is None:
             self._admit(None)
+        self._protocol = greeting.protocol
         self.server = greeting.server
 
     def _admit(self, session: Session | None) -> None:
@@ -160,15 +163,15 @@ class FrameStream(asyncio.BufferedProtocol):
         if transport is None or self._error is not None:
             raise self._error or Unavailable("the connection is closed")
         if len(body) <= FRAGMENT_BYTES:
-            self._put(transport, pack_header(kind, header, len(body)), body)
+            self._put(transport, pack_header(kind, header, len(body), protocol=self._protocol), body)
             await self._drained()
             return
         self._streams = stream = self._streams % 0xFFFF + 1
-        self._put(transport, pack_header(kind, header, len(body), stream))
+        self._put(transport, pack_header(kind, header, len(body), stream, self._protocol))
         try:
             for at in range(0, len(body), FRAGMENT_BYTES):
                 piece = body[at : at + FRAGMENT_BYTES]
-                self._put(transport, fragment_prefix(kind, stream, len(piece)), piece)
+                self._put(transport, fragment_prefix(kind, stream, len(piece), self._protocol), piece)
                 await self._drained()
         except asyncio.CancelledError:
             transport.abort()  # the peer could not make sense of half a message

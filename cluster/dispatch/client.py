@@ -81,7 +81,7 @@ class ControlClient:
                 if greeting.session is not None:
                     connection.admit(greeting.session)
                 frame = self._next(connection, deadline)
-            connection.admit()
+            connection.admit(protocol=greeting.protocol)
             self.server = greeting.server
         return connection
 

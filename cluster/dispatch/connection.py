@@ -13,6 +13,7 @@ from cluster.dispatch.decoder import FrameDecoder, GreetingDecoder, Sink
 from cluster.dispatch.frames import (
     DEFAULT_LIMITS,
     FRAGMENT_BYTES,
+    PROTOCOL,
     Frame,
     Header,
     Limits,
@@ -67,6 +68,7 @@ class Connection:
             GreetingDecoder() if greeting else FrameDecoder(limits, sink)
         )
         self._sealer: Sealer | None = None
+        self._protocol = PROTOCOL
         self._lock = threading.Lock()
         self._outbox = Outbox()
         self._writing: deque[memoryview] = deque()
@@ -86,16 +88,20 @@ class Connection:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing waits to be sent and the next byte received begins a frame. Never so if sealed."""
-        return not self.closed and self._queued == 0 and self._decoder.at_rest
+        """Whether nothing waits to be sent and the next byte received begins a frame, of our own protocol.
+        Never so if sealed."""
+        ours = self._protocol == PROTOCOL
+        return not self.closed and self._queued == 0 and ours and self._decoder.at_rest
 
     @property
     def queued_bytes(self) -> int:
         return self._queued
 
-    def admit(self, session: Session | None = None) -> None:
-        """The peer is known: take everything from it. With a `session` the link is sealed from here on, both
-        ways. For the thread that reads, when it has handled the frame that says so."""
+    def admit(self, session: Session | None = None, protocol: int = PROTOCOL) -> None:
+        """The peer is known: take everything from it, and speak this protocol. With a `session` the link is
+        sealed from here on, both ways. For the thread that reads, when it has handled the frame that says so.
+        """
+        self._protocol = protocol
         if not self._greeting and session is None:
             return
         self._greeting = False
@@ -130,7 +136,7 @@ class Connection:
         if size > FRAGMENT_BYTES:
             with self._lock:  # two threads must not take the same number
                 stream = self._streams = self._streams % 0xFFFF + 1
-        head = pack_header(kind, header, size, stream)
+        head = pack_header(kind, header, size, stream, self._protocol)
         with self._lock:
             if self.closed:
                 raise Unavailable("the connection is closed")
@@ -148,7 +154,7 @@ class Connection:
                     return len(head)
                 self._hold(first, body, sent)
             else:
-                self._enqueue(Message(kind, head, body, stream), keep)
+                self._enqueue(Message(kind, head, body, stream, self._protocol), keep)
         if self._queued:
             self._announce()
         return len(head)
@@ -168,7 +174,7 @@ class Connection:
                 if left == 0:
                     return
                 kind, header, body = message()
-                head = pack_header(kind, header, len(body))
+                head = pack_header(kind, header, len(body), protocol=self._protocol)
                 self._hold(head, body, len(head) + len(body) - left)
         if direct:
             self._announce()
@@ -178,7 +184,7 @@ class Connection:
     def resume(self, kind: Kind, header: Header, body: memoryview, sent: int) -> int:
         """As `send_body` of a small message, of which somebody has written the first `sent` bytes to the
         socket of a connection at rest."""
-        head = pack_header(kind, header, len(body))
+        head = pack_header(kind, header, len(body), protocol=self._protocol)
         with self._lock:
             self._hold(head, body, sent)
         self._announce()

@@ -162,7 +162,7 @@ class FrameDecoder(Decoder):
         magic, protocol, number, flags, zero, stream, header_bytes, payload_bytes = PREFIX.unpack(prefix)
         if magic != MAGIC:
             raise ProtocolError(f"the peer does not speak moemesh frames (it sent {magic!r})")
-        if not accepted(protocol):
+        if not accepted(protocol, number):
             raise ProtocolError(
                 f"the peer speaks protocol {protocol}, this process speaks {PROTOCOL}; "
                 "upgrade the older one, at most one version at a time"

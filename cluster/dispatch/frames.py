@@ -6,6 +6,10 @@ A payload of at most 256 KiB follows its header at once. A larger one is opened 
 which carries the header and the length of the whole payload but none of it, and follows in frames with flag
 FRAGMENT and the same stream number; frames of other streams pass between them.
 
+Two processes speak the lower of their protocols, which may differ by one: a fleet is upgraded a process at a
+time. Each says its own in the greeting. Frames of the greeting, and those that ask whether a peer is there,
+are the same in every protocol and say GREETING_PROTOCOL for ever.
+
 Every length is checked against its bound before anything is allocated. Nothing but msgpack is decoded.
 """
 
@@ -17,10 +21,11 @@ from typing import Any
 
 import msgpack
 
-from cluster.dispatch.kinds import Kind
+from cluster.dispatch.kinds import FIRST_SPOKEN, Kind
 from cluster.errors import ProtocolError
 
 PROTOCOL = 1
+GREETING_PROTOCOL = 1
 MAGIC = b"mM"
 PREFIX = struct.Struct("<2sBBBBHII")
 PREFIX_BYTES = PREFIX.size
@@ -64,8 +69,11 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
-def pack_header(kind: Kind, header: Header, payload_bytes: int, stream: int = 0) -> bytes:
-    """Prefix and header of a message, OPEN if its payload must go in fragments.
+def pack_header(
+    kind: Kind, header: Header, payload_bytes: int, stream: int = 0, protocol: int = PROTOCOL
+) -> bytes:
+    """Prefix and header of a message, OPEN if its payload must go in fragments. protocol: spoken on the
+    connection; makes no difference to kinds of the link itself.
 
     Raises ProtocolError if the header is larger than any peer accepts.
     """
@@ -75,18 +83,30 @@ def pack_header(kind: Kind, header: Header, payload_bytes: int, stream: int = 0)
             f"a {kind.name} header of {len(packed)} bytes exceeds {MAX_HEADER_BYTES}; send it as payload"
         )
     flags = WHOLE if payload_bytes <= FRAGMENT_BYTES else OPEN
-    return PREFIX.pack(MAGIC, PROTOCOL, kind, flags, 0, stream, len(packed), payload_bytes) + packed
+    if kind < FIRST_SPOKEN:
+        protocol = GREETING_PROTOCOL
+    return PREFIX.pack(MAGIC, protocol, kind, flags, 0, stream, len(packed), payload_bytes) + packed
 
 
-def fragment_prefix(kind: Kind, stream: int, count: int) -> bytes:
-    return PREFIX.pack(MAGIC, PROTOCOL, kind, FRAGMENT, 0, stream, 0, count)
+def fragment_prefix(kind: Kind, stream: int, count: int, protocol: int = PROTOCOL) -> bytes:
+    return PREFIX.pack(MAGIC, protocol, kind, FRAGMENT, 0, stream, 0, count)
 
 
 def lead_of(kind: Kind) -> int:
-    """Magic, protocol and kind as the little-endian number that a prefix begins with."""
-    return int.from_bytes(MAGIC + bytes([PROTOCOL, kind]), "little")
+    """Magic, protocol and kind as the little-endian number that a prefix begins with, between two processes
+    of our protocol."""
+    protocol = GREETING_PROTOCOL if kind < FIRST_SPOKEN else PROTOCOL
+    return int.from_bytes(MAGIC + bytes([protocol, kind]), "little")
 
 
-def accepted(protocol: int) -> bool:
-    """Protocol N speaks with N and N - 1, so that a fleet can be upgraded a process at a time."""
+def accepted(protocol: int, kind: int) -> bool:
+    """Whether a frame that says so is taken: of our protocol, the one before it, or of the link itself."""
+    if kind < FIRST_SPOKEN and protocol == GREETING_PROTOCOL:
+        return True
     return max(1, PROTOCOL - 1) <= protocol <= PROTOCOL
+
+
+def spoken(mine: int, theirs: int) -> int | None:
+    """The protocol between two processes, the lower of theirs: N speaks with N - 1, and N - 1 with N, which
+    speaks down to it. None for two that are further apart."""
+    return min(mine, theirs) if abs(mine - theirs) <= 1 else None

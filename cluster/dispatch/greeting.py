@@ -47,7 +47,8 @@ def must_seal(identity: Identity, sock: socket.socket) -> bool:
 
 
 class Greeting:
-    """The client's side of one connection. `server` is known once `answer` has returned None.
+    """The client's side of one connection. `server`, and the `protocol` to speak with it, are known once
+    `answer` has returned None.
 
     session: of a sealed link, known once `answer` has returned a PROOF: what follows it is sealed.
     """
@@ -55,6 +56,7 @@ class Greeting:
     def __init__(self, identity: Identity, sealed: bool = False) -> None:
         """sealed: this side wants the link to be."""
         self.server: Identity | None = None
+        self.protocol = identity.protocol
         self.session: Session | None = None
         self._identity = identity
         self._sealed = sealed
@@ -84,7 +86,7 @@ class Greeting:
         if self._identity.key and not self._challenged:
             raise ProtocolError(f"{STRANGER}: it did not ask for ours")
         self.server = Identity.from_header(frame.header)
-        self._identity.check(self.server)
+        self.protocol = self._identity.check(self.server)
         return None
 
     def _prove(self, header: Any) -> Header:
@@ -108,7 +110,8 @@ class Greeting:
 
 
 class Reception:
-    """The server's side of one connection. `peer` is known once `take` has returned a WELCOME.
+    """The server's side of one connection. `peer`, and the `protocol` to speak with it, are known once `take`
+    has returned a WELCOME.
 
     session: of a sealed link, known once its PROOF was right: what answers it, also a refusal, is sealed.
     """
@@ -116,6 +119,7 @@ class Reception:
     def __init__(self, identity: Identity, sealed: bool = False) -> None:
         """sealed: this side wants the link to be."""
         self.peer: Identity | None = None
+        self.protocol = identity.protocol
         self.session: Session | None = None
         self._identity = identity
         self._sealed = sealed
@@ -164,7 +168,7 @@ class Reception:
         return self._welcome(claimed)
 
     def _welcome(self, peer: Identity) -> tuple[Kind, Header]:
-        self._identity.check(peer)
+        self.protocol = self._identity.check(peer)
         self.peer = peer
         return Kind.WELCOME, self._identity.to_header()
 

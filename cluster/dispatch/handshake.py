@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import WireSecurity
-from cluster.dispatch.frames import PROTOCOL, accepted
+from cluster.dispatch.frames import PROTOCOL, spoken
 from cluster.errors import ConfigError, MoemeshError, ProtocolError, error_from_wire
 from cluster.types import NUMERICS_VERSION
 
@@ -80,12 +80,14 @@ class Identity:
             raise ProtocolError("a peer introduced itself with a broken header")
         return Identity(**given)
 
-    def check(self, peer: Identity) -> None:
-        """Raises ProtocolError, naming what differs, if the two must not work together."""
-        if not accepted(peer.protocol):
+    def check(self, peer: Identity) -> int:
+        """The protocol to speak with it. Raises ProtocolError, naming what differs, if the two must not work
+        together."""
+        protocol = spoken(self.protocol, peer.protocol)
+        if protocol is None:
             raise ProtocolError(
                 f"{peer.role} {peer.id} speaks protocol {peer.protocol}, {self.role} {self.id} speaks "
-                f"{self.protocol}; upgrade the older one"
+                f"{self.protocol}; upgrade the older one, one protocol at a time"
             )
         if peer.numerics != self.numerics:
             raise ProtocolError(
@@ -97,6 +99,7 @@ class Identity:
                 f"{peer.role} {peer.id} serves library {peer.library[:12]}, {self.role} {self.id} serves "
                 f"{self.library[:12]}; start both with the same model"
             )
+        return protocol
 
 
 def error_header(error: Exception) -> dict[str, Any]:

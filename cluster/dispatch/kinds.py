@@ -6,8 +6,9 @@ from enum import IntEnum
 
 
 class Kind(IntEnum):
-    """Kinds below 32 belong to the data plane: each is matched by its own header, so that a small one may
-    overtake a large one. Kinds from 32 on keep the order in which they were sent."""
+    """Kinds below 16 are of the link itself, the same in every protocol. Those below 32 belong to the data
+    plane: each is matched by its own header, so that a small one may overtake a large one. Kinds from 32 on
+    keep the order in which they were sent."""
 
     HELLO = 1
     WELCOME = 2
@@ -41,4 +42,5 @@ class Kind(IntEnum):
     BLOB = 80
 
 
+FIRST_SPOKEN = 16
 FIRST_ORDERED = 32

@@ -240,7 +240,7 @@ class Link:
             if self._greeting.session is not None:
                 self.connection.admit(self._greeting.session)
             return
-        self.connection.admit()
+        self.connection.admit(protocol=self._greeting.protocol)
         assert self._greeting.server is not None, "it has answered"
         self.incarnation = self._greeting.server.incarnation
         self.state = State.READY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from cluster.dispatch.frames import FRAGMENT_BYTES, MAX_STREAMS, PREFIX_BYTES, fragment_prefix
+from cluster.dispatch.frames import FRAGMENT_BYTES, MAX_STREAMS, PREFIX_BYTES, PROTOCOL, fragment_prefix
 from cluster.dispatch.kinds import FIRST_ORDERED, Kind
 
 COALESCE_BYTES = 64 << 10
@@ -13,15 +13,18 @@ COALESCE_BUFFERS = 256
 
 
 class Message:
-    """`head` opens the message; a body of more than 256 KiB follows in fragments."""
+    """`head` opens the message; a body of more than 256 KiB follows in fragments, which say `protocol`."""
 
-    __slots__ = ("_at", "body", "head", "kind", "stream")
+    __slots__ = ("_at", "body", "head", "kind", "protocol", "stream")
 
-    def __init__(self, kind: Kind, head: bytes, body: memoryview, stream: int = 0) -> None:
+    def __init__(
+        self, kind: Kind, head: bytes, body: memoryview, stream: int = 0, protocol: int = PROTOCOL
+    ) -> None:
         self.kind = kind
         self.head = head
         self.body = body
         self.stream = stream
+        self.protocol = protocol
         self._at = 0
 
     @property
@@ -38,7 +41,8 @@ class Message:
         if not self.large:
             return ([self.head, self.body] if len(self.body) else [self.head]), False
         piece = self.body[self._at : self._at + FRAGMENT_BYTES]
-        chunk: list[bytes | memoryview] = [fragment_prefix(self.kind, self.stream, len(piece)), piece]
+        prefix = fragment_prefix(self.kind, self.stream, len(piece), self.protocol)
+        chunk: list[bytes | memoryview] = [prefix, piece]
         if self._at == 0:
             chunk.insert(0, self.head)
         self._at += len(piece)

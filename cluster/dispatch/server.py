@@ -291,7 +291,7 @@ class FrameServer:
                 connection.admit(reception.session)
         if reception.peer is not None:
             connection.peer = reception.peer
-            connection.admit()
+            connection.admit(protocol=reception.protocol)
             del self._receptions[connection]
             self._strangers.leave(connection)
         connection.send(kind, header)

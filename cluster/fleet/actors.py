@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
+from contextlib import suppress
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from cluster.errors import StartFailed
+from cluster.fleet import processes
 from cluster.fleet.raynode import LABEL, SLOT
 from cluster.fleet.roles.controller import ControllerRole
 from cluster.fleet.roles.gateway import GatewayRole
@@ -23,7 +26,9 @@ CLASSES: dict[str, type] = {
 }
 
 NAMESPACE = "moemesh"
-CALL_TIMEOUT_S = 30.0
+ASK_S, END_S, POLL_S = 10.0, 30.0, 0.05
+CLOSE_S = 600.0
+"""A gateway may let its requests go on for as long as its `drain_s` says."""
 
 
 def connect(address: str, machine: str | None = None) -> None:
@@ -68,6 +73,34 @@ def options(name: str, host: str = "") -> dict[str, Any]:
 def spawn(role: str, name: str, *args: Any, host: str = "") -> Any:
     """Start `CLASSES[role](*args)` in a process of its own; returns the actor before it runs."""
     return ray.remote(**options(name, host))(CLASSES[role]).remote(*args)
+
+
+def end(name: str) -> None:
+    """Have the actor of this name close its service, end it for good, and wait until name and process are
+    free. Nothing, if there is none. For the host that it runs on. Raises StartFailed if it does not end."""
+    try:
+        actor: Any = ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return
+    mark = None
+    with suppress(RayError):  # it does not answer: its end will be abrupt
+        pid: int = ray.get(actor.pid.remote(), timeout=ASK_S)
+        mark = processes.mark(pid)
+        ray.get(actor.shutdown.remote(), timeout=CLOSE_S)
+    ray.kill(actor, no_restart=True)
+    deadline = time.monotonic() + END_S
+    while _is_known(name) or (mark is not None and processes.alive(mark)):
+        if time.monotonic() > deadline:
+            raise StartFailed(f"{name} does not end; end its process by hand, and try again")
+        time.sleep(POLL_S)
+
+
+def _is_known(name: str) -> bool:
+    try:
+        ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return False
+    return True
 
 
 def process_id(name: str, actor: Any, timeout_s: float) -> int | None:

@@ -15,6 +15,11 @@ PLACING_S = 120.0
 """Placing the experts of a large model takes seconds."""
 
 
+def moved(status: dict[str, Any]) -> bool:
+    """Whether the last table is in use and no router uses an older one."""
+    return bool(not status["pending"] and status["settled"] and status["active"] == status["version"])
+
+
 class Controller:
     """The controller at `address`. Every method raises Unavailable if it does not answer."""
 
@@ -36,9 +41,11 @@ class Controller:
         """Move all experts off a node: as `rebalance`, with `node` and `drained`."""
         return dict(self._client.call(Kind.DRAIN, {"node": node}, timeout_s=PLACING_S).header)
 
-    def undrain(self, node: str) -> dict[str, Any]:
-        """Let it hold experts again: {"node", "drained"}."""
-        return dict(self._client.call(Kind.DRAIN, {"node": node, "undo": True}, timeout_s=PLACING_S).header)
+    def undrain(self, node: str, fill: bool = False) -> dict[str, Any]:
+        """Let it hold experts again: {"node", "drained"}. fill: and give it some now; where that raises
+        Unavailable, since others are being moved, it is drained no more."""
+        header = {"node": node, "undo": True, "fill": fill}
+        return dict(self._client.call(Kind.DRAIN, header, timeout_s=PLACING_S).header)
 
     def shutdown(self) -> None:
         """Have it tell every role to stop."""

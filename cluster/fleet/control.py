@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from cluster import __version__
 from cluster.balance.placement import PlacementTable, newer
 from cluster.controller.members import NO_TABLE, Role
 from cluster.dispatch.client import ControlClient
+from cluster.dispatch.frames import PROTOCOL
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.errors import MoemeshError
@@ -246,6 +248,8 @@ class ControlledRole(abc.ABC):
         return {
             "role": self.role.value,
             "id": self.name,
+            "software": __version__,
+            "protocol": PROTOCOL,
             "incarnation": self.incarnation,
             "address": self.address,
             "epoch": epoch,

@@ -182,9 +182,9 @@ def probe(fleet: FleetFile, host: Host, folder: Folder) -> dict[str, Any]:
 
     up: whether something of a cluster runs. serving: host:port of its gateway, "" if none is known.
     """
+    from cluster import __version__
     from cluster.fleet.memory import free_memory
     from cluster.types import NUMERICS_VERSION
-    from kernels import __version__
 
     record = folder.read()
     alive = record is not None and record.alive()

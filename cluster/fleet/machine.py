@@ -39,6 +39,16 @@ class Progress(Protocol):
         """A phase that is over; stays on the screen."""
 
 
+class Quiet:
+    """Progress for what its caller tells by itself, as of many machines how many are done."""
+
+    def phase(self, text: str) -> None:
+        pass
+
+    def done(self, text: str) -> None:
+        pass
+
+
 class Stopwatch:
     """Seconds since it was made, behind what is said."""
 

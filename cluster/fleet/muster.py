@@ -18,7 +18,7 @@ from typing import Any
 from cluster.errors import HostFailed, MoemeshError, NotUp, OutOfMemoryBudget, ProtocolError
 from cluster.fleet.file import FleetFile, Host
 from cluster.fleet.lines import Listener
-from cluster.fleet.machine import Progress, Stopwatch
+from cluster.fleet.machine import Progress, Quiet, Stopwatch
 from cluster.fleet.shell import Shell, file_on, moemesh
 from cluster.fleet.signals import Signals
 from cluster.fleet.wanted import state_of
@@ -31,16 +31,6 @@ Probe = dict[str, Any]
 Job = Callable[[Shell], Any]
 
 
-class Quiet:
-    """Progress for what many machines do at once: the caller says how many are done."""
-
-    def phase(self, text: str) -> None:
-        pass
-
-    def done(self, text: str) -> None:
-        pass
-
-
 def bring_up(fleet: FleetFile, text: str, progress: Progress, signals: Signals) -> dict[str, Any]:
     """Start what does not run yet and return what the head says of it: grpc, http, model, variant, hosts.
 
@@ -48,11 +38,11 @@ def bring_up(fleet: FleetFile, text: str, progress: Progress, signals: Signals) 
     with their names.
     """
     muster = Muster(fleet, progress, signals)
-    probes = muster.everywhere("checking", fleet.hosts, lambda shell: _probe(shell, text))
+    probes = muster.everywhere("checking", fleet.hosts, lambda shell: probe(shell, text))
     check_probes(fleet, probes)
     running = {name for name, probe in probes.items() if probe["up"]}
     stale = [host for host in fleet.hosts if host.name in running and fleet.head.name not in running]
-    muster.everywhere("clearing", stale, lambda shell: _call(shell, Quiet(), "leave"))
+    muster.everywhere("clearing", stale, lambda shell: call(shell, Quiet(), "leave"))
     missing = [host for host in fleet.hosts if host.name not in running or host in stale]
     progress.done(muster.watch.timed(f"{len(fleet.hosts)} hosts checked, {len(missing)} to start"))
     keys = muster.on(fleet.head, _secrets) if fleet.head not in missing else new_secrets()
@@ -72,7 +62,7 @@ def take_down(fleet: FleetFile, progress: Progress, signals: Signals) -> int:
     stopped = 0
     others = [host for host in fleet.hosts if not host.head]
     for hosts in ([fleet.head], others):
-        found, failed = muster.each("stopping", hosts, lambda shell: _call(shell, Quiet(), "leave"))
+        found, failed = muster.each("stopping", hosts, lambda shell: call(shell, Quiet(), "leave"))
         stopped += sum(bool(answer["stopped"]) for answer in found.values())
         errors += failed
     if errors:
@@ -123,12 +113,12 @@ class Muster:
         self.everywhere("joining", others, lambda shell: _join(shell, Quiet(), given))
         if missing:
             self._progress.done(self.watch.timed(f"{len(missing)} hosts have joined"))
-        found: dict[str, Any] = self.on(head, lambda shell: _call(shell, self._progress, "serve"))
+        found: dict[str, Any] = self.on(head, lambda shell: call(shell, self._progress, "serve"))
         return found
 
     def stop(self, hosts: Sequence[Host]) -> None:
         """After a failure, which is what will be reported: hosts that cannot be stopped are only told of."""
-        _, errors = self.each("stopping", hosts, lambda shell: _call(shell, Quiet(), "leave"), patient=True)
+        _, errors = self.each("stopping", hosts, lambda shell: call(shell, Quiet(), "leave"), patient=True)
         for error in errors:
             self._progress.done(f"not stopped: {error}")
 
@@ -182,7 +172,7 @@ def _together(errors: Sequence[MoemeshError]) -> MoemeshError:
     return HostFailed(f"{len(errors)} hosts failed: {said}")
 
 
-def _call(shell: Shell, progress: Progress, verb: str, *more: str, given: str = "", before: str = "") -> Any:
+def call(shell: Shell, progress: Progress, verb: str, *more: str, given: str = "", before: str = "") -> Any:
     """`moemesh fleet VERB` on its machine; returns what it answers."""
     host = shell.host
     listener = Listener(progress, f"host {host.name}")
@@ -193,19 +183,19 @@ def _call(shell: Shell, progress: Progress, verb: str, *more: str, given: str = 
     return listener.answer
 
 
-def _probe(shell: Shell, text: str) -> Probe:
-    """Put the fleet file there first."""
+def probe(shell: Shell, text: str) -> Probe:
+    """What is there of a fleet. Put the fleet file there first."""
     file = file_on(shell.host)
     state = state_of(shell.host)
     before = f"umask 077 && mkdir -p {shlex.quote(state)} && cat > {shlex.quote(file)} && "
-    found: Probe = _call(shell, Quiet(), "probe", given=text, before=before)
+    found: Probe = call(shell, Quiet(), "probe", given=text, before=before)
     return found
 
 
 def _join(shell: Shell, progress: Progress, given: str) -> Any:
-    return _call(shell, progress, "join", "--secrets", given=given)
+    return call(shell, progress, "join", "--secrets", given=given)
 
 
 def _secrets(shell: Shell) -> dict[str, str]:
-    found: dict[str, str] = _call(shell, Quiet(), "secrets")
+    found: dict[str, str] = call(shell, Quiet(), "secrets")
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.controller.members import Health, Role
@@ -14,7 +14,7 @@ from cluster.fleet.folder import Folder
 from cluster.fleet.machine import Progress, Stopwatch
 from cluster.fleet.processes import Mark
 from cluster.fleet.raynode import last_line
-from cluster.fleet.wanted import Wanted, count
+from cluster.fleet.wanted import CONTROLLER, Wanted, count
 
 ACTORS_S = 120.0
 READY_S = 600.0
@@ -27,7 +27,8 @@ class Starting:
     """One attempt; this process is a driver of Ray.
 
     here: the host that it runs on, whose processes it can see; others are known by what they tell the
-    controller. check: raises what ends the attempt, asked all the time.
+    controller. check: raises what ends the attempt, asked all the time. before: incarnations, by name, that
+    have ended and that the controller may not know to be over yet.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class Starting:
         watch: Stopwatch,
         check: Callable[[], None],
         here: str = "",
+        before: Mapping[str, int] | None = None,
     ) -> None:
         self._wanted, self._folder, self._progress, self._watch = wanted, folder, progress, watch
         self._check, self._here = check, here
+        self._before = before or {}
         self._counts = count(wanted)
         self._host_of = {each.name: each.host for each in wanted}
         self._marks: dict[str, Mark] = {}
@@ -77,17 +80,26 @@ class Starting:
             while True:
                 self._look()
                 status = self._status(controller)
-                members = [one for one in status["members"] if one["id"] in self._host_of]
+                members = [one for one in status["members"] if self._is_wanted(one)]
                 self._check_members(members)
                 said = describe(members, self._counts)
-                if len(members) == len(self._wanted) - 1 and all(one["ready"] for one in members):
-                    break  # the controller is no member of its own cluster
+                if len(members) == self._members and all(one["ready"] for one in members):
+                    break
                 self._progress.phase(said)
                 if time.monotonic() > deadline:
                     raise StartFailed(f"{said} after {READY_S:g} s; {self._see()}")
                 time.sleep(POLL_S)
         self._progress.done(self._watch.timed(said))
         return members
+
+    @property
+    def _members(self) -> int:
+        """The controller is no member of its own cluster."""
+        return len(self._wanted) - self._counts[CONTROLLER]
+
+    def _is_wanted(self, member: dict[str, Any]) -> bool:
+        name = member["id"]
+        return name in self._host_of and member["incarnation"] != self._before.get(name)
 
     def _know(self, name: str, pid: int) -> None:
         if self._host_of[name] == self._here:

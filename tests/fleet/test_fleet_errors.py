@@ -1,9 +1,11 @@
 """Fleets that cannot start: one line that names the host, nothing started anywhere."""
 
+import shutil
 import socket
 
 import pytest
 
+from support.engines import tiny_library
 from support.fleets import loopback_fleet
 
 pytestmark = [pytest.mark.fleet, pytest.mark.slow]
@@ -49,3 +51,19 @@ def test_a_host_without_moemesh(fleet):
     fleet.values["hosts"][1]["venv"] = "/nowhere"
     fleet.write()
     assert "has no moemesh in /nowhere" in refused(fleet)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_host_with_another_library(fleet, tmp_path):
+    """Of the same name, place and shape."""
+    case = "qwen3-dense-between"
+    for host, trunk in (("hub", "f32"), ("one", "int8")):
+        library = tiny_library(tmp_path / f"made-{host}", case, trunk=trunk)
+        shutil.copytree(library.path, fleet.root / host / "model")
+    fleet.values["model"] = "model"
+    fleet.write()
+    said = refused(fleet)
+    assert "router-hub-0" in said
+    assert "node one serves library" in said
+    assert "start both with the same model" in said

@@ -202,6 +202,9 @@ def test_sync_headers_survive_the_wire():
     assert one.table == (5, 3)
     assert one.error == ("CorruptBlob", "blob 12 is broken")
     assert one.last_seen == 4.0
+    assert (one.software, one.protocol) == ("", 1)
+    told = Member.from_wire(header | {"software": "2.0", "protocol": 3}, now=4.0)
+    assert (told.software, told.protocol) == ("2.0", 3)
 
 
 @pytest.mark.parametrize("changes", [{"role": "king"}, {"incarnation": None}, {"error": []}, {"stats": 3}])

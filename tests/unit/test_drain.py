@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from cluster.balance.load import LoadStats, NodeLoad
 from cluster.balance.placement import PlacementTable
+from cluster.config import ControllerConfig
 from cluster.controller import answers, rebalance, syncing
-from cluster.controller.drain import drain, undrain
+from cluster.controller.drain import drain, fill, undrain
 from cluster.controller.members import NO_TABLE, Member, Role
 from cluster.controller.orders import Orders
 from cluster.controller.state import ControllerState, Shape
@@ -117,6 +118,17 @@ def test_all_nodes_but_one_can_be_drained_and_come_back() -> None:
         state = undrain(state, node)
     proposal = rebalance.propose(state, load=load(0))
     assert set(proposal.tables[-1].nodes) == set(NODES)
+
+
+@pytest.mark.parametrize("seen", [None, load(0)])
+def test_a_node_that_is_back_is_filled_beside_few_other_moves(seen: LoadStats | None) -> None:
+    state = undrain(carried_out(*drain(with_table(None, 1600, seen), LAST)), LAST)
+    proposal = fill(state, ControllerConfig(min_replicas=2))
+    filled = carried_out(state, proposal).table
+    assert filled.experts_of(LAST)
+    assert all(len(holders) >= 2 for layer in filled.replicas for holders in layer)
+    with pytest.raises(Unavailable, match="being moved"):
+        fill(rebalance.begin(state, proposal), ControllerConfig())
 
 
 def test_a_node_that_holds_nothing_has_nothing_to_move() -> None:

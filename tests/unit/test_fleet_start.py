@@ -14,8 +14,9 @@ from cluster.fleet.file import load
 from cluster.fleet.folder import Folder
 from cluster.fleet.join import join, own_record, ray_place, take_secrets
 from cluster.fleet.lines import LineProgress, Listener
+from cluster.fleet.machine import Quiet
 from cluster.fleet.memory import free_memory
-from cluster.fleet.muster import OVERHEAD_BYTES, Quiet, check_probes, new_secrets
+from cluster.fleet.muster import OVERHEAD_BYTES, check_probes, new_secrets
 from cluster.fleet.raynode import LABEL, RayPlace, trim
 from cluster.fleet.signals import Signals
 from cluster.fleet.starting import describe

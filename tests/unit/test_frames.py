@@ -25,7 +25,7 @@ from cluster.dispatch.frames import (
     fragment_prefix,
     pack_header,
 )
-from cluster.dispatch.kinds import Kind
+from cluster.dispatch.kinds import FIRST_SPOKEN, Kind
 from cluster.errors import ProtocolError
 
 
@@ -210,9 +210,26 @@ def test_open_streams_are_bounded() -> None:
 
 
 def test_protocol_n_accepts_n_and_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [v for v in range(5) if frames.accepted(v)] == [1]
-    monkeypatch.setattr(frames, "PROTOCOL", 3)
-    assert [v for v in range(6) if frames.accepted(v)] == [2, 3]
+    assert [v for v in range(5) if frames.accepted(v, Kind.DISPATCH)] == [1]
+    monkeypatch.setattr(frames, "PROTOCOL", 4)
+    assert [v for v in range(7) if frames.accepted(v, Kind.DISPATCH)] == [3, 4]
+    assert [v for v in range(7) if frames.accepted(v, Kind.HELLO)] == [1, 3, 4]
+
+
+def test_frames_of_the_link_itself_say_the_same_in_every_protocol() -> None:
+    for kind in Kind:
+        protocol = pack_header(kind, {}, 0, protocol=7)[2]
+        assert protocol == (frames.GREETING_PROTOCOL if kind < FIRST_SPOKEN else 7)
+    assert fragment_prefix(Kind.BLOB, 1, 1, 7)[2] == 7
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "between"), [(1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 3, 2), (1, 3, None), (3, 1, None)]
+)
+def test_two_processes_speak_the_lower_of_neighbouring_protocols(
+    mine: int, theirs: int, between: int | None
+) -> None:
+    assert frames.spoken(mine, theirs) == between
 
 
 def test_a_header_too_large_to_send_is_refused_at_the_sender() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.cli.status import _state
+from cluster.cli.status import _state, _versions
 
 ERROR = ["CannotStore", "no room"]
 
@@ -25,3 +25,10 @@ ERROR = ["CannotStore", "no room"]
 def test_a_member_that_serves_has_not_failed(changes: dict[str, Any], words: str) -> None:
     member = {"ready": True, "error": None, "health": "alive", "stats": {"held": 3}}
     assert _state(member | changes) == words
+
+
+def test_several_versions_are_said() -> None:
+    found = {"software": "2.0", "members": [{"software": "2.0"}]}
+    assert _versions(found) == ""
+    found["members"] += [{"software": "1.0"}, {}]
+    assert _versions(found) == "several versions of moemesh run: one that does not tell, 1.0, 2.0"

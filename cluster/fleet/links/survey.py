@@ -16,8 +16,8 @@ from cluster.fleet.links.listening import OURS
 from cluster.fleet.links.measuring import OPEN
 from cluster.fleet.links.portlist import wanted_ports
 from cluster.fleet.links.tournament import rounds
-from cluster.fleet.machine import Progress
-from cluster.fleet.muster import Muster, Quiet
+from cluster.fleet.machine import Progress, Quiet
+from cluster.fleet.muster import Muster
 from cluster.fleet.shell import Shell, moemesh
 from cluster.fleet.signals import Signals
 
