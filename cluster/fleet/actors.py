@@ -44,6 +44,12 @@ def disconnect() -> None:
     ray.shutdown()
 
 
+def hosts() -> set[str]:
+    """Names of a fleet's machines that are part of this Ray now."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["Labels"].get(LABEL, "") for node in nodes if node["Alive"]}
+
+
 def options(name: str, host: str = "") -> dict[str, Any]:
     """Detached and named, restarted for ever, no CPU of Ray's but one of our slots.
 

@@ -25,6 +25,7 @@ from cluster.errors import StartFailed
 from cluster.fleet import processes
 from cluster.fleet.folder import Folder
 from cluster.fleet.processes import Mark
+from cluster.fleet.store import Store
 
 HOST = "127.0.0.1"
 LABEL = "moemesh-host"
@@ -71,7 +72,7 @@ class RayPlace:
     address: of this machine, in numbers; Ray listens on every address unless it is 127.0.0.1. head: host:port
     of the GCS to join, "" to be the head. port: of the head's GCS, 0 for any. ports: Ray's options for its
     other ports. labels: of the machine. autoscaling: of a head that `ray up` starts, its configuration: Ray's
-    monitor joins the machines that are in it.
+    monitor joins the machines that are in it. store: of the head of a fleet.
     """
 
     address: str = HOST
@@ -80,6 +81,7 @@ class RayPlace:
     ports: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     autoscaling: str = ""
+    store: Store = field(default_factory=Store)
 
     def arguments(self) -> list[str]:
         """Of `ray start`."""
@@ -88,6 +90,7 @@ class RayPlace:
         found = [*(joined if self.head else own), "--node-ip-address", self.address]
         if self.autoscaling:
             found += ["--autoscaling-config", self.autoscaling]
+        found += self.store.arguments
         for option, port in self.ports.items():
             found += [f"--{option}", str(port)]
         if self.labels:
@@ -136,6 +139,11 @@ class RayNode:
         self.temp = Path(_short_folder())
         self._place = place or RayPlace()
         self.environment = environment(folder, security, self._place.address)
+        self.environment |= self._place.store.variables
+        if self._place.autoscaling:
+            # There the monitor keeps which machines it has joined; what it kept in /tmp would still be there
+            # for the next one, which would then join none of them.
+            self.environment["RAY_TMPDIR"] = str(self.temp)
         self._log = folder.logs / "ray.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._started: list[Mark] = []
