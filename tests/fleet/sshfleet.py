@@ -65,7 +65,7 @@ def fleet_over_ssh(hosts: Mapping[str, str], programs: Sequence[Path] = (), **mo
         public = sshd.new_key(key)
         sshd.new_key(made.folder / "other")
         for host in made.hosts.values():
-            host.environment["PATH"] = ":".join([*map(str, programs), host.environment["PATH"]])
+            _add_to_path(host, programs)
             sshd.serve(host, allowed=public)
         ssh = {"user": "root", "key": str(key), "options": ["StrictHostKeyChecking=no", "ConnectTimeout=3"]}
         entries = [_entry(host) for host in made.hosts.values()]
@@ -75,6 +75,13 @@ def fleet_over_ssh(hosts: Mapping[str, str], programs: Sequence[Path] = (), **mo
         fleet = Fleet(made, operator, made.folder / "fleet.yaml", values)
         fleet.write()
         yield fleet
+
+
+def _add_to_path(host: Host, folders: Sequence[Path]) -> None:
+    """Of its processes, and of login shells, which begin with a PATH of their own."""
+    added = "".join(f"{folder}:" for folder in folders)
+    host.environment["PATH"] = added + host.environment["PATH"]
+    host.run(["sh", "-c", f"echo 'PATH={added}$PATH' >> ~/.bashrc"])
 
 
 def _entry(host: Host) -> dict[str, Any]:

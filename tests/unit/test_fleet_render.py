@@ -44,6 +44,7 @@ RAY_UP = f"""\
 # ray up --no-config-cache ray-cluster.yaml; moemesh down --fleet
 cluster_name: kitchen
 max_workers: 1
+upscaling_speed: 1
 provider:
   type: local
   head_ip: 10.0.0.1
@@ -60,8 +61,8 @@ head_start_ray_commands:
   ~/.config/moemesh/secrets --autoscaling-config ~/ray_bootstrap_config.yaml'
 - {SERVE}
 worker_start_ray_commands:
-- {LEAVE}
-- {JOIN}
+- export TERM=dumb; {LEAVE}
+- export TERM=dumb; {JOIN}
 """
 
 EDGE_POD = {

@@ -24,6 +24,9 @@ BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 INSTEAD = ": ray start --autoscaling-config;"
 """Does nothing. Ray's launcher looks for these words, and warns that nothing starts where they are not."""
 
+QUIETLY = "export TERM=dumb; "
+"""Ray runs these on a terminal that nobody looks at: its log wants lines, and no spinners."""
+
 
 def ray_up(fleet: FleetFile, path: str, secrets: str) -> str:
     """path: of the fleet file here, absolute; secrets: likewise the folder with token and cluster.key."""
@@ -35,6 +38,7 @@ def ray_up(fleet: FleetFile, path: str, secrets: str) -> str:
     values = {
         "cluster_name": fleet.name,
         "max_workers": len(workers),
+        "upscaling_speed": len(workers),  # else Ray's monitor begins with one machine every 5 s
         "provider": {
             "type": "local",
             "head_ip": head.address,
@@ -47,7 +51,7 @@ def ray_up(fleet: FleetFile, path: str, secrets: str) -> str:
             f"{INSTEAD} {_join(fleet)} --autoscaling-config {BOOTSTRAP}",
             _command(fleet, "serve"),
         ],
-        "worker_start_ray_commands": [_command(fleet, "leave"), _join(fleet)],
+        "worker_start_ray_commands": [QUIETLY + _command(fleet, "leave"), QUIETLY + _join(fleet)],
     }
     notes = "".join(f"# {note}\n" for note in ray_up_notes(fleet))
     return f"# ray up --no-config-cache ray-cluster.yaml; moemesh down --fleet\n{notes}{dump(values)}"
