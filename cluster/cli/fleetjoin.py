@@ -49,15 +49,16 @@ def join(
     lines: Lines = False,
 ) -> None:
     """Make this machine part of its fleet: start Ray as the fleet file says."""
+    from cluster.fleet import handover
     from cluster.fleet import join as joining
     from cluster.fleet.signals import Signals
 
     with _saying(lines) as (progress, answer), Signals() as signals:
         fleet, own, folder = joining.fleet_at(file, host)
         if given:
-            joining.take_secrets(folder, sys.stdin.read())
+            handover.take_secrets(folder, sys.stdin.read())
         elif secrets is not None:
-            joining.copy_secrets(folder, secrets)
+            handover.copy_secrets(folder, secrets)
         machine = joining.join(fleet, own, folder, progress, signals, autoscaling)
         answer({"host": own.name, "ray": machine.record.ray})
         if block:

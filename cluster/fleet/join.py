@@ -6,9 +6,7 @@ boot; `leave` removes them.
 
 from __future__ import annotations
 
-import json
 import socket
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +28,6 @@ NOTHING_KEPT = Store()
 POLL_S = 0.2
 OWNER_S = 15.0
 """How long a join or a start of roles may take to end after SIGTERM."""
-
-OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 SSH_PORT = "ssh.port"
 RAY_OPTIONS = (
@@ -112,26 +108,6 @@ def check_ports(fleet: FleetFile, host: Host) -> None:
 
 def _ports(use: PortUse) -> range:
     return range(use.first, use.last + 1) if use.key != SSH_PORT else range(0)
-
-
-def take_secrets(folder: Folder, text: str) -> None:
-    """Write what `up --fleet` sends. Raises ConfigError."""
-    try:
-        given = json.loads(text)
-        folder.put_secrets(str(given["token"]), bytes.fromhex(given["key"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"no token and key on stdin ({error}); `moemesh up --fleet` sends them") from None
-
-
-def copy_secrets(folder: Folder, source: Path) -> None:
-    """Those that `fleet render` has made. Raises ConfigError if they are not there, or not secret."""
-    given = Folder(source)
-    if not given.has_secrets():
-        raise ConfigError(f"{source} has no token and cluster.key; `moemesh fleet render` makes them")
-    for file in (given.token, given.key):
-        if file.stat().st_mode & OTHERS:
-            raise ConfigError(f"others than its owner can read {file}; chmod 600 it, or render new secrets")
-    folder.put_secrets(given.token.read_text(), given.cluster_key())
 
 
 def join(

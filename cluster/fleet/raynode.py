@@ -148,9 +148,14 @@ class RayNode:
         self.environment = environment(folder, security, self._place.address)
         self.environment |= {**self._place.store.variables, HEAD_VARIABLE: self._place.head}
         if self._place.autoscaling:
-            # There the monitor keeps which machines it has joined; what it kept in /tmp would still be there
-            # for the next one, which would then join none of them.
-            self.environment["RAY_TMPDIR"] = str(self.temp)
+            self.environment |= {
+                # There the monitor keeps which machines it has joined; what it kept in /tmp would still be
+                # there for the next one, which would then join none of them.
+                "RAY_TMPDIR": str(self.temp),
+                # Its second version counts the head as one of the workers of `provider: local`: one of them
+                # would never be joined.
+                "RAY_enable_autoscaler_v2": "0",
+            }
         self._log = folder.logs / "ray.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._started: list[Mark] = []

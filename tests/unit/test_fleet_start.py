@@ -13,7 +13,8 @@ from cluster.errors import ConfigError, HostFailed, OutOfMemoryBudget, PortInUse
 from cluster.fleet import shell
 from cluster.fleet.file import Redis, load
 from cluster.fleet.folder import Folder
-from cluster.fleet.join import copy_secrets, join, own_record, ray_place, take_secrets
+from cluster.fleet.handover import copy_secrets, take_secrets
+from cluster.fleet.join import join, own_record, ray_place
 from cluster.fleet.lines import LineProgress, Listener
 from cluster.fleet.memory import free_memory
 from cluster.fleet.muster import OVERHEAD_BYTES, Quiet, check_probes, new_secrets, stale_hosts

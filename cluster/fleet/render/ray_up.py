@@ -38,7 +38,7 @@ def ray_up(fleet: FleetFile, path: str, secrets: str) -> str:
     values = {
         "cluster_name": fleet.name,
         "max_workers": len(workers),
-        "upscaling_speed": len(workers),  # else Ray's monitor begins with one machine every 5 s
+        "upscaling_speed": max(1, len(workers)),  # else Ray's monitor begins with one machine every 5 s
         "provider": {
             "type": "local",
             "head_ip": head.address,
