@@ -7,6 +7,7 @@ Ray itself would find out after a day, since it is told to be that patient with 
 from __future__ import annotations
 
 import logging
+import sys
 
 import grpc
 from ray._private.gcs_utils import create_gcs_channel
@@ -39,3 +40,7 @@ def _ended(node: bytes) -> gcs_service_pb2.UnregisterNodeRequest:
         reason=common_pb2.NodeDeathInfo.UNEXPECTED_TERMINATION, reason_message="the machine joins again"
     )
     return gcs_service_pb2.UnregisterNodeRequest(node_id=node, node_death_info=info)
+
+
+if __name__ == "__main__":
+    report(*sys.argv[1:])

@@ -130,9 +130,9 @@ def trim(ray_params: Any, head: bool) -> None:
     ray_params.ray_client_server_port = None
     ray_params.no_monitor = not ray_params.autoscaling_config
     if not head and (address := os.environ.get(HEAD_VARIABLE)):
-        from cluster.fleet.obituary import report
-
-        report(address, LABEL, ray_params.labels[LABEL])
+        # In a process of its own: Ray starts its daemons by fork, which gRPC's threads do not survive.
+        words = (address, LABEL, ray_params.labels[LABEL])
+        subprocess.run([sys.executable, "-m", "cluster.fleet.obituary", *words], check=False)
 
 
 class RayNode:
