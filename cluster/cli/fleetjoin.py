@@ -24,7 +24,8 @@ def register(fleet: typer.Typer) -> None:
     """Add the commands to the group of `moemesh fleet`."""
     fleet.command("join")(join)
     fleet.command("leave")(leave)
-    for name, command in (("probe", probe), ("serve", serve), ("secrets", secrets)):
+    fleet.command("serve")(serve)
+    for name, command in (("probe", probe), ("secrets", tell_secrets)):
         fleet.command(name, hidden=True)(command)
 
 
@@ -40,17 +41,24 @@ def join(
             "--autoscaling-config", metavar="FILE", help="On the head, from `ray up`: as `ray start` has it."
         ),
     ] = "",
-    given: Annotated[bool, typer.Option("--secrets", hidden=True)] = False,
+    secrets: Annotated[
+        Path | None,
+        typer.Option(help="Folder with token and cluster.key, from `fleet render`; default: what is there."),
+    ] = None,
+    given: Annotated[bool, typer.Option("--given-secrets", hidden=True)] = False,
     lines: Lines = False,
 ) -> None:
     """Make this machine part of its fleet: start Ray as the fleet file says."""
+    from cluster.fleet import handover
     from cluster.fleet import join as joining
     from cluster.fleet.signals import Signals
 
     with saying(lines) as (progress, answer), Signals() as signals:
         fleet, own, folder = joining.fleet_at(file, host)
         if given:
-            joining.take_secrets(folder, sys.stdin.read())
+            handover.take_secrets(folder, sys.stdin.read())
+        elif secrets is not None:
+            handover.copy_secrets(folder, secrets)
         machine = joining.join(fleet, own, folder, progress, signals, autoscaling)
         answer({"host": own.name, "ray": machine.record.ray})
         if block:
@@ -62,9 +70,9 @@ def leave(file: File, host: HostName = "", lines: Lines = False) -> None:
     from cluster.fleet import join as joining
 
     with saying(lines) as (progress, answer):
-        _, own, folder = joining.fleet_at(file, host)
+        fleet, own, folder = joining.fleet_at(file, host)
         progress.phase("stopping")
-        answer({"host": own.name, "stopped": joining.leave(folder)})
+        answer({"host": own.name, "stopped": joining.leave(fleet, own, folder)})
 
 
 def probe(file: File, host: HostName = "", lines: Lines = False) -> None:
@@ -76,7 +84,7 @@ def probe(file: File, host: HostName = "", lines: Lines = False) -> None:
 
 
 def serve(file: File, host: HostName = "", lines: Lines = False) -> None:
-    """On the head: start the roles of the fleet that do not run yet, and wait until it serves."""
+    """On the head: wait for the other machines, start the roles that do not run yet, until it serves."""
     from cluster.fleet import join as joining
     from cluster.fleet.serve import serve as start_roles
     from cluster.fleet.signals import Signals
@@ -88,7 +96,7 @@ def serve(file: File, host: HostName = "", lines: Lines = False) -> None:
         answer(found | {"variant": record.variant, "hosts": [each.name for each in fleet.hosts]})
 
 
-def secrets(file: File, host: HostName = "", lines: Lines = False) -> None:
+def tell_secrets(file: File, host: HostName = "", lines: Lines = False) -> None:
     """What a machine that joins later needs."""
     from cluster.fleet import join as joining
 

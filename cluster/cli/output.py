@@ -60,7 +60,7 @@ class ProgressConsole(Console):
 
 
 class Progress:
-    """What goes on, on stderr: a spinner on a terminal, else a line now and then, at least every two seconds.
+    """What goes on, on stderr: a spinner on a terminal that can, else a line at least every two seconds.
 
     Use as a context manager. `phase` replaces, `done` stays; both may be called as often as one likes, and
     never fail: a start that nobody listens to any more must still be ended in order.
@@ -76,7 +76,7 @@ class Progress:
         self._heart = threading.Thread(target=self._beat, name="progress", daemon=True)
 
     def __enter__(self) -> Progress:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._status = self._console.status("")
             self._status.start()
         self._heart.start()

@@ -49,6 +49,17 @@ def disconnect() -> None:
     ray.shutdown()
 
 
+def hosts() -> set[str]:
+    """Names of a fleet's machines that are part of this Ray now."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["Labels"].get(LABEL, "") for node in nodes if node["Alive"]}
+
+
+def running() -> set[str]:
+    """Names of our actors that are there already, or being started again."""
+    return set(ray.util.list_named_actors())
+
+
 def options(name: str, host: str = "") -> dict[str, Any]:
     """Detached and named, restarted for ever, no CPU of Ray's but one of our slots.
 

@@ -93,6 +93,16 @@ class Ports:
     routers: int = 8490
 
 
+@dataclass(frozen=True)
+class Redis:
+    """Where the head's Ray keeps what it knows, instead of on the head's disk. address: HOST:PORT, "" for
+    none. password_file: on the head; "" without a password."""
+
+    address: str = ""
+    username: str = ""
+    password_file: str = ""
+
+
 RAY_PORTS = 7
 WORKER_PORTS = 100
 
@@ -162,6 +172,7 @@ class FleetFile:
     wire_security: WireSecurity = WireSecurity.auto
     log_format: LogFormat = LogFormat.text
     tracing: TracingConfig = field(default_factory=TracingConfig)
+    redis: Redis = field(default_factory=Redis)
 
     @property
     def head(self) -> Host:

@@ -41,6 +41,7 @@ def check(fleet: FleetFile, values: Any, entries: Sequence[Any]) -> None:
         _check_host(host, lines[host.name])
     _check_unique(fleet.hosts, entries, "address", lambda host: _plain(host.address))
     _check_roles(fleet, values, lines)
+    _check_redis(fleet, values)
     for host in fleet.hosts:
         _check_ports(fleet, host, values, lines[host.name])
 
@@ -140,6 +141,17 @@ def _check_roles(fleet: FleetFile, values: Any, lines: dict[str, Any]) -> None:
             _refuse(values, "", f"the fleet has no {key}; give a hub `{key}: 1`")
     if not fleet.nodes:
         _refuse(values, "", "no host of the fleet has memory for experts; give some memory_bytes above 0")
+
+
+def _check_redis(fleet: FleetFile, values: Any) -> None:
+    redis, written = fleet.redis, values.get("redis")
+    host, _, port = redis.address.rpartition(":")
+    if redis.address and not (host and port.isdecimal() and 1 <= int(port) <= MOST_PORT):
+        _refuse(written, "address", f"address of redis is {redis.address!r}; it must be HOST:PORT")
+    if redis.username and not redis.password_file:
+        _refuse(written, "username", "username of redis needs a password_file beside it")
+    if redis.password_file and not redis.password_file.startswith("/"):
+        _refuse(written, "password_file", "password_file of redis must be an absolute path, on the head")
 
 
 def _check_edge(host: Host, entry: Any) -> None:

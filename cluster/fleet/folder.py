@@ -3,6 +3,7 @@
 state.json   written before the first process starts and after every step, removed by `down`
 token        Ray's authentication token, readable by the owner alone
 cluster.key  what our processes show each other that they know, likewise
+ray/         what the Ray of a fleet's head knows, for a head that comes back; of no use with another token
 epoch        the last epoch of a controller, so that the next one is higher
 orders       what operators asked of it (drained nodes, tiers), for the next one
 logs/        one file a role; kept after a failed start, because the error points there
@@ -22,12 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.dispatch.handshake import split_address
 from cluster.errors import AlreadyUp, ClusterError, NotUp
 from cluster.fleet import processes
 from cluster.fleet.processes import Mark
 
 RECORD_VERSION = 1
-EPOCH, LOGS, ORDERS, TOKEN, KEY = "epoch", "logs", "orders", "token", "cluster.key"
+EPOCH, LOGS, ORDERS, TOKEN, KEY, RAY = "epoch", "logs", "orders", "token", "cluster.key", "ray"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Record:
     owner: the command that is starting something, or, of a fleet, stays with it.
     processes: every process that was started; the first is the parent of Ray's.
     temp: Ray's temporary folder, removed with the cluster.
+    address: of this machine in a fleet, whose gateway may be on another; "" where there is one machine only.
     """
 
     phase: Literal["starting", "joined", "up"]
@@ -50,6 +53,7 @@ class Record:
     http: str = ""
     model: str = ""
     variant: str = ""
+    address: str = ""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     version: int = RECORD_VERSION
 
@@ -58,6 +62,14 @@ class Record:
         """ "" where no HTTP is offered."""
         scheme = "https" if self.config.get("gateway", {}).get("tls") else "http"
         return f"{scheme}://{self.http}" if self.http else ""
+
+    @property
+    def own_addresses(self) -> tuple[str, ...]:
+        """Where processes of this machine listen."""
+        known = tuple(filter(None, (self.controller, self.grpc, self.http)))
+        if not self.address:
+            return known
+        return tuple(one for one in known if split_address(one)[0] == self.address)
 
     def alive(self) -> bool:
         """Whether anything of it runs."""
@@ -74,6 +86,7 @@ class Folder:
         self.logs = self.path / LOGS
         self.token = self.path / TOKEN
         self.key = self.path / KEY
+        self.ray = self.path / RAY
         self.epoch = self.path / EPOCH
         self._orders = self.path / ORDERS
         self._state = self.path / "state.json"
@@ -118,10 +131,22 @@ class Folder:
 
     def put_secrets(self, token: str, key: bytes) -> None:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self.token_text() != token:
+            shutil.rmtree(self.ray, ignore_errors=True)
         with open(self.token, "w", opener=_owner_only) as file:
             file.write(token)
         with open(self.key, "wb", opener=_owner_only) as file:
             file.write(key)
+
+    def has_secrets(self) -> bool:
+        return self.token.exists() and self.key.exists()
+
+    def token_text(self) -> str:
+        """ "" where there is none."""
+        try:
+            return self.token.read_text()
+        except FileNotFoundError:
+            return ""
 
     def cluster_key(self) -> bytes:
         """b"" where no cluster is up."""
@@ -138,6 +163,8 @@ class Folder:
         """Remove what a cluster wrote here; unless for good only what says that it runs."""
         for file in (self._state, *((self.token, self.key, self.epoch, self._orders) if for_good else ())):
             file.unlink(missing_ok=True)
+        if for_good:
+            shutil.rmtree(self.ray, ignore_errors=True)
         if not keep_logs:
             shutil.rmtree(self.logs, ignore_errors=True)
 

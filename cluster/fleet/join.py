@@ -6,7 +6,6 @@ boot; `leave` removes them.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +19,11 @@ from cluster.fleet.launch import this_process
 from cluster.fleet.machine import Machine, Progress
 from cluster.fleet.raynode import LABEL, RayPlace
 from cluster.fleet.signals import Signals
+from cluster.fleet.store import Store, forget, store_of
 from cluster.fleet.wanted import state_of
 
 JOINED = "joined"
+NOTHING_KEPT = Store()
 POLL_S = 0.2
 OWNER_S = 15.0
 """How long a join or a start of roles may take to end after SIGTERM."""
@@ -61,8 +62,15 @@ def own_record(fleet: FleetFile, name: str, is_ours: Callable[[str], bool] | Non
     raise ConfigError(f"{what} of this machine ({which}); say which it is with --host NAME")
 
 
-def ray_place(fleet: FleetFile, host: Host, resolve: Callable[[str], str], autoscaling: str = "") -> RayPlace:
-    """What this host's Ray is told. resolve: the address in numbers of a name; Ray takes no other."""
+def ray_place(
+    fleet: FleetFile,
+    host: Host,
+    resolve: Callable[[str], str],
+    autoscaling: str = "",
+    store: Store = NOTHING_KEPT,
+) -> RayPlace:
+    """What this host's Ray is told. resolve: the address in numbers of a name; Ray takes no other.
+    autoscaling, store: of the head."""
     head = fleet.head
     numbers = {option: host.ports.ray + 1 + number for number, option in enumerate(RAY_OPTIONS)}
     workers = next(use for use in fleet.ports_of(host) if use.key == "ports.workers")
@@ -74,6 +82,7 @@ def ray_place(fleet: FleetFile, host: Host, resolve: Callable[[str], str], autos
         ports=numbers,
         labels={**host.labels, LABEL: host.name},
         autoscaling=autoscaling,
+        store=store,
     )
 
 
@@ -92,15 +101,6 @@ def _ports(use: PortUse) -> range:
     return range(use.first, use.last + 1) if use.key != SSH_PORT else range(0)
 
 
-def take_secrets(folder: Folder, text: str) -> None:
-    """Write what `up --fleet` sends. Raises ConfigError."""
-    try:
-        given = json.loads(text)
-        folder.put_secrets(str(given["token"]), bytes.fromhex(given["key"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"no token and key on stdin ({error}); `moemesh up --fleet` sends them") from None
-
-
 def join(
     fleet: FleetFile, host: Host, folder: Folder, progress: Progress, signals: Signals, autoscaling: str = ""
 ) -> Machine:
@@ -114,16 +114,18 @@ def join(
         raise ConfigError(f"--autoscaling-config is for the head, {fleet.head.name}; leave it out here")
     with folder.locked():
         _clear_the_way(folder)
-        if not (folder.token.exists() and folder.key.exists()):
+        if not folder.has_secrets():
             raise ClusterError(
-                f"{folder.path} has no token and cluster.key; `moemesh up --fleet` puts them there, or copy "
-                f"those of {fleet.head.name}"
+                f"{folder.path} has no token and cluster.key; `moemesh up --fleet` puts them there, "
+                f"--secrets takes those of `moemesh fleet render`, or copy those of {fleet.head.name}"
             )
         check_ports(fleet, host)
+        store = store_of(fleet, folder) if host.head else NOTHING_KEPT
         folder.clear_logs()
-        machine = Machine(folder, Record(phase="starting", owner=this_process()), progress, signals)
+        record = Record(phase="starting", owner=this_process(), address=host.address)
+        machine = Machine(folder, record, progress, signals)
         try:
-            machine.start(fleet.wire_security, ray_place(fleet, host, ports.resolve, autoscaling))
+            machine.start(fleet.wire_security, ray_place(fleet, host, ports.resolve, autoscaling, store))
             machine.wait()
             machine.note(phase=JOINED)
             machine.note_processes()
@@ -161,11 +163,20 @@ def _clear_the_way(folder: Folder) -> None:
     stop.clean(record, folder, for_good=False)
 
 
-def leave(folder: Folder) -> bool:
+def leave(fleet: FleetFile, host: Host, folder: Folder) -> bool:
     """End everything here, whatever state it is in, secrets included; returns whether anything was there.
+    With the head goes what its Ray has kept: the fleet has ended.
 
     Raises ClusterError if a process or a port cannot be freed.
     """
+    token = folder.token_text() if host.head else ""
+    try:
+        return _end(folder)
+    finally:
+        forget(fleet, token)
+
+
+def _end(folder: Folder) -> bool:
     record = folder.read()
     if record is not None and processes.alive(record.owner) and record.owner != this_process():
         processes.end([record.owner], OWNER_S)  # a join that starts or stays, or a start of roles
@@ -180,7 +191,8 @@ def leave(folder: Folder) -> bool:
 def probe(fleet: FleetFile, host: Host, folder: Folder) -> dict[str, Any]:
     """What `up --fleet` must know of this machine before anything starts. Raises PortInUse.
 
-    up: whether something of a cluster runs. serving: host:port of its gateway, "" if none is known.
+    up: whether something of a cluster runs. kept: whether it is the head, and its Ray can go on with what it
+    knew before it ended.
     """
     from cluster import __version__
     from cluster.fleet.memory import free_memory
@@ -195,6 +207,7 @@ def probe(fleet: FleetFile, host: Host, folder: Folder) -> dict[str, Any]:
         "numerics": NUMERICS_VERSION,
         "free_bytes": free_memory(),
         "up": alive,
+        "kept": host.head and folder.has_secrets() and (bool(fleet.redis.address) or folder.ray.exists()),
         "phase": record.phase if record is not None and alive else "",
     }
 

@@ -1,7 +1,9 @@
 """Ray and the kernels of this machine.
 
 On one machine they get ready side by side. A device of a fleet has them one after the other: Ray gives up a
-node that has not registered within 30 s, no option changes that, and a slow device compiles for minutes.
+node that has not registered within 30 s, no option changes that, and a slow device compiles for minutes. The
+head has Ray first, since others wait for it; the others have their kernels first, so that a machine that has
+joined can be given roles.
 
 Everything that was started is in the record before the next step, so that whoever comes after a crash of this
 process can end it.
@@ -74,6 +76,7 @@ class Machine:
         self.record, self.watch = record, Stopwatch()
         self._folder, self._progress, self._signals = folder, progress, signals
         self._ray: RayNode | None = None
+        self._ray_began: float | None = None
         self._warmup: KernelWarmup | None = None
 
     def note(self, **changes: Any) -> None:
@@ -89,12 +92,16 @@ class Machine:
         talk to Ray into its environment."""
         self._ray = RayNode(self._folder, security, place)
         self.note(temp=str(self._ray.temp))
-        mark = self._ray.start()
-        self.note(processes=(mark,))
-        if place is None:
+        if place is None or not place.head:
+            self._start_ray()
+        if place is None or place.head:
             self._warm()
         os.environ.update(raynode.driver_variables(self._ray.environment))
-        self._progress.phase("starting Ray, loading kernels" if place is None else "starting Ray")
+
+    def _start_ray(self) -> None:
+        assert self._ray is not None, "start() comes first"
+        self._ray_began = self.watch.seconds
+        self.note(processes=(self._ray.start(),))
 
     def _warm(self) -> None:
         assert self._ray is not None, "start() comes first"
@@ -115,13 +122,15 @@ class Machine:
                 self._warm()
             if not warm and self._warmup is not None and (warm := self._warmup.finished()):
                 self._progress.done(self.watch.timed(f"kernels: {self._warmup.summary}"))
+            if warm and self._ray_began is None:
+                self._start_ray()
             self._progress.phase(self._waiting(address, warm))
-            self._check_deadline(RAY_S if not address else KERNELS_S, "Ray" if not address else "the kernels")
+            self._check_deadlines(address, warm)
             time.sleep(POLL_S)
         return address
 
     def _waiting(self, address: str, warm: bool) -> str:
-        waiting = [] if address else ["starting Ray"]
+        waiting = ["starting Ray"] if self._ray_began is not None and not address else []
         if self._warmup is not None and not warm:
             waiting.append(f"kernels {self._warmup.done}/{self._warmup.total or '?'}")
         return ", ".join(waiting) or "connecting to Ray"
@@ -143,6 +152,9 @@ class Machine:
     def clean(self, keep_logs: bool) -> None:
         stop.clean(self.record, self._folder, keep_logs)
 
-    def _check_deadline(self, limit_s: float, what: str) -> None:
-        if self.watch.seconds > limit_s:
-            raise StartFailed(f"{what} took longer than {limit_s:g} s; see {self._folder.logs}")
+    def _check_deadlines(self, address: str, warm: bool) -> None:
+        now = self.watch.seconds
+        if self._ray_began is not None and not address and now > self._ray_began + RAY_S:
+            raise StartFailed(f"Ray took longer than {RAY_S:g} s; see {self._folder.logs}")
+        if not warm and now > KERNELS_S:
+            raise StartFailed(f"the kernels took longer than {KERNELS_S:g} s; see {self._folder.logs}")

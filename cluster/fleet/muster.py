@@ -2,7 +2,8 @@
 
     all hosts: fleet file there, probed ─► head joins ─► the others join ─► head starts the roles ─► it serves
 
-Whatever fails, what this attempt has started is stopped again on every host.
+Whatever fails, what this attempt has started is stopped again on every host. Hosts that run are left alone,
+also while their head is away: it comes back to them with what its Ray has kept.
 """
 
 from __future__ import annotations
@@ -40,17 +41,18 @@ def bring_up(fleet: FleetFile, text: str, progress: Progress, signals: Signals) 
     muster = Muster(fleet, progress, signals)
     probes = muster.everywhere("checking", fleet.hosts, lambda shell: probe(shell, text))
     check_probes(fleet, probes)
-    running = {name for name, probe in probes.items() if probe["up"]}
-    stale = [host for host in fleet.hosts if host.name in running and fleet.head.name not in running]
+    stale = stale_hosts(fleet, probes)
     muster.everywhere("clearing", stale, lambda shell: call(shell, Quiet(), "leave"))
-    missing = [host for host in fleet.hosts if host.name not in running or host in stale]
+    missing = [host for host in fleet.hosts if not probes[host.name]["up"] or host in stale]
     progress.done(muster.watch.timed(f"{len(fleet.hosts)} hosts checked, {len(missing)} to start"))
-    keys = muster.on(fleet.head, _secrets) if fleet.head not in missing else new_secrets()
+    goes_on = len(missing) < len(fleet.hosts)
+    keys = muster.on(fleet.head, _secrets) if goes_on else new_secrets()
     try:
         return muster.start(missing, keys)
     except BaseException:
         progress.phase("stopping what was started")
-        muster.stop(missing)
+        # With a head that comes back would go what the others know it by.
+        muster.stop([host for host in missing if not (goes_on and host.head)])
         raise
 
 
@@ -70,6 +72,14 @@ def take_down(fleet: FleetFile, progress: Progress, signals: Signals) -> int:
     if not stopped:
         raise NotUp(f"nothing of fleet {fleet.name} runs on its hosts: there is nothing to stop")
     return stopped
+
+
+def stale_hosts(fleet: FleetFile, probes: dict[str, Probe]) -> list[Host]:
+    """Those that run and cannot go on, since their head has ended and will not know them again."""
+    head = probes[fleet.head.name]
+    if head["up"] or head["kept"]:
+        return []
+    return [host for host in fleet.hosts if probes[host.name]["up"]]
 
 
 def check_probes(fleet: FleetFile, probes: dict[str, Probe]) -> None:
@@ -193,7 +203,7 @@ def probe(shell: Shell, text: str) -> Probe:
 
 
 def _join(shell: Shell, progress: Progress, given: str) -> Any:
-    return call(shell, progress, "join", "--secrets", given=given)
+    return call(shell, progress, "join", "--given-secrets", given=given)
 
 
 def _secrets(shell: Shell) -> dict[str, str]:

@@ -25,11 +25,15 @@ from cluster.errors import StartFailed
 from cluster.fleet import processes
 from cluster.fleet.folder import Folder
 from cluster.fleet.processes import Mark
+from cluster.fleet.store import Store
 
 HOST = "127.0.0.1"
 LABEL = "moemesh-host"
 """Ray's label with the name of a fleet's machine. A machine that comes back is another node to Ray, with the
 same label: actors are placed by that."""
+
+HEAD_VARIABLE = "MOEMESH_RAY_HEAD"
+"""For the hook of `ray start`: which head a machine joins."""
 
 SLOT = "moemesh_slot"
 """Custom resource: every actor of ours takes one, so that none lands on a Ray host that is not ours."""
@@ -71,7 +75,7 @@ class RayPlace:
     address: of this machine, in numbers; Ray listens on every address unless it is 127.0.0.1. head: host:port
     of the GCS to join, "" to be the head. port: of the head's GCS, 0 for any. ports: Ray's options for its
     other ports. labels: of the machine. autoscaling: of a head that `ray up` starts, its configuration: Ray's
-    monitor joins the machines that are in it.
+    monitor joins the machines that are in it. store: of the head of a fleet.
     """
 
     address: str = HOST
@@ -80,6 +84,7 @@ class RayPlace:
     ports: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     autoscaling: str = ""
+    store: Store = field(default_factory=Store)
 
     def arguments(self) -> list[str]:
         """Of `ray start`."""
@@ -88,6 +93,7 @@ class RayPlace:
         found = [*(joined if self.head else own), "--node-ip-address", self.address]
         if self.autoscaling:
             found += ["--autoscaling-config", self.autoscaling]
+        found += self.store.arguments
         for option, port in self.ports.items():
             found += [f"--{option}", str(port)]
         if self.labels:
@@ -120,9 +126,13 @@ def environment(folder: Folder, security: WireSecurity, address: str = HOST) -> 
 
 def trim(ray_params: Any, head: bool) -> None:
     """RAY_START_HOOK: `ray start` calls it before it starts anything; drops what no option turns off, and the
-    monitor where it has no machines to start."""
+    monitor where it has no machines to start. A machine that joins is no longer what it was before."""
     ray_params.ray_client_server_port = None
     ray_params.no_monitor = not ray_params.autoscaling_config
+    if not head and (address := os.environ.get(HEAD_VARIABLE)):
+        # In a process of its own: Ray starts its daemons by fork, which gRPC's threads do not survive.
+        words = (address, LABEL, ray_params.labels[LABEL])
+        subprocess.run([sys.executable, "-m", "cluster.fleet.obituary", *words], check=False)
 
 
 class RayNode:
@@ -136,6 +146,16 @@ class RayNode:
         self.temp = Path(_short_folder())
         self._place = place or RayPlace()
         self.environment = environment(folder, security, self._place.address)
+        self.environment |= {**self._place.store.variables, HEAD_VARIABLE: self._place.head}
+        if self._place.autoscaling:
+            self.environment |= {
+                # There the monitor keeps which machines it has joined; what it kept in /tmp would still be
+                # there for the next one, which would then join none of them.
+                "RAY_TMPDIR": str(self.temp),
+                # Its second version counts the head as one of the workers of `provider: local`: one of them
+                # would never be joined.
+                "RAY_enable_autoscaler_v2": "0",
+            }
         self._log = folder.logs / "ray.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._started: list[Mark] = []

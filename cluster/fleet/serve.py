@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from cluster.config import ClusterConfig, NodeConfig
 from cluster.controller.members import Role
-from cluster.errors import NotUp, OutOfMemoryBudget
+from cluster.errors import NotUp, OutOfMemoryBudget, StartFailed
 from cluster.fleet import raynode
 from cluster.fleet.file import FleetFile, Host
 from cluster.fleet.folder import Folder, Record
@@ -25,6 +27,11 @@ from cluster.library.bundled import open_model
 
 if TYPE_CHECKING:
     from cluster.library.reader import Library
+
+JOINING_S = 1200.0
+"""Machines that compile their kernels for the first time join after minutes."""
+
+POLL_S = 0.2
 
 
 def plan_of(fleet: FleetFile, library: Library) -> Plan:
@@ -74,6 +81,8 @@ def _config(fleet: FleetFile) -> ClusterConfig:
 def serve(fleet: FleetFile, head: Host, folder: Folder, progress: Progress, signals: Signals) -> Record:
     """Start what is missing and return the head's record once the fleet serves.
 
+    Machines that have not joined yet are waited for.
+
     Raises NotUp if this machine has not joined, StartFailed, or what a role reported: started roles stay,
     for `leave` on each machine to end.
     """
@@ -119,6 +128,8 @@ class _Serving:
                 variant=plan.variant,
                 config=dataclasses.asdict(plan.config),
             )
+            hosts = [host.name for host in fleet.hosts]
+            await_hosts(hosts, actors.hosts, self._progress, self._signals.check)
             starting = Starting(
                 wanted, self._folder, self._progress, machine.watch, self._signals.check, head.name
             )
@@ -129,6 +140,27 @@ class _Serving:
             return machine.record
         finally:
             actors.disconnect()
+
+
+def await_hosts(
+    hosts: Iterable[str],
+    joined: Callable[[], set[str]],
+    progress: Progress,
+    check: Callable[[], None],
+    limit_s: float = JOINING_S,
+) -> None:
+    """Until all have joined. check: raises what ends the waiting. Raises StartFailed, naming who is missing,
+    after limit_s."""
+    deadline = time.monotonic() + limit_s
+    while missing := ", ".join(host for host in hosts if host not in joined()):
+        check()
+        progress.phase(f"waiting for {missing} to join")
+        if time.monotonic() > deadline:
+            raise StartFailed(
+                f"{missing} did not join within {limit_s:g} s; see state/logs in their storage, then call "
+                "`moemesh up --fleet`"
+            )
+        time.sleep(POLL_S)
 
 
 def gateway_of(members: list[dict[str, Any]]) -> dict[str, str]:

@@ -47,6 +47,7 @@ class Starting:
         self._counts = count(wanted)
         self._host_of = {each.name: each.host for each in wanted}
         self._marks: dict[str, Mark] = {}
+        self._running: set[str] = set()
 
     def spawn(self) -> None:
         """Returns when all processes run, though none may be ready yet. Raises StartFailed."""
@@ -54,6 +55,7 @@ class Starting:
 
         self._progress.phase(f"starting {len(self._wanted)} processes")
         self._check()
+        self._running = actors.running()
         started = {
             each.name: actors.spawn(each.role, each.name, *each.arguments, host=each.host)
             for each in self._wanted
@@ -127,7 +129,8 @@ class Starting:
                 error, message = member["error"]
                 found = error_from_wire(error, message)
                 raise type(found)(f"{self._named(name)}: {found}")
-            if member["stats"].get("restarts"):  # Ray was faster than our look at the process
+            # Ray was faster than our look at the process.
+            if member["stats"].get("restarts") and name not in self._running:
                 raise self._died(name, self._marks[name].pid if name in self._marks else 0)
             if member["health"] == Health.DEAD:
                 raise StartFailed(f"{self._named(name)} is silent; is its machine up? {self._see()}")

@@ -3,7 +3,8 @@
     hosts.py   a host: Linux namespaces with an address, a name, processes and folders of its own
     switch.py  the network, in user space; links.py: what one direction of a link does to packets
     faults.py  what happens to hosts: frozen, slowed down, a full disk, another time
-    sshd.py    real sshd on a host
+    sshd.py    real sshd on a host; sshfleet.py: a fleet over such hosts
+    programs.py  other programs of Debian that a test needs
     served.py  a cluster over the hosts, without Ray, and streams through it (role.py, client.py)
     needs.py   why there can be no hosts on a machine, for tests that are then skipped
     delay.py   a measurement: throughput over far links

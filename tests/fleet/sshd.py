@@ -78,7 +78,7 @@ def serve(host: Host, *, allowed: Path, port: int = PORT) -> Process:
 
 def _environment(host: Host) -> list[str]:
     """Of what logs in: as of commands that are run on the host directly, the venv's programs first."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{Path(sys.executable).parent}:{host.environment['PATH']}"
     ours = {name: value for name, value in host.environment.items() if name.startswith(("MOEMESH", "RAY_"))}
     values = {"PATH": path, "PYTHONPATH": str(ROOT), **ours}
     return [f'"{name}={value}"' for name, value in sorted(values.items())]

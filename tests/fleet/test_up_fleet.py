@@ -7,17 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from fleet.links import Link
-from fleet.operated import Fleet, operated
+from fleet.sshfleet import MIXED, PROMPT, TOKENS, Fleet, fleet_over_ssh
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(600)]
-
-HOSTS = {"a": "", "b": "", "c": "avx2", "d": "avx2", "e": "portable", "f": "portable"}
-PROMPT, TOKENS = "To be, or not to be", "16"
 
 
 @pytest.fixture(scope="module")
 def fleet(hosts_can_be_made: None) -> Iterator[Fleet]:
-    with operated(HOSTS) as made:
+    with fleet_over_ssh(MIXED) as made:
         yield made
 
 
@@ -28,7 +25,7 @@ def test_from_nothing_to_the_same_tokens_and_to_nothing_again(fleet: Fleet) -> N
     served = fleet.moemesh(*words, "--address", summary["grpc"])
     print(f"six hosts by ssh: up after {summary['seconds']:.1f} s")
     assert served["token_ids"] == fleet.moemesh(*words, "--local")["token_ids"]
-    assert fleet.moemesh("down", "--fleet", str(fleet.file))["hosts"] == len(HOSTS)
+    assert fleet.moemesh("down", "--fleet", str(fleet.file))["hosts"] == len(MIXED)
     assert not fleet.left()
 
 

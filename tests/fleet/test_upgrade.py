@@ -20,7 +20,7 @@ from cluster.experiments.chaos.timeline import by_request, gaps_of
 from cluster.library.bundled import open_model
 from fleet.asking import asked
 from fleet.hosts import ROOT, Host
-from fleet.operated import Fleet, operated
+from fleet.sshfleet import Fleet, fleet_over_ssh
 from support.clusters import wait_until
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(1200)]
@@ -40,7 +40,7 @@ def fleet(hosts_can_be_made: None) -> Iterator[Fleet]:
     """On every host the package is a copy of its own, at the same place."""
     gateway = {"insecure": True, "drain_s": 5.0}
     controller = {"rebalance": "manual", "min_replicas": 2}
-    with operated(HOSTS, HUBS, gateway=gateway, controller=controller) as made:
+    with fleet_over_ssh(HOSTS, HUBS, gateway=gateway, controller=controller) as made:
         for host in made.bed.hosts.values():
             own = host.spec.folder / "cluster"
             shutil.copytree(PACKAGE, own)

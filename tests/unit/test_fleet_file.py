@@ -132,6 +132,8 @@ WRONG = {
     "a range that clashes": ("ssh:", "ports:\n  node: 6380\nssh:", 3, "ports.ray (ports 6379 to 6385)"),
     "a gateway on SSH's port": ("ssh:", "gateway:\n  port: 22\nssh:", 3, "gateway.port (port 22)"),
     "many gateways": ("role: hub", "role: hub\n    gateways: 6", 5, "clash on host hub"),
+    "a Redis without a port": ("ssh:", "redis: {address: db}\nssh:", 2, "'db'; it must be HOST:PORT"),
+    "a Redis's file nowhere": ("ssh:", "redis: {password_file: p}\nssh:", 2, "must be an absolute path"),
     "a port that is none": ("ssh:", "ports: {node: 65536}\nssh:", 2, "ports are 1 to 65535"),
     "a range beyond the last port": ("ssh:", "ports: {workers: 65500}\nssh:", 2, "65500 to 65599"),
     "a host's own SSH port": ("role: edge", "role: edge\n    ssh: {port: 0}", 13, "ports are 1 to 65535"),

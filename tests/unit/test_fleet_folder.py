@@ -31,6 +31,12 @@ def test_a_record_is_read_back_as_it_was_written(folder, record):
     assert folder.require() == record
 
 
+def test_a_gateway_on_another_machine_is_none_of_ours(record):
+    known = {"controller": "10.0.0.1:8470", "grpc": "10.0.0.2:8471", "http": "10.0.0.2:8472"}
+    assert dataclasses.replace(record, **known).own_addresses == tuple(known.values())
+    assert dataclasses.replace(record, **known, address="10.0.0.1").own_addresses == ("10.0.0.1:8470",)
+
+
 def test_nothing_written_is_no_record(folder):
     assert folder.read() is None
     with pytest.raises(NotUp, match="moemesh up"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ import yaml
 from cluster.cli import app
 from cluster.errors import ConfigError
 from cluster.fleet.file import FleetFile, load
+from cluster.fleet.folder import Folder
 from cluster.fleet.render.files import files
 from cluster.fleet.render.kubernetes import RAY_BYTES, USER
-from cluster.fleet.render.ray_up import HOME_FILE, ray_up_notes
+from cluster.fleet.render.ray_up import HOME_FILE, HOME_SECRETS, ray_up_notes
 from cluster.fleet.render.systemd import unit
 from cluster.fleet.render.written import fleet_text
 
@@ -33,11 +35,16 @@ hosts:
   - {name: pi-1, address: 10.0.0.2, role: edge, memory_bytes: 1GiB, cores: 4}
 """
 
-JOIN = "/opt/moemesh/bin/moemesh fleet join ~/.config/moemesh/fleet.yaml"
+LEAVE, JOIN, SERVE = (
+    f"/opt/moemesh/bin/moemesh fleet {verb} ~/.config/moemesh/fleet.yaml"
+    for verb in ("leave", "join", "serve")
+)
+JOIN = f"{JOIN} --secrets ~/.config/moemesh/secrets"
 RAY_UP = f"""\
-# ray up --no-config-cache ray-cluster.yaml, then moemesh up --fleet
+# ray up --no-config-cache ray-cluster.yaml; moemesh down --fleet
 cluster_name: kitchen
 max_workers: 1
+upscaling_speed: 1
 provider:
   type: local
   head_ip: 10.0.0.1
@@ -47,10 +54,15 @@ auth:
   ssh_user: pi
 file_mounts:
   ~/.config/moemesh/fleet.yaml: /home/me/fleet.yaml
+  ~/.config/moemesh/secrets: /out/secrets
 head_start_ray_commands:
-- {JOIN} --autoscaling-config ~/ray_bootstrap_config.yaml
+- {LEAVE}
+- ': ray start --autoscaling-config; {JOIN.replace(" ~/.config/moemesh/secrets", "")}
+  ~/.config/moemesh/secrets --autoscaling-config ~/ray_bootstrap_config.yaml'
+- {SERVE}
 worker_start_ray_commands:
-- {JOIN}
+- export TERM=dumb; {LEAVE}
+- export TERM=dumb; {JOIN}
 """
 
 EDGE_POD = {
@@ -74,7 +86,7 @@ def short(tmp_path: Path) -> FleetFile:
 
 def documents(fleet: FleetFile) -> dict[str, dict[str, Any]]:
     """By kind and name."""
-    text = files(fleet, "/fleet.yaml", IMAGE)["kubernetes.yaml"]
+    text = files(fleet, "/fleet.yaml", "/out/secrets", IMAGE)["kubernetes.yaml"]
     return {f"{each['kind']} {each['metadata']['name']}": each for each in yaml.safe_load_all(text)}
 
 
@@ -87,17 +99,19 @@ def test_a_written_fleet_is_read_as_the_same(text: str, tmp_path: Path) -> None:
 
 
 def test_the_same_fleet_gives_the_same_texts() -> None:
-    assert files(load(EXAMPLE), "/f.yaml", IMAGE) == files(load(EXAMPLE), "/f.yaml", IMAGE)
+    first, second = (files(load(EXAMPLE), "/f.yaml", "/out/secrets", IMAGE) for _ in range(2))
+    assert first == second
 
 
 def test_the_file_of_rays_launcher(short: FleetFile) -> None:
-    assert files(short, "/home/me/fleet.yaml", IMAGE)["ray-cluster.yaml"] == RAY_UP
+    assert files(short, "/home/me/fleet.yaml", "/out/secrets", IMAGE)["ray-cluster.yaml"] == RAY_UP
 
 
 def test_rays_launcher_finds_moemesh_in_several_folders(short: FleetFile, tmp_path: Path) -> None:
     hub, edge = short.hosts
     fleet = replace(short, hosts=(hub, replace(edge, venv=str(tmp_path))))
-    command = yaml.safe_load(files(fleet, "/f", IMAGE)["ray-cluster.yaml"])["worker_start_ray_commands"][0]
+    text = files(fleet, "/f", "/out/secrets", IMAGE)["ray-cluster.yaml"]
+    command = yaml.safe_load(text)["worker_start_ray_commands"][1]
     script = tmp_path / "bin" / "moemesh"
     script.parent.mkdir()
     script.write_text('#!/bin/sh\necho "$@"\n')
@@ -105,6 +119,7 @@ def test_rays_launcher_finds_moemesh_in_several_folders(short: FleetFile, tmp_pa
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.split()[:2] == ["fleet", "join"]
     assert done.stdout.split()[2].endswith(HOME_FILE[1:])
+    assert done.stdout.split()[-1].endswith(HOME_SECRETS[1:])
 
 
 def test_what_rays_launcher_cannot_do_is_said() -> None:
@@ -112,7 +127,7 @@ def test_what_rays_launcher_cannot_do_is_said() -> None:
     assert len(notes) == 2
     assert "attic with the head's SSH user" in notes[0]
     assert "`Host attic.example.net`, `Port 2222`" in notes[1]
-    text = files(load(EXAMPLE), "/f.yaml", IMAGE)["ray-cluster.yaml"]
+    text = files(load(EXAMPLE), "/f.yaml", "/out/secrets", IMAGE)["ray-cluster.yaml"]
     assert all(f"# {note}\n" in text for note in notes)
 
 
@@ -187,7 +202,7 @@ def test_volumes_that_are_mounted_are_there() -> None:
 
 def test_a_name_that_no_pod_can_have_is_refused(short: FleetFile) -> None:
     with pytest.raises(ConfigError, match="'My Fleet'; pods need"):
-        files(replace(short, name="My Fleet"), "/f", IMAGE)
+        files(replace(short, name="My Fleet"), "/f", "/out/secrets", IMAGE)
 
 
 def test_the_images_user_is_the_pods() -> None:
@@ -198,10 +213,22 @@ def test_the_command_writes_the_files(tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "a" / "b"
     assert app.run(["fleet", "render", str(EXAMPLE), "--out", str(out)]) == 0
     printed = capsys.readouterr()
-    names = {str(path) for path in out.rglob("*") if path.is_file()}
-    assert set(printed.out.split()) == names
-    assert len(names) == 8
+    made = {str(path) for path in out.rglob("*") if path.is_file() and path.parent.name != "secrets"}
+    assert set(printed.out.split()) == made | {str(out / "secrets")}
+    assert len(made) == 8
     assert printed.err.count("note: ") == 2
+
+
+def test_secrets_are_made_once_for_their_owner_alone_and_are_in_no_text(tmp_path: Path) -> None:
+    own = Folder(tmp_path / "secrets")
+    assert app.run(["fleet", "render", str(EXAMPLE), "--out", str(tmp_path)]) == 0
+    token, key = own.token.read_text(), own.cluster_key()
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (own.token, own.key)} == {0o600}
+    assert stat.S_IMODE(own.path.stat().st_mode) == 0o700
+    texts = [path.read_text() for path in tmp_path.rglob("*.yaml")]
+    assert not [text for text in texts if token in text or key.hex() in text]
+    assert app.run(["fleet", "render", str(EXAMPLE), "--out", str(tmp_path)]) == 0
+    assert (own.token.read_text(), own.cluster_key()) == (token, key)
 
 
 def test_the_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,19 +7,23 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from cluster.config import WireSecurity
 from cluster.controller.state import Shape
-from cluster.errors import ConfigError, HostFailed, OutOfMemoryBudget, PortInUse, ProtocolError
+from cluster.errors import ConfigError, HostFailed, OutOfMemoryBudget, PortInUse, ProtocolError, StartFailed
 from cluster.fleet import shell
-from cluster.fleet.file import load
+from cluster.fleet.file import Redis, load
 from cluster.fleet.folder import Folder
-from cluster.fleet.join import join, own_record, ray_place, take_secrets
+from cluster.fleet.handover import copy_secrets, take_secrets
+from cluster.fleet.join import join, own_record, ray_place
 from cluster.fleet.lines import LineProgress, Listener
 from cluster.fleet.machine import Quiet
 from cluster.fleet.memory import free_memory
-from cluster.fleet.muster import OVERHEAD_BYTES, check_probes, new_secrets
-from cluster.fleet.raynode import LABEL, RayPlace, trim
+from cluster.fleet.muster import OVERHEAD_BYTES, check_probes, new_secrets, stale_hosts
+from cluster.fleet.raynode import LABEL, RayNode, RayPlace, trim
+from cluster.fleet.serve import await_hosts
 from cluster.fleet.signals import Signals
 from cluster.fleet.starting import describe
+from cluster.fleet.store import namespace, store_of
 from cluster.fleet.wanted import count, on_fleet
 
 SHAPE = Shape(2, 2, 4, (0, 1), 4096)
@@ -126,7 +130,7 @@ def test_a_machine_that_is_not_in_the_file_is_told(fleet, name, ours, words):
 
 
 def probe(**changes):
-    return {"version": "1", "numerics": 1, "free_bytes": 8 << 30, "up": False, **changes}
+    return {"version": "1", "numerics": 1, "free_bytes": 8 << 30, "up": False, "kept": False, **changes}
 
 
 def test_hosts_that_fit_pass(fleet):
@@ -149,6 +153,32 @@ def test_a_host_that_does_not_fit_is_named(fleet, changes, error):
 
 def test_a_host_that_runs_needs_no_memory_again(fleet):
     check_probes(fleet, {host.name: probe(up=True, free_bytes=0) for host in fleet.hosts})
+
+
+@pytest.mark.parametrize(
+    ("head", "others", "stale"),
+    [
+        ({"up": True}, {"up": True}, []),
+        ({"up": False}, {"up": False}, []),
+        ({"up": False}, {"up": True}, ["one", "two"]),
+        ({"up": False, "kept": True}, {"up": True}, []),
+    ],
+)
+def test_hosts_end_if_their_head_will_not_know_them_again(fleet, head, others, stale):
+    probes = {host.name: probe(**(head if host.head else others)) for host in fleet.hosts}
+    assert [host.name for host in stale_hosts(fleet, probes)] == stale
+
+
+def test_roles_wait_until_all_machines_have_joined():
+    seen = iter([{"hub"}, {"hub"}, {"hub", "one"}, {"hub", "one"}])
+    said = []
+    await_hosts(["hub", "one"], lambda: next(seen), _Recorder(said), lambda: None)
+    assert said == ["waiting for one to join"]
+
+
+def test_machines_that_do_not_join_are_named():
+    with pytest.raises(StartFailed, match="one, two did not join within 0 s"):
+        await_hosts(["hub", "one", "two"], lambda: {"hub"}, Quiet(), lambda: None, limit_s=0.0)
 
 
 def test_ssh_never_asks_and_takes_the_hosts_own_options_first(fleet):
@@ -218,6 +248,56 @@ def test_secrets_travel(tmp_path):
     assert folder.cluster_key().hex() == given["key"]
     with pytest.raises(ConfigError, match="no token and key"):
         take_secrets(folder, "")
+
+
+def test_secrets_of_a_folder_are_taken_if_they_are_secret(tmp_path):
+    folder, given = Folder(tmp_path / "state"), Folder(tmp_path / "given")
+    with pytest.raises(ConfigError, match=r"has no token and cluster\.key"):
+        copy_secrets(folder, given.path)
+    given.write_secrets()
+    copy_secrets(folder, given.path)
+    assert folder.token.read_text() == given.token.read_text()
+    assert folder.cluster_key() == given.cluster_key()
+    given.key.chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        copy_secrets(folder, given.path)
+
+
+def test_what_ray_kept_goes_with_its_token(tmp_path):
+    folder = Folder(tmp_path / "state")
+    folder.put_secrets("a", b"key")
+    folder.ray.mkdir()
+    folder.put_secrets("a", b"key")
+    assert folder.ray.exists()
+    folder.put_secrets("b", b"key")
+    assert not folder.ray.exists()
+
+
+def test_the_head_keeps_what_ray_knows_on_its_disk(fleet, tmp_path):
+    folder = Folder(tmp_path)
+    assert store_of(fleet, folder).variables == {
+        "RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder.ray)
+    }  # fmt: skip
+    node = RayNode(
+        folder, WireSecurity.auto, ray_place(fleet, fleet.head, str, store=store_of(fleet, folder))
+    )
+    node.temp.rmdir()
+    assert node.environment["RAY_gcs_storage"] == "rocksdb"
+
+
+def test_the_head_keeps_what_ray_knows_in_redis(fleet, tmp_path):
+    password = tmp_path / "password"
+    redis = Redis("db:6379", "fleet", str(password))
+    fleet, folder = replace(fleet, redis=redis), Folder(tmp_path / "state")
+    folder.put_secrets("token", b"key")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        store_of(fleet, folder)
+    password.write_text("secret\n")
+    store = store_of(fleet, folder)
+    assert store.variables["RAY_REDIS_ADDRESS"] == "db:6379"
+    kept = store.variables["RAY_external_storage_namespace"]
+    assert kept == namespace("yard", "token") != namespace("yard", "other")
+    assert list(store.arguments) == ["--redis-username", "fleet", "--redis-password", "secret"]
 
 
 def test_what_says_that_a_cluster_runs_can_go_alone(tmp_path):

@@ -1,7 +1,8 @@
 """The file for Ray's cluster launcher, `ray up`.
 
 `provider: local` has one type of node and one set of commands, so every machine runs the same `moemesh fleet
-join`, which finds its own record in the fleet file. The head's Ray starts the workers, over SSH.
+join`, which finds its own record in the fleet file. The head's Ray joins the other machines, over SSH, while
+the head's last command waits for them and starts the roles.
 """
 
 from __future__ import annotations
@@ -14,12 +15,21 @@ from cluster.fleet.render.written import dump
 HOME_FILE = "~/.config/moemesh/fleet.yaml"
 """The fleet file on every machine; Ray's launcher copies it."""
 
+HOME_SECRETS = "~/.config/moemesh/secrets"
+"""Likewise what `fleet render` made for the fleet: token and cluster.key."""
+
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 """Written on the head by `ray up`: by it the head's Ray starts the workers."""
 
+INSTEAD = ": ray start --autoscaling-config;"
+"""Does nothing. Ray's launcher looks for these words, and warns that nothing starts where they are not."""
 
-def ray_up(fleet: FleetFile, path: str) -> str:
-    """path: of the fleet file here, absolute."""
+QUIETLY = "export TERM=dumb; "
+"""Ray runs these on a terminal that nobody looks at: its log wants lines, and no spinners."""
+
+
+def ray_up(fleet: FleetFile, path: str, secrets: str) -> str:
+    """path: of the fleet file here, absolute; secrets: likewise the folder with token and cluster.key."""
     head = fleet.head
     workers = [host for host in fleet.hosts if host is not head]
     auth = {"ssh_user": head.ssh.user} if head.ssh.user else {}
@@ -28,18 +38,23 @@ def ray_up(fleet: FleetFile, path: str) -> str:
     values = {
         "cluster_name": fleet.name,
         "max_workers": len(workers),
+        "upscaling_speed": max(1, len(workers)),  # else Ray's monitor begins with one machine every 5 s
         "provider": {
             "type": "local",
             "head_ip": head.address,
             "worker_ips": [host.address for host in workers],
         },
         "auth": auth,
-        "file_mounts": {HOME_FILE: path},
-        "head_start_ray_commands": [f"{_join(fleet)} --autoscaling-config {BOOTSTRAP}"],
-        "worker_start_ray_commands": [_join(fleet)],
+        "file_mounts": {HOME_FILE: path, HOME_SECRETS: secrets},
+        "head_start_ray_commands": [
+            _command(fleet, "leave"),
+            f"{INSTEAD} {_join(fleet)} --autoscaling-config {BOOTSTRAP}",
+            _command(fleet, "serve"),
+        ],
+        "worker_start_ray_commands": [QUIETLY + _command(fleet, "leave"), QUIETLY + _join(fleet)],
     }
     notes = "".join(f"# {note}\n" for note in ray_up_notes(fleet))
-    return f"# ray up --no-config-cache ray-cluster.yaml, then moemesh up --fleet\n{notes}{dump(values)}"
+    return f"# ray up --no-config-cache ray-cluster.yaml; moemesh down --fleet\n{notes}{dump(values)}"
 
 
 def ray_up_notes(fleet: FleetFile) -> list[str]:
@@ -58,9 +73,13 @@ def _notes(host: Host, head: Host) -> Iterator[str]:
 
 
 def _join(fleet: FleetFile) -> str:
-    """One command for all machines; where moemesh lies in different folders it takes the one it finds."""
+    return f"{_command(fleet, 'join')} --secrets {HOME_SECRETS}"
+
+
+def _command(fleet: FleetFile, verb: str) -> str:
+    """One for all machines; where moemesh lies in different folders it takes the one it finds."""
     folders = sorted({host.venv for host in fleet.hosts})
     if len(folders) == 1:
-        return f"{folders[0]}/bin/moemesh fleet join {HOME_FILE}"
+        return f"{folders[0]}/bin/moemesh fleet {verb} {HOME_FILE}"
     found = f"for venv in {' '.join(folders)}; do test -x $venv/bin/moemesh && break; done"
-    return f"{found}; $venv/bin/moemesh fleet join {HOME_FILE}"
+    return f"{found}; $venv/bin/moemesh fleet {verb} {HOME_FILE}"

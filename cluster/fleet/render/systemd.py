@@ -23,7 +23,8 @@ User={user}
 Environment=MOEMESH_STATE_DIR={state}
 ExecStart={venv}/bin/moemesh fleet join --block --host {host} {file}
 Restart=always
-RestartSec=5
+# A head that was killed is missed: nothing is repaired until it is back.
+RestartSec=1
 # It ends Ray itself; what is left after the time limit is killed.
 KillMode=mixed
 TimeoutStopSec=60

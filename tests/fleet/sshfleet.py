@@ -1,10 +1,10 @@
-"""A fleet over hosts of the test-bed with real sshd, and an operator who runs `moemesh` on one of them."""
+"""A fleet over hosts of a bed that are reached by real sshd, and commands on the first of them."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,16 @@ from fleet.bed import Bed, Wanted, bed
 from fleet.hosts import Host
 from support.debian import CannotRun
 
+MIXED = {"a": "", "b": "", "c": "avx2", "d": "avx2", "e": "portable", "f": "portable"}
+"""Instruction sets of six hosts, "" for this machine's best."""
+
+PROMPT, TOKENS = "To be, or not to be", "16"
 LIMIT_S = 500.0
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """operator: the host from which it is started. file: the fleet file, made of `values`."""
+    """operator: the host from which it is started, also its head. file: the fleet file, made of `values`."""
 
     bed: Bed
     operator: Host
@@ -35,10 +39,12 @@ class Fleet:
 
     def moemesh(self, *words: str) -> Any:
         """What a command answers, or its error, as an object."""
-        command = [sys.executable, "-m", "cluster.cli.app", *words, "--json"]
-        said = self.operator.run(command, LIMIT_S, check=False)
+        said = self.run(sys.executable, "-m", "cluster.cli.app", *words, "--json")
         assert said, f"moemesh {' '.join(words)} said nothing"
         return json.loads(said)
+
+    def run(self, *command: str) -> str:
+        return self.operator.run(command, LIMIT_S, check=False)
 
     def left(self) -> list[str]:
         """Processes on the hosts other than sshd."""
@@ -47,9 +53,11 @@ class Fleet:
 
 
 @contextmanager
-def operated(hosts: Mapping[str, str], hubs: int = 1, **values: Any) -> Iterator[Fleet]:
-    """hosts: the instruction set of each, "" for this machine's best. The first `hubs` of them are hubs, the
-    first is the head and the operator's. values: of the fleet file, besides. Skips where there is no sshd."""
+def fleet_over_ssh(
+    hosts: Mapping[str, str], hubs: int = 1, programs: Sequence[Path] = (), **more: Any
+) -> Iterator[Fleet]:
+    """hosts: their instruction sets by name; the first `hubs` of them are hubs. programs: folders of what
+    their PATH has besides. more: keys of the fleet file. The test is skipped where there is no sshd."""
     with bed([Wanted(name, isa) for name, isa in hosts.items()]) as made:
         try:
             sshd.find_sshd()
@@ -59,17 +67,25 @@ def operated(hosts: Mapping[str, str], hubs: int = 1, **values: Any) -> Iterator
         public = sshd.new_key(key)
         sshd.new_key(made.folder / "other")
         for host in made.hosts.values():
+            _add_to_path(host, programs)
             sshd.serve(host, allowed=public)
         ssh = {"user": "root", "key": str(key), "options": ["StrictHostKeyChecking=no", "ConnectTimeout=3"]}
         entries = [
             _entry(host, "hub" if number < hubs else "edge")
             for number, host in enumerate(made.hosts.values())
         ]
-        file = {"name": "bed", "ssh": ssh, "hosts": entries, "gateway": {"insecure": True}, **values}
-        first = next(iter(made.hosts.values()))
-        fleet = Fleet(made, first, made.folder / "fleet.yaml", file)
+        values = {"name": "bed", "ssh": ssh, "hosts": entries, "gateway": {"insecure": True}, **more}
+        operator = next(iter(made.hosts.values()))
+        fleet = Fleet(made, operator, made.folder / "fleet.yaml", values)
         fleet.write()
         yield fleet
+
+
+def _add_to_path(host: Host, folders: Sequence[Path]) -> None:
+    """Of its processes, and of login shells, which begin with a PATH of their own."""
+    added = "".join(f"{folder}:" for folder in folders)
+    host.environment["PATH"] = added + host.environment["PATH"]
+    host.run(["sh", "-c", f"echo 'PATH={added}$PATH' >> ~/.bashrc"])
 
 
 def _entry(host: Host, role: str) -> dict[str, Any]:
