@@ -41,7 +41,8 @@ def clean(record: Record, folder: Folder, keep_logs: bool = False, for_good: boo
     if left:
         pids = ", ".join(str(one.pid) for one in left)
         raise ClusterError(f"processes {pids} do not end; end them by hand, then try again")
-    taken = ports.wait_free((record.controller, record.grpc, record.http), PORTS_S)
+    listened = [address for one in record.entrances for address in (one.grpc, one.http)]
+    taken = ports.wait_free((record.controller, *listened), PORTS_S)
     raynode.remove_files(record.temp)
     folder.forget(keep_logs, for_good)
     if taken:
