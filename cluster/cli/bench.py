@@ -227,7 +227,7 @@ def _client_errors(address: str) -> Iterator[None]:
     """What a gateway answers to a client of the measurement, as an error of ours."""
     import grpc
 
-    from cluster.cli.client import error_of
+    from cluster.cli.calls import error_of
 
     try:
         yield
@@ -240,7 +240,7 @@ def gateway_results(address: str, preset: GatewayPreset, say: Callable[[str], No
     import grpc
 
     from cluster.cli.bench_gateway import measure_gateway
-    from cluster.cli.client import error_of
+    from cluster.cli.calls import error_of
 
     try:
         return asyncio.run(measure_gateway(address, preset, say))
