@@ -100,6 +100,11 @@ class Client:
         self._gateways = deque(gateways)
         self._policy, self._clock, self._sleep = policy, clock, sleep
 
+    @property
+    def address(self) -> str:
+        """Of the gateway that is called first."""
+        return self._gateways[0].address
+
     def generate(self, request: pb.GenerateRequest) -> Responses:
         """Closing the iterator before its end cancels the request."""
         return self._stream(request, Gateway.generate)
