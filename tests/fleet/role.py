@@ -33,8 +33,9 @@ STATUS_S = 5.0
 
 @dataclass(frozen=True)
 class RoleSpec:
-    """role: controller, node, router or gateway. host: the address at which it listens. controller: host:port. copies: of every expert, in a controller's first
-    table over `nodes` nodes, at least as many for ever. engine: fields of a router's EngineConfig."""
+    """role: controller, node, router or gateway. host: the address that it listens on. controller: host:port.
+    copies: of every expert, in a controller's first table over `nodes` nodes, at least as many for ever.
+    engine: fields of a router's EngineConfig, which a gateway knows too."""
 
     role: str
     name: str

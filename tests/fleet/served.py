@@ -111,39 +111,37 @@ def served(
     library: Path | None = None,
     engine: Mapping[str, Any] | None = None,
 ) -> Iterator[Served]:
-    """A node on each of the hosts `nodes`, the controller and a router on the host `router`; all ready. Or the
-    controller on the host `head`, and a router and a gateway on each of the hosts `fronts`.
+    """A node on each of the hosts `nodes`, the controller and a router on the host `router`; all ready.
 
-    They are named as their hosts, the router "router". library: its folder, None for the bundled model.
+    They are named as their hosts, the router "router". library: its folder, None for the bundled model. head,
+    fronts: in place of `router`, where the controller is, and hosts with a router and a gateway each, named
+    after them.
     """
     library = library or open_model().path
     logs = bed.folder / "logs"
     logs.mkdir(exist_ok=True)
     hub = bed.hosts[head or router]
-    address = f"{hub.address}:{PORT}"
-    count = {"nodes": len(nodes), "copies": copies}
-    common: dict[str, Any] = {"controller": address, "library": str(library), "logs": str(logs)}
-    specs = [(hub, RoleSpec("controller", "controller", hub.address, **common, **count))]
-    specs += [
-        (bed.hosts[host], RoleSpec("node", f"node-{number}", bed.hosts[host].address, **common))
-        for number, host in enumerate(nodes)
-    ]
-    common["engine"] = dict(engine or {})
+    wanted = [(hub, "controller", "controller")]
+    wanted += [(bed.hosts[host], "node", f"node-{number}") for number, host in enumerate(nodes)]
     if router:
-        specs.append((hub, RoleSpec("router", "router", hub.address, **common)))
-    specs += [
-        (bed.hosts[host], RoleSpec(role, f"{role}-{host}", bed.hosts[host].address, **common))
-        for host in fronts
-        for role in ("router", "gateway")
-    ]
+        wanted.append((hub, "router", "router"))
+    wanted += [(bed.hosts[host], role, f"{role}-{host}") for host in fronts for role in ("router", "gateway")]
+    common: dict[str, Any] = {
+        "controller": f"{hub.address}:{PORT}",
+        "library": str(library),
+        "logs": str(logs),
+        "nodes": len(nodes),
+        "copies": copies,
+        "engine": dict(engine or {}),
+    }
     processes = {}
     try:
-        for host, spec in specs:
-            processes[spec.name] = start(host, spec)
+        for host, role, name in wanted:
+            processes[name] = start(host, RoleSpec(role, name, host.address, **common))
         for name, process in processes.items():
             assert process.output.readline() == "starts\n", (logs / f"{name}.err").read_text()
         cluster = Served(bed, hub, library, logs, processes)
-        cluster.wait_ready(len(specs) - 1)
+        cluster.wait_ready(len(wanted) - 1)
         yield cluster
     finally:
         for process in reversed(processes.values()):
