@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -160,12 +160,12 @@ class Client:
 @dataclass
 class Received:
     """Of one request, over all its calls. gateways: how many there are. calls: made without a token.
-    tokens: that came. start: of the first stream that told one."""
+    ids: that came. start: of the last stream that told one."""
 
     gateways: int
     patience: Patience
     calls: int = 0
-    tokens: int = 0
+    ids: list[int] = field(default_factory=list)
     ended: bool = False
     start: pb.Start | None = None
 
@@ -173,10 +173,12 @@ class Received:
         """What to ask for now: the rest, under the name and with the seed that it began with."""
         again = type(request)()
         again.CopyFrom(request)
-        if self.tokens:
+        if self.ids:
             assert self.start is not None, "a stream begins with it"
             again.request_id = self.start.request_id
-            again.resume_from = request.resume_from + self.tokens
+            again.resume_from = request.resume_from + len(self.ids)
+            if len(request.resumed_ids) == request.resume_from:  # all before these are known, too
+                again.resumed_ids.extend(self.ids)
             again.sampling.seed = self.start.seed
         return again
 
@@ -184,16 +186,16 @@ class Received:
         if response.HasField("start"):
             self.start = response.start
         if response.token_ids:
-            self.tokens += len(response.token_ids)
+            self.ids += response.token_ids
             self.calls = 0
             self.patience = Patience.new(now, self.patience.policy)
         self.ended = self.ended or response.HasField("finish")
 
     def may_go_on(self, error: MoemeshError, samples: int, now: float) -> bool:
         """samples: as in pb.Sampling.n. What a client has of several cannot be told in a request."""
-        if error.code != AGAIN or (self.tokens and samples > 1):
+        if error.code != AGAIN or (self.ids and samples > 1):
             return False
-        return not self.patience.tired(now) if self.tokens else self.calls < self.gateways
+        return not self.patience.tired(now) if self.ids else self.calls < self.gateways
 
 
 NO_ACCESS = Access()

@@ -33,7 +33,7 @@ class Gateways:
         number = len(self.calls)
         self.calls.append((gateway, call))
         code, most = self._fails.get(number, ("", len(IDS)))
-        start = call.start + (self._skip if number else 0)
+        start = len(call.had) + (self._skip if number else 0)
         for sent, place in enumerate(range(start, len(IDS))):
             if sent >= most:
                 raise CallFailed(code, "Unavailable", sent, "why")
@@ -76,7 +76,7 @@ def test_what_a_client_does(manner, told) -> None:
     events = history_of(gateways, manner)
     assert names(events) == told
     assert check(events, [ANSWER]) == []
-    starts = [call.start for _, call in gateways.calls]
+    starts = [len(call.had) for _, call in gateways.calls]
     assert starts == ([0, 4] if manner is Manner.resume else [0])
     assert all((call.window_s > 0) == (manner is Manner.resume) for _, call in gateways.calls)
 
@@ -85,7 +85,7 @@ def test_a_client_goes_on_at_another_gateway() -> None:
     gateways = Gateways({0: ("UNAVAILABLE", 3), 1: ("UNAVAILABLE", 0)})
     events = history_of(gateways, Manner.whole)
     assert names(events) == ["asked", "failed", "asked", "failed", "asked", "ended"]
-    assert [(gateway, call.start) for gateway, call in gateways.calls] == [
+    assert [(gateway, len(call.had)) for gateway, call in gateways.calls] == [
         ("gateway-1", 0),
         ("gateway-0", 3),
         ("gateway-1", 3),

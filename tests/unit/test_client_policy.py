@@ -90,6 +90,7 @@ def test_a_stream_that_breaks_goes_on_at_the_next_gateway_by_name_and_seed() -> 
     assert called(script) == [("a", 0), ("b", 5)]
     again = script.calls[1][1]
     assert (again.request_id, again.sampling.seed, again.sampling.temperature) == ("drawn", 9, 1.0)
+    assert list(again.resumed_ids) == list(IDS[:5])
     assert not REQUEST.request_id, "what the caller has given stays as it is"
 
 

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
 
@@ -24,12 +24,12 @@ LONGEST_CALL_S = 120.0
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a gateway. start: tokens that the client has. window_s: of resuming; 0 for none.
+    """One call of a gateway. had: tokens that the client has. window_s: of resuming; 0 for none.
     deadline_s: for the whole call."""
 
     request: str
     question: Question
-    start: int
+    had: tuple[int, ...]
     window_s: float
     deadline_s: float
 
@@ -69,7 +69,7 @@ class _State:
     manner says."""
 
     patience: Patience
-    had: int = 0
+    had: list[int] = field(default_factory=list)
     acted: bool = False
 
 
@@ -128,11 +128,20 @@ class Client:
     async def _call(self, name: str, turn: Turn, state: _State) -> bool:
         """False if the client has left and will be back. Raises CallFailed."""
         gateway, manner = self._gateways[0], turn.manner
-        asked = {"question": turn.question, "manner": manner.value, "gateway": gateway, "start": state.had}
+        asked = {
+            "question": turn.question,
+            "manner": manner.value,
+            "gateway": gateway,
+            "start": len(state.had),
+        }
         self._history.add(h.Asked, request=name, **asked)
         window_s = WINDOW_S if manner is Manner.resume else 0.0
         call = Call(
-            name, self._questions[turn.question], state.had, window_s, turn.deadline_s or LONGEST_CALL_S
+            name,
+            self._questions[turn.question],
+            tuple(state.had),
+            window_s,
+            turn.deadline_s or LONGEST_CALL_S,
         )
         async with contextlib.aclosing(self._caller.generate(gateway, call)) as parts:
             async for part in parts:
@@ -140,7 +149,7 @@ class Client:
                 if part.reason:
                     self._history.add(h.Ended, request=name, reason=part.reason, completion=part.completion)
                     return True
-                if state.had >= turn.after and not state.acted:
+                if len(state.had) >= turn.after and not state.acted:
                     state.acted = True
                     if manner in (Manner.leave, Manner.resume):
                         self._history.add(h.Left, request=name, back=manner is Manner.resume)
@@ -153,5 +162,5 @@ class Client:
     def _take(self, name: str, part: Part, state: _State) -> None:
         if part.ids:
             self._history.add(h.Tokens, request=name, ids=part.ids, bits=part.bits)
-            state.had += len(part.ids)
+            state.had += part.ids
             state.patience = Patience.new(asyncio.get_running_loop().time(), self._policy)
