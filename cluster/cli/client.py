@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -150,9 +150,10 @@ class Client:
     ) -> Responses:
         """One call, from the first token that is missing. Raises Unavailable if it is over before its end."""
         received.calls += 1
-        for response in call(self._gateways[0], received.next(request)):
-            received.take(response, self._clock())
-            yield response
+        with closing(call(self._gateways[0], received.next(request))) as responses:
+            for response in responses:
+                received.take(response, self._clock())
+                yield response
         if not received.ended and request.sampling.n <= 1:
             raise Unavailable(f"the gateway at {self._gateways[0].address} ended a stream before its end")
 
