@@ -184,6 +184,7 @@ class ClusterConfig:
     """What `moemesh up` starts.
 
     model: a library folder, "" for the bundled one; variant: of its experts, "" for the default.
+    gateway: of the first; others listen on ports of their own (cluster/fleet/gateways.py).
     log_format: of the roles' log files. tracing: of requests, at gateways and routers. wire_security: of the
     links between its processes.
     """
@@ -192,6 +193,7 @@ class ClusterConfig:
     variant: str = ""
     nodes: int = 3
     routers: int = 1
+    gateways: int = 1
     engine: EngineConfig = field(default_factory=EngineConfig)
     node: NodeConfig = field(default_factory=NodeConfig)
     gateway: GatewayConfig = field(default_factory=GatewayConfig)

@@ -83,7 +83,7 @@ class Sampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., top_logprobs: _Optional[int] = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ..., n: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "text", "token_ids", "sampling", "tier", "request_id", "resume_from", "priority", "resume_window_s")
+    __slots__ = ("model", "text", "token_ids", "sampling", "tier", "request_id", "resume_from", "priority", "resume_window_s", "resumed_ids")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +93,7 @@ class GenerateRequest(_message.Message):
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     RESUME_WINDOW_S_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_IDS_FIELD_NUMBER: _ClassVar[int]
     model: str
     text: str
     token_ids: TokenIds
@@ -102,10 +103,11 @@ class GenerateRequest(_message.Message):
     resume_from: int
     priority: int
     resume_window_s: float
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tier: _Optional[str] = ..., request_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., priority: _Optional[int] = ..., resume_window_s: _Optional[float] = ...) -> None: ...
+    resumed_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tier: _Optional[str] = ..., request_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., priority: _Optional[int] = ..., resume_window_s: _Optional[float] = ..., resumed_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ChatRequest(_message.Message):
-    __slots__ = ("model", "messages", "variables", "sampling", "tier", "request_id", "resume_from", "priority", "resume_window_s")
+    __slots__ = ("model", "messages", "variables", "sampling", "tier", "request_id", "resume_from", "priority", "resume_window_s", "resumed_ids")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     VARIABLES_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +117,7 @@ class ChatRequest(_message.Message):
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     RESUME_WINDOW_S_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_IDS_FIELD_NUMBER: _ClassVar[int]
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     variables: str
@@ -124,7 +127,8 @@ class ChatRequest(_message.Message):
     resume_from: int
     priority: int
     resume_window_s: float
-    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., variables: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tier: _Optional[str] = ..., request_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., priority: _Optional[int] = ..., resume_window_s: _Optional[float] = ...) -> None: ...
+    resumed_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., variables: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tier: _Optional[str] = ..., request_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., priority: _Optional[int] = ..., resume_window_s: _Optional[float] = ..., resumed_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Alternatives(_message.Message):
     __slots__ = ("token_ids", "logprobs")

@@ -37,7 +37,7 @@ MOEMESH = (sys.executable, "-m", "cluster.cli.app")
 class Case(StrEnum):
     """Of a failover. kill, freeze, cut, slow: two copies of every expert. sole: one, whose node is killed.
     router, frozen_router: one of two routers behind a gateway is killed, or frozen. controller: it is killed,
-    and started again after a while."""
+    and started again after a while. gateway: one of two is killed, and its clients go on at the other."""
 
     kill = "kill"
     freeze = "freeze"
@@ -47,6 +47,7 @@ class Case(StrEnum):
     router = "router"
     frozen_router = "frozen-router"
     controller = "controller"
+    gateway = "gateway"
 
 
 class Preset(StrEnum):
@@ -206,11 +207,13 @@ def bench_failover(
     preset: PresetOption = Preset.minimal,
     as_json: AsJson = False,
 ) -> None:
-    """What streams see of lost nodes, routers, controllers: failed requests, bits, gaps, the way back.
+    """What streams see of lost nodes, routers, gateways, controllers: failed requests, bits, gaps, the way
+    back.
 
     Clusters of paced nodes on this machine; one node is killed, frozen, cut off or slowed down while 16
     streams run over two copies of every expert, or killed where there is one copy. Or, behind a gateway, one
-    of two routers is killed or frozen, or the controller killed.
+    of two routers is killed or frozen, or the controller killed. Or one of two gateways is killed,
+    each with half of the clients, which go on at the other one.
     """
     from cluster.cli.bench_failover import FAILOVER_PRESETS, measure_failover
     from cluster.cli.report import Report
@@ -227,7 +230,7 @@ def _client_errors(address: str) -> Iterator[None]:
     """What a gateway answers to a client of the measurement, as an error of ours."""
     import grpc
 
-    from cluster.cli.client import error_of
+    from cluster.cli.calls import error_of
 
     try:
         yield
@@ -240,7 +243,7 @@ def gateway_results(address: str, preset: GatewayPreset, say: Callable[[str], No
     import grpc
 
     from cluster.cli.bench_gateway import measure_gateway
-    from cluster.cli.client import error_of
+    from cluster.cli.calls import error_of
 
     try:
         return asyncio.run(measure_gateway(address, preset, say))

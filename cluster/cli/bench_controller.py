@@ -13,7 +13,7 @@ from cluster.experiments.chaos.schedule import CONTROLLER, Shape
 from cluster.experiments.chaos.supervised import supervised, wait_whole
 from cluster.experiments.live.failover import Asking, Course, Observed, summed_up
 
-SHAPE = Shape(nodes=3, routers=2, gateways=1)
+SHAPE = Shape(nodes=3, nodes_away=1, gateways=1)
 START_S = BACK_S = 180.0
 """How long the cluster may take to be whole before the run is given up."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.cli.bench import Case
 from cluster.cli.bench_controller import away_results, observe_away
+from cluster.cli.bench_gateways import gateway_results, observe_gateways
 from cluster.cli.bench_routers import observe_routers, router_results
 from cluster.cli.local import local_engine, run
 from cluster.cli.report import NO_TARGET, Result, Target, percentile, result
@@ -36,7 +37,7 @@ BEYOND_LOAD = Target(must=1.5, at_most=True, reference="gap less the time to loa
 ROUTERS = {Case.router: Fault.kill, Case.frozen_router: Fault.freeze}
 """What happens to one of two routers."""
 
-APART = {*ROUTERS, Case.controller}
+APART = {*ROUTERS, Case.controller, Case.gateway}
 """Where no node fails."""
 
 
@@ -89,6 +90,8 @@ def _trial(case: Case, asking: Asking, preset: FailoverPreset) -> Any:
     """What `_summary` takes for this case."""
     if case is Case.controller:
         return observe_away(asking, preset.course, preset.away_s)
+    if case is Case.gateway:
+        return observe_gateways(asking, preset.course)
     rates = [RATE] * NODES
     if case in ROUTERS:
         return observe_routers(asking, rates, ROUTERS[case], preset.course)
@@ -99,6 +102,8 @@ def _summary(case: Case, trials: Sequence[Any], course: Course, enough: float) -
     name = f"failover.{case.value.replace('-', '_')}"
     if case is Case.controller:
         return away_results(name, trials, course)
+    if case is Case.gateway:
+        return gateway_results(name, trials, course)
     if case in ROUTERS:
         return router_results(name, trials, course)
     return _results(case, trials, course, enough)

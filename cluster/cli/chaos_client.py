@@ -83,7 +83,8 @@ def _request(call: Call) -> pb.GenerateRequest:
             ignore_eos=wanted.ignore_eos,
         ),
         request_id=call.request,
-        resume_from=call.start,
+        resume_from=len(call.had),
+        resumed_ids=call.had,
         resume_window_s=call.window_s,
     )
 

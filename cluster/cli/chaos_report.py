@@ -15,6 +15,7 @@ from cluster.experiments.chaos import history as h
 from cluster.experiments.chaos.check import Answer, Violation, check
 from cluster.experiments.chaos.resources import Growth, Sample, growth
 from cluster.experiments.chaos.run import Plan
+from cluster.experiments.chaos.schedule import VERSION
 from cluster.experiments.chaos.timeline import by_request, gaps_of, spans_of
 
 MOST_SHOWN = 20
@@ -25,11 +26,12 @@ GIVEN_UP, LEFT, FAILED, UNENDED = "given up", "left by its client", "failed", "w
 
 @dataclass(frozen=True)
 class Outcome:
-    """faults: by kind, as many as happened, and the longest pause of a stream that may be theirs. requests:
-    by how they ended. calls: how many ended with each error, after which their clients went on. growth: of a
-    soak."""
+    """version: of what is drawn from the seed. faults: by kind, as many as happened, and the longest pause of
+    a stream that may be theirs. requests: by how they ended. calls: how many ended with each error, after
+    which their clients went on. growth: of a soak."""
 
     command: str
+    version: int
     seconds: float
     faults: dict[str, tuple[int, float]]
     requests: dict[str, int]
@@ -49,6 +51,7 @@ class Outcome:
         failed = [event for event in events if isinstance(event, h.Failed)]
         return Outcome(
             command_of(plan),
+            VERSION,
             events[-1].t if events else 0.0,
             _faults(events, gaps),
             dict(Counter(_end(own[-1]) for own in requests.values())),

@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def chat(
-    address: options.Address = "",
+    address: options.Addresses = None,
     api_key: options.ApiKey = "",
     ca: options.Ca = "",
     client_cert: options.ClientCert = "",

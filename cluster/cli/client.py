@@ -1,33 +1,45 @@
-"""The command line as a client of a gateway: where it is, calls, errors as our own."""
+"""The command line as a client of one or several gateways: where they are, what they ask for, and how a call
+goes on at the next one when a gateway is lost (docs/clients.md, "When a stream breaks")."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import grpc
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from grpc_status import rpc_status
 
-from cluster import errors
+from cluster.cli.calls import Gateway
 from cluster.config import GatewayConfig
-from cluster.errors import ConfigError, MoemeshError, Unavailable, error_from_wire
+from cluster.errors import ConfigError, MoemeshError, Unavailable
 from cluster.fleet.folder import Folder
+from cluster.retry import AGAIN, POLICY, Patience, Policy
 from protos import generation_pb2 as pb
-from protos import generation_pb2_grpc
 
 SYSTEM = "system"
-UNLIMITED = (("grpc.max_receive_message_length", -1),)
+OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    # A gateway that is frozen, or out of reach, is noticed within 20 s; one that is back, within a second.
+    ("grpc.keepalive_time_ms", 15_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+Request = TypeVar("Request", pb.GenerateRequest, pb.ChatRequest)
+Answer = TypeVar("Answer")
+Responses = Generator[pb.GenerateResponse, None, None]
 
 
 def default_address() -> str:
-    """Of the cluster that `moemesh up` started, else where a gateway listens by default."""
+    """Of the gateways of the cluster that `moemesh up` started, else where one listens by default."""
     record = Folder().read()
-    if record is not None and record.grpc:
-        return record.grpc
+    if record is not None and record.entrances:
+        return ",".join(one.grpc for one in record.entrances)
     config = GatewayConfig()
     return f"{config.host}:{config.port}"
 
@@ -47,7 +59,7 @@ class Access:
         if not self.ca:
             if self.certificate or self.key:
                 raise ConfigError("--client-cert needs --ca: without TLS nobody is shown a certificate")
-            return grpc.insecure_channel(address, options=UNLIMITED)
+            return grpc.insecure_channel(address, options=OPTIONS)
         if bool(self.certificate) != bool(self.key):
             raise ConfigError("--client-cert and --client-key go together")
         credentials = grpc.ssl_channel_credentials(
@@ -55,7 +67,7 @@ class Access:
             private_key=_pem(self.key) if self.key else None,
             certificate_chain=_pem(self.certificate) if self.certificate else None,
         )
-        return grpc.secure_channel(address, credentials, options=UNLIMITED)
+        return grpc.secure_channel(address, credentials, options=OPTIONS)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -70,78 +82,134 @@ def _pem(path: str) -> bytes:
 
 
 class Client:
-    """Calls of moemesh.v1.Generation. Every method raises MoemeshError in place of grpc.RpcError."""
+    """One cluster, through whichever of its gateways answers. Every method raises MoemeshError.
 
-    def __init__(self, address: str, channel: grpc.Channel, access: Access) -> None:
-        self.address = address
-        self._metadata = access.metadata
-        self._stub = generation_pb2_grpc.GenerationStub(channel)
+    A call that gets UNAVAILABLE before its first token is made again at each other gateway, once. A stream
+    that breaks later goes on at the next one, with no token lost or repeated, until `policy` gives up; one of
+    several samples cannot, and fails.
+    """
 
-    def generate(self, request: pb.GenerateRequest) -> Generator[pb.GenerateResponse, None, None]:
+    def __init__(
+        self,
+        gateways: Sequence[Gateway],
+        policy: Policy = POLICY,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """gateways: the one to be called first; reordered, so that the last one that answered is."""
+        self._gateways = deque(gateways)
+        self._policy, self._clock, self._sleep = policy, clock, sleep
+
+    @property
+    def address(self) -> str:
+        """Of the gateway that is called first."""
+        return self._gateways[0].address
+
+    def generate(self, request: pb.GenerateRequest) -> Responses:
         """Closing the iterator before its end cancels the request."""
-        return self._stream(self._stub.Generate(request, metadata=self._metadata))
+        return self._stream(request, Gateway.generate)
 
-    def chat(self, request: pb.ChatRequest) -> Generator[pb.GenerateResponse, None, None]:
+    def chat(self, request: pb.ChatRequest) -> Responses:
         """As `generate`."""
-        return self._stream(self._stub.Chat(request, metadata=self._metadata))
-
-    def _stream(self, call: Any) -> Generator[pb.GenerateResponse, None, None]:
-        try:
-            with self._errors():
-                yield from call
-        finally:
-            call.cancel()
+        return self._stream(request, Gateway.chat)
 
     def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
-        with self._errors():
-            return self._stub.Score(request, metadata=self._metadata)
+        return self._once_each(lambda gateway: gateway.score(request))
 
     def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        with self._errors():
-            return self._stub.Embed(request, metadata=self._metadata)
+        return self._once_each(lambda gateway: gateway.embed(request))
 
     def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
-        with self._errors():
-            return self._stub.Tokenize(request, metadata=self._metadata)
+        return self._once_each(lambda gateway: gateway.tokenize(request))
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise error_of(error, self.address) from None
+    def _once_each(self, call: Callable[[Gateway], Answer]) -> Answer:
+        for left in reversed(range(len(self._gateways))):
+            try:
+                return call(self._gateways[0])
+            except MoemeshError as error:
+                if error.code != AGAIN or not left:
+                    raise
+                self._gateways.rotate(-1)
+        raise AssertionError("there is a gateway")
+
+    def _stream(self, request: Request, call: Callable[[Gateway, Request], Responses]) -> Responses:
+        received = Received(len(self._gateways), Patience.new(self._clock(), self._policy))
+        while True:
+            try:
+                yield from self._part(request, call, received)
+                return
+            except MoemeshError as error:
+                if not received.may_go_on(error, request.sampling.n, self._clock()):
+                    raise
+            self._sleep(received.patience.pause_s)
+            received.patience = received.patience.longer()
+            self._gateways.rotate(-1)
+
+    def _part(
+        self, request: Request, call: Callable[[Gateway, Request], Responses], received: Received
+    ) -> Responses:
+        """One call, from the first token that is missing. Raises Unavailable if it is over before its end."""
+        received.calls += 1
+        with closing(call(self._gateways[0], received.next(request))) as responses:
+            for response in responses:
+                received.take(response, self._clock())
+                yield response
+        if not received.ended and request.sampling.n <= 1:
+            raise Unavailable(f"the gateway at {self._gateways[0].address} ended a stream before its end")
+
+
+@dataclass
+class Received:
+    """Of one request, over all its calls. gateways: how many there are. calls: made without a token.
+    ids: that came. start: of the last stream that told one."""
+
+    gateways: int
+    patience: Patience
+    calls: int = 0
+    ids: list[int] = field(default_factory=list)
+    ended: bool = False
+    start: pb.Start | None = None
+
+    def next(self, request: Request) -> Request:
+        """What to ask for now: the rest, under the name and with the seed that it began with."""
+        again = type(request)()
+        again.CopyFrom(request)
+        if self.ids:
+            assert self.start is not None, "a stream begins with it"
+            again.request_id = self.start.request_id
+            again.resume_from = request.resume_from + len(self.ids)
+            if len(request.resumed_ids) == request.resume_from:  # all before these are known, too
+                again.resumed_ids.extend(self.ids)
+            again.sampling.seed = self.start.seed
+        return again
+
+    def take(self, response: pb.GenerateResponse, now: float) -> None:
+        if response.HasField("start"):
+            self.start = response.start
+        if response.token_ids:
+            self.ids += response.token_ids
+            self.calls = 0
+            self.patience = Patience.new(now, self.patience.policy)
+        self.ended = self.ended or response.HasField("finish")
+
+    def may_go_on(self, error: MoemeshError, samples: int, now: float) -> bool:
+        """samples: as in pb.Sampling.n. What a client has of several cannot be told in a request."""
+        if error.code != AGAIN or (self.ids and samples > 1):
+            return False
+        return not self.patience.tired(now) if self.ids else self.calls < self.gateways
 
 
 NO_ACCESS = Access()
 
 
 @contextmanager
-def connect(address: str = "", access: Access = NO_ACCESS) -> Iterator[Client]:
-    """address: "host:port"; "" for `default_address()`. Connects with the first call. Raises ConfigError."""
-    address = address or default_address()
-    with access.channel(address) as channel:
-        yield Client(address, channel, access)
-
-
-def error_of(error: grpc.RpcError, address: str) -> MoemeshError:
-    """Our error behind a failed call; one without our details did not come from a gateway of ours."""
-    code, details = error.code(), str(error.details()).replace("\n", " ")
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    for packed in status.details if status is not None else ():
-        info = error_details_pb2.ErrorInfo()
-        if packed.Unpack(info):
-            return error_from_wire(info.reason, details)
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return Unavailable(
-            f"no gateway answers at {address}; start a cluster with `moemesh up`, or give --address "
-            "HOST:PORT, and --ca for one with TLS"
-        )
-    return _kind_of(code)(f"the gateway at {address} answered {code.name}: {details}")
-
-
-def _kind_of(code: grpc.StatusCode) -> type[MoemeshError]:
-    """The most general of our errors with this code."""
-    for kind in (errors.InvalidRequest, errors.UnknownModel, errors.RequestAborted, errors.ClusterError):
-        if kind.code == code.name:
-            return kind
-    return MoemeshError
+def connect(address: str | Sequence[str] | None = None, access: Access = NO_ACCESS) -> Iterator[Client]:
+    """address: "host:port" of one gateway or, with commas, of several; or several of these; nothing for
+    `default_address()`. Connects with the first call. Raises ConfigError."""
+    given = address if isinstance(address, str) else ",".join(address or ())
+    places = [each.strip() for each in (given or default_address()).split(",") if each.strip()]
+    if not places:
+        raise ConfigError(f"--address {given} has no HOST:PORT")
+    with ExitStack() as stack:
+        channels = [stack.enter_context(access.channel(place)) for place in places]
+        yield Client([Gateway(*each, access.metadata) for each in zip(places, channels, strict=True)])

@@ -14,10 +14,11 @@ from cluster.cli.options import AsJson
 from cluster.cli.output import folding_console, print_json
 from cluster.cli.progress import progress_bar
 from cluster.cli.upfleet import Fleet
-from cluster.errors import MoemeshError
+from cluster.errors import MoemeshError, Unavailable
 from cluster.fleet.findings import Finding
 
 if TYPE_CHECKING:
+    from cluster.fleet.folder import Folder
     from kernels.jit import Warmth
 
 WARM = "`moemesh doctor --warm` compiles the rest"
@@ -39,7 +40,7 @@ def doctor(
     from cluster.fleet.condition import condition
     from cluster.fleet.folder import Folder
 
-    findings = [*machine(), *condition(Folder()), *computing]
+    findings = [*machine(), *condition(Folder()), *computing, *gateways()]
     ok = all(finding.good is not False for finding in findings)
     if as_json:
         print_json({"ok": ok} | {one.name: one.values for one in findings} | {"findings": _said(findings)})
@@ -83,6 +84,41 @@ def kernels(warm: bool) -> list[Finding]:
     with progress_bar("compiling") as progress:
         warmth = compile_all(progress, apart=True)
     return [*findings, _compiled(warmth), _bits()]
+
+
+def gateways() -> list[Finding]:
+    """Those of the cluster that is up here, and whether a token can be had from each; none without one."""
+    from cluster.fleet.folder import Folder
+
+    folder = Folder()
+    record = folder.read()
+    if record is None or record.phase != "up" or not record.alive():
+        return []
+    members = _members(folder, record.controller)
+    return [_gateways(record.gateways(), members)]
+
+
+def _members(folder: Folder, controller: str) -> list[dict[str, Any]]:
+    """None while the controller does not answer."""
+    from cluster.fleet.ask import Controller
+
+    with Controller(controller, folder) as asked:
+        try:
+            found: list[dict[str, Any]] = asked.status()["members"]
+        except Unavailable:
+            return []
+        return found
+
+
+def _gateways(listen: list[dict[str, str]], members: list[dict[str, Any]]) -> Finding:
+    """listen: as `Record.gateways`."""
+    ready = {one["address"] for one in members if one["ready"] and one["health"] == "alive"}
+    values = [one | {"ready": one["grpc"] in ready} for one in listen]
+    said = ", ".join(one["grpc"] + ("" if one["grpc"] in ready else " (not ready)") for one in listen)
+    good = all(one["ready"] for one in values)
+    return Finding(
+        "gateways", said, values, good, "" if good else "`moemesh status` shows which roles are away"
+    )
 
 
 def _instruction_set(isa: str, better: dict[str, str]) -> Finding:

@@ -35,7 +35,7 @@ def embed(
         Path | None, typer.Option(help="File in UTF-8, in place of TEXT.", exists=True, dir_okay=False)
     ] = None,
     local: options.Local = False,
-    address: options.Address = "",
+    address: options.Addresses = None,
     api_key: options.ApiKey = "",
     ca: options.Ca = "",
     client_cert: options.ClientCert = "",

@@ -92,8 +92,9 @@ def serve(file: File, host: HostName = "", lines: Lines = False) -> None:
     with saying(lines) as (progress, answer), Signals() as signals:
         fleet, own, folder = joining.fleet_at(file, host)
         record = start_roles(fleet, own, folder, progress, signals)
-        found = {"grpc": record.grpc, "http": record.http_url, "model": record.model}
-        answer(found | {"variant": record.variant, "hosts": [each.name for each in fleet.hosts]})
+        found = {"grpc": record.grpc, "http": record.http_url, "gateways": record.gateways()}
+        about = {"model": record.model, "variant": record.variant}
+        answer(found | about | {"hosts": [each.name for each in fleet.hosts]})
 
 
 def tell_secrets(file: File, host: HostName = "", lines: Lines = False) -> None:

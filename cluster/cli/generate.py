@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from stdin.")],
     local: options.Local = False,
-    address: options.Address = "",
+    address: options.Addresses = None,
     api_key: options.ApiKey = "",
     ca: options.Ca = "",
     client_cert: options.ClientCert = "",

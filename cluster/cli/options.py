@@ -24,6 +24,14 @@ HINTS = {"n": "-n", "top_logprobs": "--logprobs"}
 Address = Annotated[
     str, typer.Option(help="Gateway's HOST:PORT; the cluster that `moemesh up` started if absent.")
 ]
+Addresses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--address",
+        help="Gateway's HOST:PORT; A,B or the option again for several of one cluster: when one is lost, "
+        "the next goes on. Those of the cluster that `moemesh up` started if absent.",
+    ),
+]
 ApiKey = Annotated[
     str, typer.Option(envvar="MOEMESH_API_KEY", help="Key for a gateway that asks for one.", show_envvar=True)
 ]

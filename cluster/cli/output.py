@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -36,6 +37,13 @@ def folding_console() -> Console:
     """Stdout for tables whose last column folds: as wide as the terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else table_console()
+
+
+def addresses_of(gateways: Sequence[Mapping[str, str]]) -> str:
+    """Lines for people. gateways: as `Record.gateways`."""
+    grpc = ", ".join(each["grpc"] for each in gateways)
+    http = ", ".join(f"{each['http']}/v1" for each in gateways if each["http"])
+    return f"gRPC: {grpc}\n" + (f"OpenAI: {http}, metrics at /metrics\n" if http else "")
 
 
 def print_json(value: Any) -> None:

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 def score(
     file: Annotated[Path, typer.Argument(help="Text in UTF-8.", exists=True, dir_okay=False, readable=True)],
     local: options.Local = False,
-    address: options.Address = "",
+    address: options.Addresses = None,
     api_key: options.ApiKey = "",
     ca: options.Ca = "",
     client_cert: options.ClientCert = "",

@@ -20,7 +20,7 @@ Member = dict[str, Any]
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Show nodes, routers, gateway and the placement table.")(status)
+    app.command(help="Show nodes, routers, gateways and the placement table.")(status)
 
 
 def status(
@@ -50,6 +50,7 @@ def _as_json(record: Record, found: dict[str, Any]) -> dict[str, Any]:
         "model": record.model,
         "variant": record.variant,
         "software": found.get("software", ""),
+        "addresses": record.gateways(),
         "table": {"epoch": found["epoch"], "version": found["version"], "active": found["active"]},
         "replicated": found["replicated"],
         "pending": found["pending"],
@@ -160,6 +161,7 @@ _ROUTER: dict[str, Callable[[Member], object]] = {
     "restarts": _count("restarts"),
 }
 _GATEWAY: dict[str, Callable[[Member], object]] = {
+    "HTTP": lambda member: member["stats"].get("http") or "–",
     "routers": _count("routers"),
     "streams": _count("outstanding"),
     "queued": _count("queued"),

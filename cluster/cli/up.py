@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.cli import options, upfleet
-from cluster.cli.output import Progress, print_json
+from cluster.cli.output import Progress, addresses_of, print_json
 from cluster.cli.upfleet import Fleet
 from cluster.cli.values import parse_address, parse_bytes
 from cluster.config import (
@@ -59,6 +59,9 @@ def up(
     routers: Annotated[
         int, typer.Option(min=1, help="Routers, each talking to every node.")
     ] = DEFAULTS.routers,
+    gateways: Annotated[
+        int, typer.Option(min=1, help="Gateways; each listens two ports above the one before.")
+    ] = DEFAULTS.gateways,
     memory_per_node: Annotated[
         str, typer.Option(metavar="SIZE", help="Hard limit of a node's expert weights, e.g. 256MiB; 0: none.")
     ] = format_bytes(DEFAULTS.node.memory_bytes),
@@ -151,6 +154,7 @@ def up(
         variant=experts,
         nodes=nodes,
         routers=routers,
+        gateways=gateways,
         engine=replace(
             DEFAULTS.engine,
             kv=kv,
@@ -292,12 +296,13 @@ def _show_sample(folder: Folder, record: Record) -> None:
 
 def _say_what_next(record: Record, config: ClusterConfig, seconds: float) -> None:
     address = record.grpc
-    default = address == f"{DEFAULTS.gateway.host}:{DEFAULTS.gateway.port}"
-    option = "" if default else f" --address {address}"
+    addresses = ",".join(one.grpc for one in record.entrances)
+    default = addresses == f"{DEFAULTS.gateway.host}:{DEFAULTS.gateway.port}"
+    option = "" if default else f" --address {addresses}"
     command = _command()
     typer.echo(
         f"\n{record.model} ({record.variant}) is up on {config.nodes} nodes after {seconds:.1f} s\n"
-        f"gRPC: {address}\n{_http_line(record)}"
+        f"{addresses_of(record.gateways())}"
         "\nTry next:\n"
         f'  {command} generate "To be, or not to be"{option}\n'
         f"  {command} chat{option}\n"
@@ -305,10 +310,6 @@ def _say_what_next(record: Record, config: ClusterConfig, seconds: float) -> Non
         f"  {command} status\n"
         f"  {command} down"
     )
-
-
-def _http_line(record: Record) -> str:
-    return f"OpenAI: {record.http_url}/v1, metrics at /metrics\n" if record.http else ""
 
 
 def _command() -> str:
@@ -326,6 +327,7 @@ def _summary(record: Record, config: ClusterConfig, seconds: float) -> dict[str,
         "variant": record.variant,
         "nodes": config.nodes,
         "routers": config.routers,
+        "gateways": record.gateways(),
         "seconds": round(seconds, 2),
         "processes": [one.pid for one in record.processes],
     }

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli.output import Progress, print_json
+from cluster.cli.output import Progress, addresses_of, print_json
 from cluster.errors import MoemeshError
 
 Fleet = Annotated[
@@ -30,11 +30,11 @@ def up(file: Path, as_json: bool) -> None:
     if as_json:
         print_json(found | {"fleet": fleet.name, "seconds": round(seconds, 2)})
         return
-    http = f"OpenAI: {found['http']}/v1, metrics at /metrics\n" if found["http"] else ""
+    addresses = ",".join(one["grpc"] for one in found["gateways"])
     typer.echo(
         f"\n{found['model']} ({found['variant']}) is up on {len(fleet.hosts)} hosts of {fleet.name} "
-        f"after {seconds:.1f} s\ngRPC: {found['grpc']}\n{http}\nTry next:\n"
-        f'  moemesh generate "To be, or not to be" --address {found["grpc"]}\n'
+        f"after {seconds:.1f} s\n{addresses_of(found['gateways'])}\nTry next:\n"
+        f'  moemesh generate "To be, or not to be" --address {addresses}\n'
         f"  moemesh status --fleet {file}\n  moemesh down --fleet {file}"
     )
 

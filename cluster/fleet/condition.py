@@ -13,9 +13,9 @@ from cluster.config import GatewayConfig
 from cluster.fleet import clock, ports
 from cluster.fleet.cgroups import cpu_limit, memory_limits
 from cluster.fleet.disk import DiskSpeed, disk_speed
-from cluster.fleet.file import PORTS_PER_GATEWAY
 from cluster.fleet.findings import Finding
 from cluster.fleet.folder import Folder
+from cluster.fleet.gateways import PORTS_PER_GATEWAY
 from cluster.fleet.memory import free_memory
 from cluster.sizes import about
 

@@ -108,7 +108,7 @@ class ControlledRole(abc.ABC):
         self._client = ControlClient(controller, identity=Identity(self.role.value, name, self.incarnation))
         self._loaded = NO_TABLE
         self._error: tuple[str, str] | None = None
-        self._failing: set[str] = set()
+        self._failing: dict[str, Exception] = {}
         self._epoch = 0
         self._view = View()
         self._changed = threading.Condition()
@@ -245,6 +245,9 @@ class ControlledRole(abc.ABC):
         unknown = table is not None and table.epoch != self._epoch  # the controller has restarted
         trouble = self._asked("trouble", self.trouble, None)
         error = self._error if trouble is None else self._error or _named(trouble)
+        ready = self._is_ready()
+        if (bug := self._failing.get("ready")) is not None:  # it will never be: whoever waits must know why
+            error = error or _named(bug)
         return {
             "role": self.role.value,
             "id": self.name,
@@ -256,7 +259,7 @@ class ControlledRole(abc.ABC):
             "table": version,
             "prepared": list(self.prepared),
             "known": table.to_wire() if table is not None and unknown else None,
-            "ready": self._is_ready() and self._error is None,
+            "ready": ready and self._error is None,
             "error": None if error is None else list(error),
             "stats": self._asked("stats", self.stats, dict[str, Any]()),
             "load": self._asked("load", self.load, None),
@@ -271,12 +274,12 @@ class ControlledRole(abc.ABC):
         without figures, but a member that stops syncing is declared dead."""
         try:
             answer = ask()
-        except Exception:
+        except Exception as error:
             if what not in self._failing:
                 log.exception("%s: %s failed; it goes on without and tries again", self.name, what)
-            self._failing.add(what)
+            self._failing[what] = error
             return otherwise
-        self._failing.discard(what)
+        self._failing.pop(what, None)
         return answer
 
 

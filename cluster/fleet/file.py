@@ -23,6 +23,7 @@ from cluster.config import (
 )
 from cluster.errors import ConfigError
 from cluster.fleet.filecheck import check
+from cluster.fleet.gateways import numbered
 from cluster.values import build, mapping
 from cluster.yamlfile import at, load_yaml
 
@@ -31,7 +32,6 @@ OWN = ""
 
 GATEWAY = GatewayConfig(host=OWN, http_host=OWN, http_port=GatewayConfig.port + 1)
 CONTROLLER = ControllerConfig(rebalance=Rebalance.auto)
-PORTS_PER_GATEWAY = 2
 
 
 class HostRole(StrEnum):
@@ -185,15 +185,9 @@ class FleetFile:
 
     def gateway_of(self, host: Host, number: int = 0) -> GatewayConfig:
         """Of gateway `number` of a host: listens there, each on ports of its own."""
-        shift = PORTS_PER_GATEWAY * number  # gRPC's and HTTP's
         own = self.gateway
-        return replace(
-            own,
-            host=own.host or host.address,
-            port=own.port + shift,
-            http_host=own.http_host or host.address,
-            http_port=None if own.http_port is None else own.http_port + shift,
-        )
+        first = replace(own, host=own.host or host.address, http_host=own.http_host or host.address)
+        return numbered(first, number)
 
     def ports_of(self, host: Host) -> tuple[PortUse, ...]:
         """Every port that a host listens on, SSH's included."""

@@ -33,6 +33,14 @@ EPOCH, LOGS, ORDERS, TOKEN, KEY, RAY = "epoch", "logs", "orders", "token", "clus
 
 
 @dataclass(frozen=True)
+class Entrance:
+    """Where a gateway listens, host:port. http: "" where it offers none."""
+
+    grpc: str
+    http: str = ""
+
+
+@dataclass(frozen=True)
 class Record:
     """state.json. Addresses are host:port, "" while unknown.
 
@@ -40,7 +48,8 @@ class Record:
     owner: the command that is starting something, or, of a fleet, stays with it.
     processes: every process that was started; the first is the parent of Ray's.
     temp: Ray's temporary folder, removed with the cluster.
-    address: of this machine in a fleet, whose gateway may be on another; "" where there is one machine only.
+    address: of this machine in a fleet, whose gateways may be on others; "" where there is one machine only.
+    grpc, http: of the first gateway; further: of the others.
     """
 
     phase: Literal["starting", "joined", "up"]
@@ -51,6 +60,7 @@ class Record:
     controller: str = ""
     grpc: str = ""
     http: str = ""
+    further: tuple[Entrance, ...] = ()
     model: str = ""
     variant: str = ""
     address: str = ""
@@ -59,14 +69,27 @@ class Record:
 
     @property
     def http_url(self) -> str:
-        """ "" where no HTTP is offered."""
+        """Of the first gateway, "" where no HTTP is offered."""
+        return self._url(self.http)
+
+    @property
+    def entrances(self) -> tuple[Entrance, ...]:
+        """Of all gateways; none while unknown."""
+        return (Entrance(self.grpc, self.http), *self.further) if self.grpc else ()
+
+    def gateways(self) -> list[dict[str, str]]:
+        """As commands print them: grpc, and the URL of http."""
+        return [{"grpc": one.grpc, "http": self._url(one.http)} for one in self.entrances]
+
+    def _url(self, http: str) -> str:
         scheme = "https" if self.config.get("gateway", {}).get("tls") else "http"
-        return f"{scheme}://{self.http}" if self.http else ""
+        return f"{scheme}://{http}" if http else ""
 
     @property
     def own_addresses(self) -> tuple[str, ...]:
         """Where processes of this machine listen."""
-        known = tuple(filter(None, (self.controller, self.grpc, self.http)))
+        gateways = [address for one in self.entrances for address in (one.grpc, one.http)]
+        known = tuple(filter(None, (self.controller, *gateways)))
         if not self.address:
             return known
         return tuple(one for one in known if split_address(one)[0] == self.address)
@@ -99,6 +122,7 @@ class Folder:
                 raise ValueError(f"version {values['version']}")
             values["owner"] = Mark(*values["owner"])
             values["processes"] = tuple(Mark(*one) for one in values["processes"])
+            values["further"] = tuple(Entrance(**one) for one in values.get("further", ()))
             return Record(**values)
         except FileNotFoundError:
             return None

@@ -10,9 +10,8 @@ import dataclasses
 import os
 from typing import Any
 
-from cluster.controller.members import Role
 from cluster.errors import AlreadyUp, MoemeshError
-from cluster.fleet import ports, processes, stop
+from cluster.fleet import gateways, ports, processes, stop
 from cluster.fleet.folder import Folder, Record
 from cluster.fleet.machine import Machine, Progress
 from cluster.fleet.raynode import HOST
@@ -26,15 +25,13 @@ def launch(plan: Plan, folder: Folder, progress: Progress, signals: Signals) -> 
 
     signals: its context is open; a signal that it notes ends the start within a second or two.
 
-    Raises AlreadyUp, PortInUse, StartFailed, or the error that a role reported. After any exception,
-    KeyboardInterrupt included, no process, port or file of it is left; only the logs are, after a failure.
+    Raises AlreadyUp, ConfigError, PortInUse, StartFailed, or the error that a role reported. After any
+    exception, KeyboardInterrupt included, no process, port or file of it is left; only the logs are, after a
+    failure.
     """
     with folder.locked():
         clear_the_way(folder, progress)
-        gateway = plan.config.gateway
-        ports.check_free(gateway.host, gateway.port, "--grpc")
-        if gateway.http_port is not None:
-            ports.check_free(gateway.http_host, gateway.http_port, "--http")
+        gateways.check_ports(plan.config.gateway, plan.config.gateways)
         config = dataclasses.asdict(plan.config)
         record = Record(
             phase="starting", owner=this_process(), model=plan.model, variant=plan.variant, config=config
@@ -93,8 +90,7 @@ class _Start:
         starting.spawn()
         machine.note_processes()
         members = starting.wait_ready(machine.record.controller)
-        gateway = next(member for member in members if member["role"] == Role.GATEWAY)
-        machine.note(phase="up", grpc=str(gateway["address"]), http=str(gateway["stats"].get("http", "")))
+        machine.note(phase="up", **gateways.noted(members))
         machine.note_processes()
         _actors().disconnect()
         return machine.record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -13,13 +14,13 @@ from cluster.errors import ConfigError, PortInUse
 POLL_S = 0.05
 
 
-def check_free(host: str, port: int, option: str) -> None:
+def check_free(host: str, port: int, option: str, beyond: int = 0) -> None:
     """Raises PortInUse, which names the option to change, also if the host is none of ours. Port 0 is always
-    free."""
+    free. beyond: the port is so far above the one that the option says."""
     if said := problem(host, port):
         raise PortInUse(
             f"port {port} on {host} cannot be used ({said}); "
-            f"stop what uses it or choose another: moemesh up {option} {host}:{port + 1}"
+            f"stop what uses it or choose another: moemesh up {option} {host}:{port + 1 - beyond}"
         )
 
 
@@ -53,7 +54,8 @@ def free_port(host: str) -> int:
 
 
 def wait_free(addresses: Iterable[str], timeout_s: float) -> list[str]:
-    """Wait until nobody listens at these host:port addresses; returns those that are taken still."""
+    """Wait until nobody listens at these host:port addresses; returns those that are taken still. Those of
+    other machines are not looked at."""
     left = [address for address in addresses if address]
     deadline = time.monotonic() + timeout_s
     while True:
@@ -66,8 +68,8 @@ def wait_free(addresses: Iterable[str], timeout_s: float) -> list[str]:
 def _free(address: str) -> bool:
     try:
         listen(*split_address(address)).close()
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE
     return True
 
 

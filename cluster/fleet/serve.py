@@ -9,12 +9,11 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.config import ClusterConfig, NodeConfig
-from cluster.controller.members import Role
 from cluster.errors import NotUp, OutOfMemoryBudget, StartFailed
-from cluster.fleet import raynode
+from cluster.fleet import gateways, raynode
 from cluster.fleet.file import FleetFile, Host
 from cluster.fleet.folder import Folder, Record
 from cluster.fleet.launch import this_process
@@ -68,6 +67,7 @@ def _config(fleet: FleetFile) -> ClusterConfig:
         variant=fleet.variant,
         nodes=len(fleet.nodes),
         routers=sum(host.routers for host in fleet.hosts),
+        gateways=sum(host.gateways for host in fleet.hosts),
         engine=fleet.engine,
         node=NodeConfig(),
         gateway=fleet.gateway_of(first),
@@ -136,7 +136,7 @@ class _Serving:
             starting.spawn()
             machine.note_processes()
             members = starting.wait_ready(machine.record.controller)
-            machine.note(phase="up", **gateway_of(members))
+            machine.note(phase="up", **gateways.noted(members))
             return machine.record
         finally:
             actors.disconnect()
@@ -161,9 +161,3 @@ def await_hosts(
                 "`moemesh up --fleet`"
             )
         time.sleep(POLL_S)
-
-
-def gateway_of(members: list[dict[str, Any]]) -> dict[str, str]:
-    """Where the first gateway listens."""
-    gateway = next(member for member in members if member["role"] == Role.GATEWAY)
-    return {"grpc": str(gateway["address"]), "http": str(gateway["stats"].get("http", ""))}

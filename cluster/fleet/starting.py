@@ -20,6 +20,9 @@ ACTORS_S = 120.0
 READY_S = 600.0
 """Loading a large library from a slow disk takes minutes."""
 
+FAILING_S = 30.0
+"""A gateway that gets no token from its ready routers for so long never will: what they load is loaded."""
+
 POLL_S = 0.05
 
 
@@ -73,7 +76,8 @@ class Starting:
         self._progress.done(self._watch.timed(f"{len(started)} processes"))
 
     def wait_ready(self, address: str) -> list[dict[str, Any]]:
-        """Wait until every role is ready; returns the members as the controller at `address` knows them.
+        """Wait until every role is ready; returns the members as the controller at `address` knows them, in
+        the order in which they are wanted.
 
         Raises StartFailed, or the error that a role has reported.
         """
@@ -92,7 +96,8 @@ class Starting:
                     raise StartFailed(f"{said} after {READY_S:g} s; {self._see()}")
                 time.sleep(POLL_S)
         self._progress.done(self._watch.timed(said))
-        return members
+        places = list(self._host_of)
+        return sorted(members, key=lambda member: places.index(member["id"]))
 
     @property
     def _members(self) -> int:
@@ -134,6 +139,8 @@ class Starting:
                 raise self._died(name, self._marks[name].pid if name in self._marks else 0)
             if member["health"] == Health.DEAD:
                 raise StartFailed(f"{self._named(name)} is silent; is its machine up? {self._see()}")
+            if error := lasting(member):
+                raise StartFailed(f"{self._named(name)} gets no token: {error}; {self._see()}")
 
     def _died(self, name: str, pid: int) -> StartFailed:
         if self._host_of[name] != self._here:
@@ -149,6 +156,12 @@ class Starting:
 
     def _see(self) -> str:
         return f"see {self._folder.logs}"
+
+
+def lasting(member: dict[str, Any]) -> str:
+    """The error because of which a gateway will not get ready; "" while there is hope."""
+    seconds, error = member["stats"].get("failing", (0.0, ""))
+    return str(error) if not member["ready"] and seconds > FAILING_S else ""
 
 
 def describe(members: Sequence[dict[str, Any]], wanted: dict[str, int]) -> str:

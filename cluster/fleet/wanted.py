@@ -15,6 +15,7 @@ from cluster.config import ClusterConfig
 from cluster.controller.members import Role
 from cluster.controller.state import Shape
 from cluster.fleet.folder import EPOCH, LOGS
+from cluster.fleet.gateways import numbered
 from cluster.fleet.roles.controller import ControllerPlace
 from cluster.fleet.roles.process import Place
 
@@ -78,11 +79,13 @@ def on_one_machine(plan: Plan, host: str, port: int, logs: str, epoch: str) -> t
     for role, many, more in (
         (Role.NODE, config.nodes, (config.node,)),
         (Role.ROUTER, config.routers, (config.engine,)),
-        (Role.GATEWAY, 1, (config.gateway, config.engine)),
     ):
-        for number in range(many):
-            name = role.value if role is Role.GATEWAY else f"{role.value}-{number}"
-            found.append(Wanted(role.value, name, (place(name), *more)))
+        names = [f"{role.value}-{number}" for number in range(many)]
+        found += [Wanted(role.value, name, (place(name), *more)) for name in names]
+    for number in range(config.gateways):
+        name = Role.GATEWAY.value if config.gateways == 1 else f"{Role.GATEWAY.value}-{number}"
+        own = numbered(config.gateway, number)
+        found.append(Wanted(Role.GATEWAY.value, name, (place(name), own, config.engine)))
     return tuple(found)
 
 

@@ -60,7 +60,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A request that may be submitted. Tokens below `resume_from` are generated but not sent.
+    """A request that may be submitted. Tokens below `resume_from` are not sent. resumed_ids: all of these; or
+    none, then they are generated again.
 
     resume_window_s: for how long it goes on after its stream has ended early.
     sampling: of sample 0; the others differ in their seeds alone. stop, samples, priority: as `stop`, `n` and
@@ -76,6 +77,7 @@ class Admitted:
     stop: tuple[str, ...] = ()
     samples: int = 1
     priority: int = 0
+    resumed_ids: tuple[int, ...] = ()
 
 
 def check_model(asked: str, served: str, version: str = "") -> None:
@@ -138,6 +140,18 @@ def check_resume(resume_from: int, wishes: Wishes) -> int:
     if resume_from > 0 and wishes.seed is None and (wishes.temperature or 0.0) > 0:
         raise InvalidRequest("resume_from of a sampled request needs the seed that its first stream returned")
     return resume_from
+
+
+def check_resumed(ids: Sequence[int], resume_from: int, most: int, limits: Limits) -> tuple[int, ...]:
+    """Raises InvalidRequest unless they are as many as came before, or none. most: of the whole answer."""
+    if ids and (len(ids) != resume_from or len(ids) > most):
+        raise InvalidRequest(
+            f"resumed_ids has {len(ids)} tokens, resume_from is {resume_from} and max_tokens {most}; send as "
+            "many as resume_from says, or none"
+        )
+    if ids and max(ids) >= limits.vocab:
+        raise InvalidRequest(f"a token of resumed_ids is not in 0..{limits.vocab - 1}")
+    return tuple(ids)
 
 
 def check_window(seconds: float, most: float, samples: int | None) -> float:

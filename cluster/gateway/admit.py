@@ -30,6 +30,7 @@ async def admit(
     tier: str = "",
     resume_from: int = 0,
     resume_window_s: float = 0.0,
+    resumed_ids: Sequence[int] = (),
 ) -> Admitted:
     """Fill in defaults, draw a missing seed and id. resume_window_s: as admission.check_window gave it.
 
@@ -52,6 +53,7 @@ async def admit(
         admission.check_stop(wishes.stop),
         admission.check_samples(wishes.n),
         admission.check_priority(wishes.priority),
+        admission.check_resumed(resumed_ids, resume_from, sampling.max_tokens, served.limits),
     )
 
 
@@ -65,6 +67,7 @@ def sample_requests(admitted: Admitted, tenant: str = "") -> list[EngineRequest]
             priority=admitted.priority,
             tier=admitted.tier,
             tenant=tenant,
+            emitted=admitted.resumed_ids,
         )
         for index in range(admitted.samples)
     ]

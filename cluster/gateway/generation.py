@@ -108,6 +108,7 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
             resume_window_s=admission.check_window(
                 request.resume_window_s, self._config.max_resume_s, _samples(request)
             ),
+            resumed_ids=request.resumed_ids,
         )
 
     async def _stream(self, admitted: Admitted, context: Context, answer: answering) -> None:

@@ -76,6 +76,8 @@ class Mailbox:
     It holds at most `max_tokens` tokens, so a client that does not read costs no more than its own
     request; one that reads slowly gets several tokens at once. `bell` rings at every change; `started`: its
     router has sent something, or it has ended otherwise. keep: what was read is kept too, for `rewind`.
+    known: tokens that its reader has from another gateway, the first to be read; their log-probabilities are
+    not known and read 0, their alternatives empty. listed: whether tokens come with alternatives.
     """
 
     __slots__ = (
@@ -90,16 +92,18 @@ class Mailbox:
         bell: Bell | None = None,
         meter: RequestMeter | None = None,
         keep: bool = False,
+        known: tuple[int, ...] = (),
+        listed: bool = False,
     ) -> None:
         self.request_id = request_id
         self.bell = bell or Bell()
-        self._ids = array("i")
+        self._ids = array("i", known)
         self.started = False
         self.ended = False
         self.reason = ""
         self._max_tokens = max_tokens
         self._meter = meter
-        self._batch = Batch()
+        self._batch = Batch(list(known), [0.0] * len(known), [()] * len(known) if listed else [])
         self._read = Batch() if keep else None
         self._error: MoemeshError | None = None
 

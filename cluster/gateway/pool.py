@@ -164,6 +164,8 @@ class RouterPool:
                 bell,
                 self.meter.request(len(each.prompt_ids)),
                 keep=window_s > 0,
+                known=each.emitted,
+                listed=each.sampling.top_logprobs > 0,
             )
             for each in requests
         )

@@ -32,6 +32,8 @@ class Readiness:
         self._on_change = on_change
         self._clock = clock
         self._routers_changed = asyncio.Event()
+        self._failing_since: float | None = None
+        self._error = ""
         self.ready = False
 
     def routers_changed(self, any_connected: bool) -> None:
@@ -39,6 +41,13 @@ class Readiness:
         if not any_connected:
             self._set(False)
         self._routers_changed.set()
+
+    @property
+    def failing(self) -> tuple[float, str]:
+        """(seconds for which probes have ended with errors, the last error); (0, "") if the last one did not.
+        One that is only late is no error: it may be the machine that is slow."""
+        since = self._failing_since
+        return (0.0, "") if since is None else (self._clock() - since, self._error)
 
     async def watch(self) -> None:
         """Prove it again and again; ends by cancellation."""
@@ -61,6 +70,7 @@ class Readiness:
         return PROVEN_S if proven else RETRY_S
 
     async def _probe(self) -> bool:
+        begin = self._clock()
         try:
             async with asyncio.timeout(PROBE_S):
                 await self._pool.probe()
@@ -69,8 +79,18 @@ class Readiness:
             working = self._clock() - self._pool.meter.last_token < PROVEN_S
             if self.ready and not working:
                 log.warning("no token can be produced: %s", str(error) or f"none within {PROBE_S:g} s")
+            self._note("" if working else str(error), begin)
             return working
+        self._note("", begin)
         return True
+
+    def _note(self, error: str, begin: float) -> None:
+        """error: of a probe since `begin`, "" if it had none."""
+        self._error = error
+        if not error:
+            self._failing_since = None
+        elif self._failing_since is None:
+            self._failing_since = begin
 
     def _set(self, ready: bool) -> None:
         if ready != self.ready:

@@ -169,7 +169,7 @@ class Run:
         return self._ticket.mailboxes[sample.index].poll()
 
     def _delta(self, sample: _Sample, batch: Batch) -> Delta:
-        if sample.emitted == 0 and batch.token_ids:
+        if not sample.first_at and sample.emitted + len(batch.token_ids) > len(self.admitted.resumed_ids):
             sample.first_at = self._clock()
         skipped, taken, text = self._read(sample, batch.token_ids)
         stopped, end = sample.stream.stopped is not None, batch.end
@@ -212,7 +212,7 @@ class Run:
             reason=end.reason,
             prompt_tokens=end.prompt_tokens,
             completion_tokens=end.completion_tokens,
-            ttft_s=sample.first_at - self._began if sample.emitted else 0.0,
+            ttft_s=sample.first_at - self._began if sample.first_at else 0.0,
             duration_s=self._clock() - self._began,
             stop=sample.stream.stopped,
         )

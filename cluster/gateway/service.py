@@ -81,6 +81,11 @@ class GatewayService:
         return self._front is not None and self._front.readiness.ready
 
     @property
+    def failing(self) -> tuple[float, str]:
+        """As `Readiness.failing`."""
+        return (0.0, "") if self._front is None else self._front.readiness.failing
+
+    @property
     def address(self) -> str:
         """ "host:port", with the port that the system chose if 0 was asked for. Empty before start()."""
         return self._address

@@ -68,8 +68,8 @@ class Ticket:
         return sum(number in link.outstanding for number in self.numbers) if link is self.link else 0
 
     def same_as(self, requests: tuple[EngineRequest, ...]) -> bool:
-        """Whether they ask for the same tokens. The seed of a greedy request plays no part, nor
-        does a trace."""
+        """Whether they ask for the same tokens. The seed of a greedy request plays no part, nor does a trace,
+        nor which tokens their readers have."""
         return tuple(map(_unseeded, self.requests)) == tuple(map(_unseeded, requests))
 
     def hand_over(self) -> None:
@@ -115,7 +115,7 @@ class Ticket:
 
 
 def _unseeded(request: EngineRequest) -> EngineRequest:
-    request = dataclasses.replace(request, trace="")
+    request = dataclasses.replace(request, trace="", emitted=())
     if request.sampling.temperature > 0:
         return request
     return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, seed=0))

@@ -19,12 +19,11 @@ from cluster.gateway.grpc_server import ADMIN
 from cluster.gateway.service import SERVICES
 from protos import open_inference_pb2
 from support.own_client import Served
+from support.pages import PAGE, ROOT, block, generate_stubs, shell
 from support.scripts import run
 
 pytestmark = [pytest.mark.clients, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "clients.md").read_text()
 PROMPT, TOKENS = "And it came to pass", 16
 """Of the page's snippets."""
 
@@ -183,14 +182,7 @@ def test_grpcurl(grpcurl: Path, served: Served) -> None:
 
 def snippet(label: str, served: Served) -> str:
     """The block of docs/clients.md of this label, with the addresses of the cluster."""
-    (code,) = re.findall(rf"^```{label}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    return str(code).replace("127.0.0.1:8471", served.grpc).replace("127.0.0.1:8472", served.http)
-
-
-def shell(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stderr[-3000:]}"
-    return done.stdout
+    return block(label).replace("127.0.0.1:8471", served.grpc).replace("127.0.0.1:8472", served.http)
 
 
 def written(folder: Path, name: str, code: str) -> str:
@@ -214,9 +206,7 @@ def test_the_page_s_tritonclient(client_python: Path, served: Served, answer: st
 
 
 def test_the_page_s_grpcio(client_python: Path, served: Served, answer: str, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "protos", tmp_path / "protos")
-    (command,) = re.findall(r"^python (-m grpc_tools\.protoc .*)$", PAGE, re.MULTILINE)
-    shell([str(client_python), *command.split()], tmp_path)
+    generate_stubs(client_python, tmp_path)
     file = written(tmp_path, "client.py", snippet("python grpcio", served))
     assert shell([str(client_python), file], tmp_path) == answer
 

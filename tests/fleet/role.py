@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.balance.placement import PlacementTable
-from cluster.config import ControllerConfig, EngineConfig, NodeConfig
+from cluster.config import ControllerConfig, EngineConfig, GatewayConfig, NodeConfig
 from cluster.controller.state import Shape
 from cluster.dispatch.client import ControlClient
 from cluster.dispatch.handshake import Identity
@@ -22,6 +22,7 @@ from cluster.dispatch.kinds import Kind
 from cluster.experiments.live.cluster import expert_page_bytes
 from cluster.experiments.live.failover import in_copies
 from cluster.fleet.roles.controller import ControllerPlace, ControllerRole
+from cluster.fleet.roles.gateway import GatewayRole
 from cluster.fleet.roles.node import NodeRole
 from cluster.fleet.roles.process import Place
 from cluster.fleet.roles.router import RouterRole
@@ -32,9 +33,9 @@ STATUS_S = 5.0
 
 @dataclass(frozen=True)
 class RoleSpec:
-    """role: controller, node or router. host: the address at which a controller or node listens; a router is
-    asked by clients of its own host. controller: host:port. copies: of every expert, in a controller's first
-    table over `nodes` nodes, at least as many for ever. engine: fields of a router's EngineConfig."""
+    """role: controller, node, router or gateway. host: the address that it listens on. controller: host:port.
+    copies: of every expert, in a controller's first table over `nodes` nodes, at least as many for ever.
+    engine: fields of a router's EngineConfig, which a gateway knows too."""
 
     role: str
     name: str
@@ -66,11 +67,15 @@ def main(spec: RoleSpec) -> None:
 
 def start(spec: RoleSpec) -> Role:
     library = Library.open(spec.library)
-    place = Place(spec.name, spec.controller, spec.library, library.manifest.default_variant, spec.logs)
+    variant = library.manifest.default_variant
+    place = Place(spec.name, spec.controller, spec.library, variant, spec.logs, host=spec.host)
+    engine = EngineConfig(**spec.engine)
     if spec.role == "node":
         return NodeRole(place, NodeConfig(host=spec.host))
     if spec.role == "router":
-        return RouterRole(place, EngineConfig(**spec.engine))
+        return RouterRole(place, engine)
+    if spec.role == "gateway":
+        return GatewayRole(place, GatewayConfig(host=spec.host, insecure=True), engine)
     return ControllerRole(_controller(spec, library))
 
 

@@ -121,7 +121,7 @@ def test_a_role_whose_counts_fail_goes_on_syncing(controller, ask, roles, caplog
     until(lambda: members(ask())["node-0"]["stats"])
 
     node.stats = node.load = lambda: 1 // 0
-    until(lambda: members(ask())["node-0"]["stats"] == {} and node._failing == {"stats", "load"})
+    until(lambda: members(ask())["node-0"]["stats"] == {} and set(node._failing) == {"stats", "load"})
     node.stats, node.load = lambda: {"resident_bytes": 7}, lambda: None
     until(lambda: members(ask())["node-0"]["stats"] == {"resident_bytes": 7})
 

@@ -45,10 +45,14 @@ def served() -> Iterator[tuple[GatewayService, list[int]]]:
         yield gateway, [live.processes[f"router-{number}"].pid for number in range(2)]
 
 
-def answer(stub: generation_pb2_grpc.GenerationStub, name: str) -> Answer:
+def ask(name: str) -> pb.GenerateRequest:
+    return request(TEXT, **ASKED[name])
+
+
+def answer(stub: generation_pb2_grpc.GenerationStub, asked: pb.GenerateRequest) -> Answer:
     """Of each sample its text, ids, logprobs, alternatives, and how it ended."""
     found: Answer = {}
-    for part in stub.Generate(request(TEXT, **ASKED[name]), timeout=60):
+    for part in stub.Generate(asked, timeout=60):
         one = found.setdefault(part.index, ["", [], [], [], None])
         one[0] += part.text
         one[1] += part.token_ids
@@ -59,17 +63,30 @@ def answer(stub: generation_pb2_grpc.GenerationStub, name: str) -> Answer:
     return found
 
 
+def resumed(stub: generation_pb2_grpc.GenerationStub, name: str, whole: Answer) -> Answer:
+    """As `whole`, of which a client says that it has the first half of the ids."""
+    _, ids, logprobs, listed, _ = whole[0]
+    had = len(ids) // 2
+    known = request(TEXT, resume_from=had, resumed_ids=ids[:had], **ASKED[name])
+    found = answer(stub, known)[0]
+    return {
+        0: [whole[0][0], ids[:had] + found[1], logprobs[:had] + found[2], listed[:had] + found[3], found[4]]
+    }
+
+
 def test_the_same_tokens_after_a_freeze_and_a_kill(served: tuple[GatewayService, list[int]]) -> None:
     gateway, pids = served
     with generation_stub(gateway) as stub, ThreadPoolExecutor(len(ASKED)) as threads:
-        expected = dict(zip(ASKED, threads.map(lambda name: answer(stub, name), ASKED), strict=True))
+        expected = dict(zip(ASKED, threads.map(lambda name: answer(stub, ask(name)), ASKED), strict=True))
+        for name in ASKED.keys() - {"samples"}:
+            assert resumed(stub, name, expected[name]) == expected[name]
         scored = stub.Score(pb.ScoreRequest(text=TEXT * 4)).logprobs
         for pid, what in ((pids[0], signal.SIGSTOP), (pids[1], signal.SIGKILL)):
             before = gateway.stats()["replayed"]
             begun = stub.Generate(request(TEXT, **LONG), timeout=60)
             for _ in range(2):
                 next(begun)
-            answers = {name: threads.submit(answer, stub, name) for name in ASKED}
+            answers = {name: threads.submit(answer, stub, ask(name)) for name in ASKED}
             wait_until(lambda: gateway.stats()["outstanding"] == 1 + len(ASKED), "all requests")
             os.kill(pid, what)
             score = stub.Score(pb.ScoreRequest(text=TEXT * 4), timeout=60)

@@ -23,7 +23,7 @@ def moemesh(tmp_path_factory):
     root = tmp_path_factory.mktemp("up")
     library = tiny_library(root, "qwen3-dense-between")
     cluster = Moemesh(root / "state", "--model", str(library.path))
-    cluster.summary = cluster.up("--routers", "2")
+    cluster.summary = cluster.up("--routers", "2", "--gateways", "2")
     yield cluster
     cluster.stop()
 
@@ -59,6 +59,8 @@ def test_everybody_is_ready_and_holds_its_share(moemesh):
     assert all(n["stats"]["resident_bytes"] > 0 for n in status["nodes"])
     assert [r["stats"]["kv_type"] for r in status["routers"]] == ["bf16", "bf16"]
     assert status["grpc"] == moemesh.summary["grpc"]
+    assert status["addresses"] == moemesh.summary["gateways"]
+    assert [g["id"] for g in status["gateways"]] == ["gateway-0", "gateway-1"]
 
 
 @pytest.mark.parametrize("name", ["node-0", "node-1", "node-2", "router-0", "router-1"])
@@ -70,7 +72,7 @@ def test_what_computes_found_every_kernel_in_the_cache(moemesh, name):
 def test_status_is_a_table_for_people(moemesh):
     done = moemesh.run("status")
     assert done.returncode == 0
-    for name in ("node-2", "router-1", "gateway", "ready", "1.1 active"):
+    for name in ("node-2", "router-1", "gateway-1", "ready", "1.1 active"):
         assert name in done.stdout
 
 
@@ -97,6 +99,14 @@ def test_a_stranger_at_one_of_its_ports_gets_nothing(moemesh):
 
 def test_it_generates(tokens):
     assert len(tokens) == 8
+
+
+def test_every_gateway_gives_the_same_tokens(moemesh, tokens):
+    addresses = [one["grpc"] for one in moemesh.summary["gateways"]]
+    assert len(set(addresses)) == 2
+    for address in addresses:
+        found = moemesh.json("generate", PROMPT, "--max-tokens", "8", "--address", address)
+        assert found["token_ids"] == tokens
 
 
 def test_up_again_is_refused_and_harms_nothing(moemesh, tokens):
@@ -129,6 +139,17 @@ def test_a_killed_node_comes_back_with_its_experts(moemesh, tokens):
     assert after["experts"] == before["experts"]
     assert after["stats"]["restarts"] == 1
     assert generate(moemesh) == tokens
+
+
+def test_a_killed_gateway_is_not_missed_and_comes_back(moemesh, tokens):
+    """Clients that are told no address know both."""
+    before = moemesh.members()["gateway-0"]
+    kill(moemesh.role_pid("gateway-0"))
+    assert generate(moemesh) == tokens
+    wait_until(
+        lambda: (m := all_ready(moemesh)) and m["gateway-0"]["incarnation"] > before["incarnation"],
+        "gateway-0 comes back",
+    )
 
 
 def test_a_killed_controller_comes_back_with_a_higher_epoch(moemesh, tokens):

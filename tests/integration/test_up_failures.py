@@ -137,6 +137,16 @@ def test_a_taken_port_is_refused_before_anything_starts(moemesh):
     assert not moemesh.folder.path.exists()
 
 
+def test_a_taken_port_of_the_second_gateway_is_named(moemesh):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options = ("--grpc", f"127.0.0.1:{port - 2}", "--http", "off", "--gateways", "2")
+        done = moemesh.run("up", *moemesh.options, *options)
+    assert done.returncode == 1
+    assert f"port {port} on 127.0.0.1" in done.stderr
+    assert not moemesh.folder.path.exists()
+
+
 def test_a_host_beyond_loopback_is_refused(moemesh):
     done = moemesh.run("up", *moemesh.options, "--grpc", "0.0.0.0:0")
     assert done.returncode == 1

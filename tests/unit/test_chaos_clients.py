@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, Callable
 
 import pytest
 
-from cluster.experiments.chaos import clients
 from cluster.experiments.chaos import history as h
 from cluster.experiments.chaos.check import Answer, Wrong, check
 from cluster.experiments.chaos.clients import Call, CallFailed, Client, Part
 from cluster.experiments.chaos.history import History
 from cluster.experiments.chaos.workload import Manner, Question, Turn
+from cluster.retry import Policy
 from cluster.types import SamplingParams
 
 IDS = tuple(range(20, 32))
@@ -33,7 +33,7 @@ class Gateways:
         number = len(self.calls)
         self.calls.append((gateway, call))
         code, most = self._fails.get(number, ("", len(IDS)))
-        start = call.start + (self._skip if number else 0)
+        start = len(call.had) + (self._skip if number else 0)
         for sent, place in enumerate(range(start, len(IDS))):
             if sent >= most:
                 raise CallFailed(code, "Unavailable", sent, "why")
@@ -48,15 +48,12 @@ class Gateways:
         self._aborted = True
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "FIRST_RETRY_S", 0.0)
-    monkeypatch.setattr(clients, "MOST_RETRY_S", 0.0)
+QUICK = Policy(first_s=0.0, most_s=0.0)
 
 
-def history_of(gateways: Gateways, manner: Manner, after: int = 4) -> list[h.Event]:
+def history_of(gateways: Gateways, manner: Manner, after: int = 4, policy: Policy = QUICK) -> list[h.Event]:
     history = History()
-    client = Client(1, gateways, ["gateway-0", "gateway-1"], [QUESTION], history)
+    client = Client(1, gateways, ["gateway-0", "gateway-1"], [QUESTION], history, policy)
     asyncio.run(client.request("1-0", Turn(0, manner, after, 0.0, 0.0)))
     return history.events
 
@@ -79,7 +76,7 @@ def test_what_a_client_does(manner, told) -> None:
     events = history_of(gateways, manner)
     assert names(events) == told
     assert check(events, [ANSWER]) == []
-    starts = [call.start for _, call in gateways.calls]
+    starts = [len(call.had) for _, call in gateways.calls]
     assert starts == ([0, 4] if manner is Manner.resume else [0])
     assert all((call.window_s > 0) == (manner is Manner.resume) for _, call in gateways.calls)
 
@@ -88,7 +85,7 @@ def test_a_client_goes_on_at_another_gateway() -> None:
     gateways = Gateways({0: ("UNAVAILABLE", 3), 1: ("UNAVAILABLE", 0)})
     events = history_of(gateways, Manner.whole)
     assert names(events) == ["asked", "failed", "asked", "failed", "asked", "ended"]
-    assert [(gateway, call.start) for gateway, call in gateways.calls] == [
+    assert [(gateway, len(call.had)) for gateway, call in gateways.calls] == [
         ("gateway-1", 0),
         ("gateway-0", 3),
         ("gateway-1", 3),
@@ -98,9 +95,9 @@ def test_a_client_goes_on_at_another_gateway() -> None:
     }  # no fault was there
 
 
-def test_a_client_gives_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "GIVE_UP_S", -1.0)
-    events = history_of(Gateways({0: ("UNAVAILABLE", 3)}), Manner.whole)
+def test_a_client_gives_up_in_the_end() -> None:
+    impatient = Policy(give_up_s=-1.0)
+    events = history_of(Gateways({0: ("UNAVAILABLE", 3)}), Manner.whole, policy=impatient)
     assert names(events) == ["asked", "failed", "gave-up"]
     assert Wrong.no_end in {violation.wrong for violation in check(events, [ANSWER])}
 

@@ -7,6 +7,7 @@ import pytest
 
 from cluster.cli.bench import Case
 from cluster.cli.bench_failover import APART, ROUTERS, copies_of, fault_of
+from cluster.cli.bench_gateways import GatewayLoss, clients, gateway_results, until_all_go_on
 from cluster.cli.bench_routers import most_delayed, wrong_tokens
 from cluster.experiments.live.failover import Course, Observed, as_expected, in_copies, summed_up
 from cluster.experiments.live.faults import Fault
@@ -93,3 +94,22 @@ def test_tokens_that_a_stream_should_not_have_are_counted(tokens: list[int], end
 def test_the_streams_of_the_lost_router_are_those_that_waited_longest() -> None:
     streams = [stream(-3.0, -0.1, 0.2), stream(-0.1, 1.0), stream(-0.2, 0.5, 0.6), stream(-5.0, -1.0)]
     assert most_delayed(streams, FAULT_AT, 2) == [streams[1], streams[2]]
+
+
+def test_all_go_on_once_the_last_request_has_a_token() -> None:
+    other = Stream(1, [0, 1], [FAULT_AT - 0.1, FAULT_AT + 2.5])
+    streams = [stream(-0.2, 0.1), other, Stream(1, [0], [FAULT_AT + 4.0])]
+    assert until_all_go_on(streams, FAULT_AT, 2) == pytest.approx(2.5)
+    assert until_all_go_on(streams, FAULT_AT, 3) == float("inf")
+
+
+def test_streams_begin_at_the_gateways_in_turn() -> None:
+    with clients({"gateway-0": "h:1", "gateway-1": "h:2"}, 4) as each:
+        assert [client.address for client in each] == ["h:1", "h:2", "h:1", "h:2"]
+
+
+def test_figures_of_a_lost_gateway() -> None:
+    loss = GatewayLoss(observed(stream(-1.0, -0.5, 1.5)), wrong=0, resumed=1, on_s=1.5)
+    found = {one.id.rpartition(".")[2]: one.value for one in gateway_results("x", [loss], COURSE)}
+    assert found["failed_requests"] == found["tokens_lost_or_repeated"] == 0
+    assert (found["longest_gap"], found["all_go_on"], found["resumed"]) == (2.0, 1.5, 1)

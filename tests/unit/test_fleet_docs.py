@@ -8,16 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.experiments.sim.profiles import PROFILES
-from cluster.fleet.file import (
-    PORTS_PER_GATEWAY,
-    RAY_PORTS,
-    WORKER_PORTS,
-    FleetFile,
-    Host,
-    Ports,
-    Redis,
-    Ssh,
-)
+from cluster.fleet.file import RAY_PORTS, WORKER_PORTS, FleetFile, Host, Ports, Redis, Ssh
+from cluster.fleet.gateways import PORTS_PER_GATEWAY
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "fleet.md").read_text()
 TABLES = {"the fleet": FleetFile, "a host": Host, "ssh": Ssh, "ports": Ports, "redis": Redis}

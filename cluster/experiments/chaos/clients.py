@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
 
@@ -15,24 +15,21 @@ from cluster.experiments.chaos import history as h
 from cluster.experiments.chaos.check import may_be_last
 from cluster.experiments.chaos.history import History
 from cluster.experiments.chaos.workload import Manner, Question, Turn
+from cluster.retry import POLICY, Patience, Policy
 
 WINDOW_S = 20.0
-GIVE_UP_S = 60.0
-"""Of errors, until the next token."""
-
-FIRST_RETRY_S, MOST_RETRY_S = 0.1, 1.0
 LONGEST_CALL_S = 120.0
 """A call that has not ended by then never will."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a gateway. start: tokens that the client has. window_s: of resuming; 0 for none.
+    """One call of a gateway. had: tokens that the client has. window_s: of resuming; 0 for none.
     deadline_s: for the whole call."""
 
     request: str
     question: Question
-    start: int
+    had: tuple[int, ...]
     window_s: float
     deadline_s: float
 
@@ -68,12 +65,11 @@ class Caller(Protocol):
 
 @dataclass
 class _State:
-    """Of a request. had: tokens. alive: when the last one came, on the loop's clock. acted: whether the
-    client has done what its manner says."""
+    """Of a request. had: tokens. patience: on the loop's clock. acted: whether the client has done what its
+    manner says."""
 
-    alive: float
-    had: int = 0
-    wait_s: float = FIRST_RETRY_S
+    patience: Patience
+    had: list[int] = field(default_factory=list)
     acted: bool = False
 
 
@@ -87,8 +83,10 @@ class Client:
         gateways: Sequence[str],
         questions: Sequence[Question],
         history: History,
+        policy: Policy = POLICY,
     ) -> None:
         self._number, self._caller, self._questions, self._history = number, caller, questions, history
+        self._policy = policy
         self._counts = count()
         self._gateways = deque(gateways)
         self._gateways.rotate(-number)
@@ -103,7 +101,7 @@ class Client:
     async def request(self, name: str, turn: Turn) -> None:
         """From its first call to its end, through errors and other gateways."""
         clock = asyncio.get_running_loop().time
-        state = _State(clock())
+        state = _State(Patience.new(clock(), self._policy))
         while True:
             try:
                 if await self._call(name, turn, state):
@@ -112,8 +110,8 @@ class Client:
             except CallFailed as error:
                 if self._over(name, turn, state, error):
                     return
-                await asyncio.sleep(state.wait_s)
-                state.wait_s = min(2 * state.wait_s, MOST_RETRY_S)
+                await asyncio.sleep(state.patience.pause_s)
+                state.patience = state.patience.longer()
                 self._gateways.rotate(-1)
 
     def _over(self, name: str, turn: Turn, state: _State, error: CallFailed) -> bool:
@@ -122,7 +120,7 @@ class Client:
         self._history.add(h.Failed, request=name, **fields)
         if may_be_last(error.code, turn.manner):
             return True
-        if asyncio.get_running_loop().time() - state.alive <= GIVE_UP_S:
+        if not state.patience.tired(asyncio.get_running_loop().time()):
             return False
         self._history.add(h.GaveUp, request=name)
         return True
@@ -130,11 +128,20 @@ class Client:
     async def _call(self, name: str, turn: Turn, state: _State) -> bool:
         """False if the client has left and will be back. Raises CallFailed."""
         gateway, manner = self._gateways[0], turn.manner
-        asked = {"question": turn.question, "manner": manner.value, "gateway": gateway, "start": state.had}
+        asked = {
+            "question": turn.question,
+            "manner": manner.value,
+            "gateway": gateway,
+            "start": len(state.had),
+        }
         self._history.add(h.Asked, request=name, **asked)
         window_s = WINDOW_S if manner is Manner.resume else 0.0
         call = Call(
-            name, self._questions[turn.question], state.had, window_s, turn.deadline_s or LONGEST_CALL_S
+            name,
+            self._questions[turn.question],
+            tuple(state.had),
+            window_s,
+            turn.deadline_s or LONGEST_CALL_S,
         )
         async with contextlib.aclosing(self._caller.generate(gateway, call)) as parts:
             async for part in parts:
@@ -142,7 +149,7 @@ class Client:
                 if part.reason:
                     self._history.add(h.Ended, request=name, reason=part.reason, completion=part.completion)
                     return True
-                if state.had >= turn.after and not state.acted:
+                if len(state.had) >= turn.after and not state.acted:
                     state.acted = True
                     if manner in (Manner.leave, Manner.resume):
                         self._history.add(h.Left, request=name, back=manner is Manner.resume)
@@ -155,5 +162,5 @@ class Client:
     def _take(self, name: str, part: Part, state: _State) -> None:
         if part.ids:
             self._history.add(h.Tokens, request=name, ids=part.ids, bits=part.bits)
-            state.had += len(part.ids)
-            state.alive, state.wait_s = asyncio.get_running_loop().time(), FIRST_RETRY_S
+            state.had += part.ids
+            state.patience = Patience.new(asyncio.get_running_loop().time(), self._policy)

@@ -24,14 +24,17 @@ BEGIN_END = {
     Kind.slow_node: ("slow_down", "speed_up"),
     Kind.flap_node: ("freeze", "thaw"),
     Kind.freeze_router: ("freeze", "thaw"),
+    Kind.freeze_gateway: ("freeze", "thaw"),
 }
 
 
 def steps(fault: Fault) -> list[tuple[float, str]]:
-    """(seconds after its beginning, what to do with the victim), in this order."""
+    """(seconds after its beginning, what to do with its victims), in this order."""
     begin, end = BEGIN_END.get(fault.kind, ("kill", "start"))
     flaps = int(fault.for_s / FLAP_S) if fault.kind is Kind.flap_node else 0
     between = [(k * FLAP_S, end if k % 2 else begin) for k in range(1, flaps)]
+    if fault.kind is Kind.tamper_node:
+        between = [(0.0, "tamper")]
     return [(0.0, begin), *between, (fault.for_s, end)]
 
 
@@ -81,16 +84,17 @@ class Injection:
         role, shape = fault.kind.role, self._cluster.shape
         needed = len(shape.names(role)) - shape.may_be_away(role)
         deadline = self._clock() + HEALED_WITHIN_S
-        while len(ready := self._cluster.ready(role) - {fault.victim}) < needed and not self._stop():
+        while len(ready := self._cluster.ready(role) - {*fault.victims}) < needed and not self._stop():
             self._do_due()
             if self._clock() > deadline:
-                what = f"of {role}s besides {fault.victim} {needed} are needed: {sorted(ready)}"
+                what = f"of {role}s besides {', '.join(fault.victims)} {needed} are needed: {sorted(ready)}"
                 self._history.add(h.Unhealed, what=what)
                 return
             time.sleep(POLL_S)
 
     def _begin(self, fault: Fault) -> None:
-        self._history.add(h.Begun, number=fault.number, kind=fault.kind.value, victim=fault.victim)
+        victim = ", ".join(fault.victims)
+        self._history.add(h.Begun, number=fault.number, kind=fault.kind.value, victim=victim)
         self._progress(fault)
         now = self._clock()
         for place, (after, what) in enumerate(steps(fault)):
@@ -100,14 +104,17 @@ class Injection:
     def _do_due(self) -> None:
         while self._due and self._due[0][0] <= self._clock():
             _, place, what, fault = heapq.heappop(self._due)
-            self._do(what, fault.victim)
+            for victim in fault.victims:
+                self._do(what, victim, fault.number)
             if place == len(steps(fault)) - 1:
                 self._history.add(h.Over, number=fault.number)
 
-    def _do(self, what: str, victim: str) -> None:
+    def _do(self, what: str, victim: str, number: int) -> None:
         match what:
             case "kill":
                 self._cluster.kill(victim)
+            case "tamper":
+                self._cluster.tamper(victim, number)
             case "start":
                 self._cluster.start(victim)
             case "freeze":

@@ -36,4 +36,7 @@ PROMISES = {
     Kind.kill_router: UNBROKEN,
     Kind.freeze_router: UNBROKEN,
     Kind.kill_gateway: Promise(frozenset({UNAVAILABLE}), told=False),
+    Kind.freeze_gateway: UNBROKEN,
+    Kind.kill_nodes: UNBROKEN,
+    Kind.tamper_node: UNBROKEN,
 }

@@ -124,7 +124,7 @@ class Run:
         faults, begin = self._plan.faults(), time.monotonic()
 
         def tell(fault: Fault) -> None:
-            name = f"{fault.kind.value} {fault.victim}"
+            name = f"{fault.kind.value} {', '.join(fault.victims)}"
             self._progress(f"fault {fault.number + 1} of {len(faults)}: {name} for {fault.for_s:.1f} s")
 
         injection = Injection(self._cluster, self._history, tell, serving.done)

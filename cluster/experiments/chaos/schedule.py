@@ -15,7 +15,8 @@ from cluster.controller.members import Role
 class Kind(StrEnum):
     """kill: SIGKILL, and after a while a new process of the same name, as a supervisor starts it. freeze:
     SIGSTOP, later SIGCONT. cut: nothing passes between routers and the node, while the controller hears of
-    it. slow: a tenth of its speed. flap: frozen for moments, again and again.
+    it. slow: a tenth of its speed. flap: frozen for moments, again and again. kill_nodes: two at once.
+    tamper: a kill, and bits are flipped in its files before the new process reads them.
     """
 
     kill_node = "kill-node"
@@ -27,16 +28,27 @@ class Kind(StrEnum):
     freeze_router = "freeze-router"
     kill_gateway = "kill-gateway"
     kill_controller = "kill-controller"
+    freeze_gateway = "freeze-gateway"
+    kill_nodes = "kill-nodes"
+    tamper_node = "tamper-node"
 
     @property
     def role(self) -> str:
         """Of its victims."""
-        return self.value.partition("-")[2]
+        return self.value.partition("-")[2].removesuffix("s")
 
     @property
     def kills(self) -> bool:
-        return self.value.startswith("kill")
+        return self.value.startswith(("kill", "tamper"))
 
+    @property
+    def at_once(self) -> int:
+        """How many victims it has."""
+        return 2 if self is Kind.kill_nodes else 1
+
+
+VERSION = 2
+"""Of what is drawn from a seed. A seed gives the same faults and requests as long as this is the same."""
 
 CONTROLLER = "controller"
 
@@ -50,6 +62,9 @@ WEIGHTS = {
     Kind.freeze_router: 2,
     Kind.kill_gateway: 2,
     Kind.kill_controller: 1,
+    Kind.freeze_gateway: 2,
+    Kind.kill_nodes: 6,
+    Kind.tamper_node: 4,
 }
 """How often each is tried, relative to the others."""
 
@@ -69,15 +84,20 @@ RETRY_S = 0.25
 
 @dataclass(frozen=True)
 class Shape:
-    """How many there are of each role, node-0, node-1 …, and how many nodes may be away at once. All but one
-    router, and all but one gateway, may be. spared: whether the first of each role is never killed, so that
-    it grows old."""
+    """How many there are of each role, node-0, node-1 …, and how many nodes may be away at once; every expert
+    has one copy more. All but one router, and all but one gateway, may be. spared: whether the first of each
+    role is never killed, so that it grows old."""
 
-    nodes: int = 3
+    nodes: int = 4
     routers: int = 2
     gateways: int = 2
-    nodes_away: int = 1
+    nodes_away: int = 2
     spared: bool = False
+
+    @property
+    def copies(self) -> int:
+        """Of every expert."""
+        return self.nodes_away + 1
 
     def names(self, role: str) -> list[str]:
         if role == CONTROLLER:
@@ -86,9 +106,9 @@ class Shape:
         return [f"{role}-{number}" for number in range(counts[Role(role)])]
 
     def victims(self, kind: Kind) -> list[str]:
-        if not self.may_be_away(kind.role):
-            return []
-        return self.names(kind.role)[1 if self.spared and kind.kills else 0 :]
+        """Those that it may have; none where it needs more."""
+        found = self.names(kind.role)[1 if self.spared and kind.kills else 0 :]
+        return found if kind.at_once <= min(self.may_be_away(kind.role), len(found)) else []
 
     def may_be_away(self, role: str) -> int:
         if role == Role.NODE.value:
@@ -102,7 +122,7 @@ class Fault:
 
     number: int
     kind: Kind
-    victim: str
+    victims: tuple[str, ...]
     at_s: float
     for_s: float
 
@@ -112,12 +132,12 @@ class Fault:
 
     @property
     def back_s(self) -> float:
-        """From when on the victim counts as there."""
+        """From when on the victims count as there."""
         return self.over_s + BACK_S[self.kind.kills]
 
     @property
     def takes_away(self) -> bool:
-        """Whether the victim does nothing meanwhile."""
+        """Whether the victims do nothing meanwhile."""
         return self.kind is not Kind.slow_node
 
 
@@ -158,9 +178,9 @@ def _draw(
     now: float,
 ) -> Fault:
     kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
-    victims = shape.victims(kind)
-    victim = victims[rng.integers(len(victims))]
-    return Fault(number, kind, victim, round(now, 3), round(rng.uniform(*LASTS_S[kind.kills]), 3))
+    names = shape.victims(kind)
+    victims = tuple(names[place] for place in rng.choice(len(names), kind.at_once, replace=False))
+    return Fault(number, kind, victims, round(now, 3), round(rng.uniform(*LASTS_S[kind.kills]), 3))
 
 
 def allowed(before: Sequence[Fault], fault: Fault, shape: Shape) -> bool:
@@ -171,7 +191,8 @@ def allowed(before: Sequence[Fault], fault: Fault, shape: Shape) -> bool:
     left.
     """
     still = [other for other in before if fault.at_s < other.back_s]
-    if any(other.victim == fault.victim for other in still):
+    if any(not set(other.victims).isdisjoint(fault.victims) for other in still):
         return False
-    away = sum(other.takes_away and other.kind.role == fault.kind.role for other in still)
-    return not fault.takes_away or away < shape.may_be_away(fault.kind.role)
+    role = fault.kind.role
+    away = sum(len(other.victims) for other in still if other.takes_away and other.kind.role == role)
+    return not fault.takes_away or away + len(fault.victims) <= shape.may_be_away(role)

@@ -16,6 +16,7 @@ from cluster.config import ControllerConfig, EngineConfig, GatewayConfig
 from cluster.controller.members import Health, Role
 from cluster.controller.state import Shape as Placed
 from cluster.errors import StartFailed, Unavailable
+from cluster.experiments.chaos.disk import copies, damage
 from cluster.experiments.chaos.schedule import CONTROLLER, Shape
 from cluster.experiments.live.cluster import (
     HOST,
@@ -38,8 +39,7 @@ from kernels import warm
 RATE = 8_000.0
 """Rows per second of a node: a small part of what a core computes, so that nodes do not share the cores."""
 
-COPIES = 2
-CONTROL = ControllerConfig(min_replicas=COPIES, replicate_after_s=2.0)
+REPLICATE_AFTER_S = 2.0
 POLL_S = 0.1
 
 Members = dict[str, dict[str, Any]]
@@ -57,13 +57,14 @@ class _Running:
 class Supervised:
     """Lifecycle: `supervised`. controller: to ask; it is connected anew when its process is.
 
-    gateways: address by name; the same after a restart, as the controller's is.
+    gateways: address by name; the same after a restart, as the controller's is. disks: what each node has.
     """
 
     shape: Shape
     controller: Controller
     gateways: dict[str, str]
     recipes: dict[str, tuple[Any, ...]]
+    disks: dict[str, Library]
     running: dict[str, _Running] = field(default_factory=dict)
 
     def start(self, name: str) -> None:
@@ -73,6 +74,10 @@ class Supervised:
 
     def kill(self, name: str) -> None:
         self.running.pop(name).process.kill()
+
+    def tamper(self, name: str, number: int) -> None:
+        """Damage some of a killed node's files, the same ones for the same number."""
+        damage(self.disks[name], number)
 
     def signal(self, name: str, what: signal.Signals) -> None:
         os.kill(self.pid(name), what)
@@ -117,7 +122,8 @@ class Supervised:
             return "experts are being moved"
         holders = [len(one) for layer in status["table"]["replicas"] for one in layer]
         fewest = min(holders, default=0)
-        return "" if fewest >= COPIES else f"an expert has {fewest} of {COPIES} copies"
+        wanted = self.shape.copies
+        return "" if fewest >= wanted else f"an expert has {fewest} of {wanted} copies"
 
 
 def is_ready(member: dict[str, Any]) -> bool:
@@ -135,8 +141,9 @@ def supervised(library: Library, shape: Shape, logs: Path | None = None) -> Iter
         port = free_port(HOST)
         with Controller(f"{HOST}:{port}") as controller:
             gateways = {name: f"{HOST}:{free_port(HOST)}" for name in shape.names(Role.GATEWAY.value)}
-            recipes = _recipes(library, shape, Path(folder), str(logs), port, gateways)
-            cluster = Supervised(shape, controller, gateways, recipes)
+            disks = copies(library, Path(folder), shape.names(Role.NODE.value))
+            recipes = _recipes(library, shape, disks, Path(folder), str(logs), port, gateways)
+            cluster = Supervised(shape, controller, gateways, recipes, disks)
             try:
                 for name in recipes:
                     cluster.start(name)
@@ -157,18 +164,25 @@ def _end(cluster: Supervised) -> None:
 
 
 def _recipes(
-    library: Library, shape: Shape, folder: Path, logs: str, port: int, gateways: dict[str, str]
+    library: Library,
+    shape: Shape,
+    disks: dict[str, Library],
+    folder: Path,
+    logs: str,
+    port: int,
+    gateways: dict[str, str],
 ) -> dict[str, tuple[Any, ...]]:
-    """(target, arguments) of every process, by name."""
+    """(target, arguments) of every process, by name. disks: of the nodes; the others have `library`."""
     spec, variant = library.spec, library.manifest.default_variant
     placed = Placed(shape.nodes, spec.layers, spec.experts, spec.sparse_layers, expert_page_bytes(library))
-    place = ControllerPlace(placed, HOST, port, str(folder / "epoch"), logs, CONTROL)
+    control = ControllerConfig(min_replicas=shape.copies, replicate_after_s=REPLICATE_AFTER_S)
+    place = ControllerPlace(placed, HOST, port, str(folder / "epoch"), logs, control)
     model = expert_model(library)
     node = LiveNode(row_rate(RATE, model), relayed=True)
     engine = EngineConfig()
 
     def at(name: str) -> Place:
-        return Place(name, f"{HOST}:{port}", str(library.path), variant, logs)
+        return Place(name, f"{HOST}:{port}", str(disks.get(name, library).path), variant, logs)
 
     recipes: dict[str, tuple[Any, ...]] = {CONTROLLER: (serve_controller, (place,))}
     for name in shape.names(Role.NODE.value):

@@ -99,7 +99,12 @@ class GatewayRole(ControlledRole):
     def stats(self) -> dict[str, Any]:
         if self._service is None:
             return {"restarts": self._restarts}
-        return self._service.stats() | {"restarts": self._restarts, "http": self._service.http_address}
+        own = {
+            "restarts": self._restarts,
+            "http": self._service.http_address,
+            "failing": self._service.failing,
+        }
+        return self._service.stats() | own
 
     def close(self) -> None:
         if self._service is not None:
