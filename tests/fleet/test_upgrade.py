@@ -23,7 +23,7 @@ from fleet.hosts import ROOT, Host
 from fleet.operated import Fleet, operated
 from support.clusters import wait_until
 
-pytestmark = [pytest.mark.fleet, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(1200)]
 
 HOSTS = {"a": "", "b": "", "c": "avx2", "d": "avx2", "e": "portable", "f": "portable"}
 HUBS, ROLES = 2, 11
