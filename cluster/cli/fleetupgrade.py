@@ -53,7 +53,7 @@ def upgrade(
 def prepare(file: File, host: HostName = "", lines: Lines = False) -> None:
     """Whether the version that is installed may take over on this machine."""
     from cluster.fleet import join as joining
-    from cluster.fleet.renew import prepare as prepare_host
+    from cluster.fleet.prepare import prepare as prepare_host
     from cluster.fleet.signals import Signals
 
     with saying(lines) as (progress, answer), Signals() as signals:
@@ -73,7 +73,7 @@ def renew(file: File, host: HostName = "", lines: Lines = False) -> None:
 def versions(file: File, host: HostName = "", lines: Lines = False) -> None:
     """Which versions run on each host."""
     from cluster.fleet import join as joining
-    from cluster.fleet.renew import running
+    from cluster.fleet.prepare import running
 
     with saying(lines) as (_, answer):
         answer(running(*joining.fleet_at(file, host)))

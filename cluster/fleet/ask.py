@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Any
 
 from cluster.dispatch.client import ControlClient
 from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
+from cluster.errors import Unavailable
 from cluster.fleet.folder import Folder
 
 TIMEOUT_S = 2.0
+PATIENT_S, POLL_S = 15.0, 0.2
 PLACING_S = 120.0
 """Placing the experts of a large model takes seconds."""
 
@@ -18,6 +21,19 @@ PLACING_S = 120.0
 def moved(status: dict[str, Any]) -> bool:
     """Whether the last table is in use and no router uses an older one."""
     return bool(not status["pending"] and status["settled"] and status["active"] == status["version"])
+
+
+def patient_status(controller: Controller, within_s: float = PATIENT_S) -> dict[str, Any]:
+    """As `Controller.status`, of one that may be busy or about to start again. Raises Unavailable when it has
+    not answered `within_s`."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            return controller.status()
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
 
 
 class Controller:

@@ -18,57 +18,24 @@ from typing import Any
 
 from cluster import __version__
 from cluster.controller.members import Role
-from cluster.dispatch.frames import PROTOCOL
-from cluster.errors import MoemeshError, NotUp, OutOfMemoryBudget, ProtocolError, StartFailed, Unavailable
+from cluster.errors import MoemeshError, OutOfMemoryBudget, StartFailed, Unavailable
 from cluster.fleet import raynode
-from cluster.fleet.ask import Controller, moved
+from cluster.fleet.ask import Controller, moved, patient_status
 from cluster.fleet.file import FleetFile, Host
-from cluster.fleet.folder import Folder, Record
-from cluster.fleet.kernels import KernelWarmup
+from cluster.fleet.folder import Folder
 from cluster.fleet.machine import Machine, Progress, Quiet
 from cluster.fleet.ports import resolve
+from cluster.fleet.prepare import controller_of, joined, wanted_of
 from cluster.fleet.signals import Signals
 from cluster.fleet.starting import Starting
-from cluster.fleet.versions import by_host, check_protocols, check_ready, outdated
-from cluster.fleet.wanted import CONTROLLER, Wanted, library_of, on_fleet, shape_of
-from cluster.library.bundled import open_model
+from cluster.fleet.versions import check_ready, outdated
+from cluster.fleet.wanted import CONTROLLER, Wanted
 
 POLL_S = 0.1
 AGAIN_S = 120.0
 """For so long a step is tried again that the controller cannot do yet: experts move, a member is away."""
 
 MOVED_WITHIN_S = 600.0
-
-
-def prepare(
-    fleet: FleetFile, host: Host, folder: Folder, progress: Progress, signals: Signals
-) -> dict[str, Any]:
-    """Whether this host's installed version may take over here: {"version", "outdated": names of roles}. Its
-    kernels are compiled then; nothing has been stopped.
-
-    Raises NotUp if the machine has not joined, ProtocolError if the fleet as it runs would not accept it.
-    """
-    _joined(host, folder)
-    status = _accepting(fleet, folder)
-    environment = raynode.environment(folder, fleet.wire_security, resolve(host.address))
-    _compile(environment, folder, progress, signals)
-    mine = [each for each in wanted_of(fleet, host) if each.host == host.name]
-    return {"version": __version__, "outdated": [each.name for each in outdated(status, mine, __version__)]}
-
-
-def _accepting(fleet: FleetFile, folder: Folder) -> dict[str, Any]:
-    """The controller's status, if it and all members accept this version. Raises ProtocolError."""
-    with Controller(controller_of(fleet), folder) as controller:
-        try:
-            status = controller.status()  # the greeting checks protocol and numerics
-            check_protocols(status, __version__, PROTOCOL)
-        except ProtocolError as error:
-            raise ProtocolError(
-                f"moemesh {__version__}, which is installed, is not accepted by what runs: {error}. "
-                "Nothing was stopped here; install one that is, or end the fleet (`moemesh down --fleet`), "
-                "upgrade every host, and start it again"
-            ) from None
-    return status
 
 
 def renew(
@@ -79,7 +46,7 @@ def renew(
     Raises Unavailable before anything is stopped if roles on other hosts are not ready; StartFailed, or what
     a role reported, if one does not come back.
     """
-    record = _joined(host, folder)
+    record = joined(host, folder)
     wanted = wanted_of(fleet, host)
     address = resolve(host.address)
     os.environ.update(raynode.driver_variables(raynode.environment(folder, fleet.wire_security, address)))
@@ -96,41 +63,6 @@ def renew(
         finally:
             actors.disconnect()
     return {"version": __version__, "renewed": renewed}
-
-
-def running(fleet: FleetFile, host: Host, folder: Folder) -> dict[str, list[str]]:
-    """The versions that run on each host, "" for one that does not tell. Raises Unavailable."""
-    with Controller(controller_of(fleet), folder) as controller:
-        return by_host(controller.status(), wanted_of(fleet, host))
-
-
-def wanted_of(fleet: FleetFile, host: Host) -> tuple[Wanted, ...]:
-    """Every role of the fleet, as this host's library has it."""
-    library = open_model(library_of(fleet, host))
-    variant = fleet.variant or library.manifest.default_variant
-    return on_fleet(fleet, shape_of(library, variant, len(fleet.nodes)), variant)
-
-
-def controller_of(fleet: FleetFile) -> str:
-    return f"{fleet.head.address}:{fleet.head.ports.controller}"
-
-
-def _joined(host: Host, folder: Folder) -> Record:
-    record = folder.read()
-    if record is None or not record.alive() or record.phase == "starting":
-        raise NotUp(f"host {host.name} has not joined; start the fleet with `moemesh up --fleet`")
-    return record
-
-
-def _compile(environment: dict[str, str], folder: Folder, progress: Progress, signals: Signals) -> None:
-    warmup = KernelWarmup(environment, folder.logs / "kernels.log")
-    try:
-        while not warmup.finished():
-            signals.check()
-            progress.phase(f"kernels {warmup.done}/{warmup.total or '?'}")
-            time.sleep(POLL_S)
-    finally:
-        warmup.end()
 
 
 class _Renewal:
@@ -151,23 +83,38 @@ class _Renewal:
         self._machine, self._folder, self._progress, self._signals = machine, folder, progress, signals
 
     def run(self) -> list[str]:
-        status = self._controller.status()
-        check_ready(status, [each for each in self._wanted if each.host != self._host.name])
         mine = [each for each in self._wanted if each.host == self._host.name]
+        lost = [each for each in mine if each.role == CONTROLLER and self._is_away()]
+        for each in lost:
+            self._restart(each)
+            self._until(lambda: self._controller.status()["active"], "nodes to come back")
+        status = patient_status(self._controller)
+        check_ready(status, [each for each in self._wanted if each.host != self._host.name])
         due = outdated(status, mine, __version__)
         for each in due:
-            if each.role == Role.NODE:
-                self._node(each)
-            else:
-                self._restart(each)
-            limit_s = MOVED_WITHIN_S if each.role == Role.NODE else AGAIN_S
-            self._until(self._calm, "the fleet to be as it was", limit_s)
-            self._progress.done(self._machine.watch.timed(f"{each.name} runs {__version__}"))
-        return [each.name for each in due]
+            self._take_turn(each)
+        return [each.name for each in (*lost, *due)]
+
+    def _is_away(self) -> bool:
+        try:
+            patient_status(self._controller)
+        except Unavailable:
+            return True
+        return False
+
+    def _take_turn(self, each: Wanted) -> None:
+        """Returns when all are ready again, with as many copies as before."""
+        if each.role == Role.NODE:
+            self._node(each)
+        else:
+            self._restart(each)
+        limit_s = MOVED_WITHIN_S if each.role == Role.NODE else AGAIN_S
+        self._until(self._calm, "the fleet to be as it was", limit_s)
+        self._progress.done(self._machine.watch.timed(f"{each.name} runs {__version__}"))
 
     def _node(self, node: Wanted) -> None:
         """Its experts are on others meanwhile. A node that an operator has drained stays so."""
-        member = _member(self._controller.status(), node.name)
+        member = _member(patient_status(self._controller), node.name)
         if member is None or member["drained"]:
             self._restart(node)
             return
@@ -194,8 +141,7 @@ class _Renewal:
     def _restart(self, each: Wanted) -> None:
         from cluster.fleet import actors
 
-        member = _member(self._controller.status(), each.name)
-        before = {} if member is None else {each.name: int(member["incarnation"])}
+        before = {} if each.role == CONTROLLER else self._incarnation(each.name)
         self._progress.phase(f"{each.name} ends")
         actors.end(each.name)
         _count_anew(self._folder.logs, each.name)
@@ -206,6 +152,10 @@ class _Renewal:
         if each.role != CONTROLLER:
             starting.wait_ready(self._address)
         self._machine.note_processes()
+
+    def _incarnation(self, name: str) -> dict[str, int]:
+        member = _member(patient_status(self._controller), name)
+        return {} if member is None else {name: int(member["incarnation"])}
 
     def _emptied(self, node: str) -> bool:
         status = self._controller.status()

@@ -2,7 +2,7 @@
 
     for each host: install ─► would the fleet accept it? kernels compiled ─► its roles started anew
 
-What has to be done on a host is done by the host itself (cluster/fleet/renew.py): if this process or its
+What has to be done on a host is done by the host itself (prepare.py, renew.py): if this process or its
 network goes in the middle, the host that it was at comes to its end, and a second run goes on with the next.
 """
 
