@@ -63,7 +63,8 @@ class Direction:
 
 @dataclass(frozen=True)
 class Survey:
-    """seats: of the hosts that took part. directions: two for each pair of them."""
+    """seats: of the hosts that took part, in the file's order. directions: two for each pair of them, in the
+    order of their sources, then of their targets."""
 
     seats: Mapping[str, Seat]
     directions: tuple[Direction, ...]
@@ -92,6 +93,8 @@ def survey(
             what = f"links, round {number} of {len(turns)}: from"
             measured, _ = muster.each(what, [seats[one].host for one, _ in pairs], measure)
             found += [direction for both in measured.values() for direction in both]
+        order = {name: number for number, name in enumerate(seats)}
+        found.sort(key=lambda one: (order[one.source], order[one.target]))
         return Survey(seats, tuple(found)), errors
     finally:
         _end(talks.values())
