@@ -32,9 +32,6 @@ LABEL = "moemesh-host"
 """Ray's label with the name of a fleet's machine. A machine that comes back is another node to Ray, with the
 same label: actors are placed by that."""
 
-HEAD_VARIABLE = "MOEMESH_RAY_HEAD"
-"""For the hook of `ray start`: which head a machine joins."""
-
 SLOT = "moemesh_slot"
 """Custom resource: every actor of ours takes one, so that none lands on a Ray host that is not ours."""
 
@@ -126,13 +123,9 @@ def environment(folder: Folder, security: WireSecurity, address: str = HOST) -> 
 
 def trim(ray_params: Any, head: bool) -> None:
     """RAY_START_HOOK: `ray start` calls it before it starts anything; drops what no option turns off, and the
-    monitor where it has no machines to start. A machine that joins is no longer what it was before."""
+    monitor where it has no machines to start."""
     ray_params.ray_client_server_port = None
     ray_params.no_monitor = not ray_params.autoscaling_config
-    if not head and (address := os.environ.get(HEAD_VARIABLE)):
-        # In a process of its own: Ray starts its daemons by fork, which gRPC's threads do not survive.
-        words = (address, LABEL, ray_params.labels[LABEL])
-        subprocess.run([sys.executable, "-m", "cluster.fleet.obituary", *words], check=False)
 
 
 class RayNode:
@@ -146,7 +139,7 @@ class RayNode:
         self.temp = Path(_short_folder())
         self._place = place or RayPlace()
         self.environment = environment(folder, security, self._place.address)
-        self.environment |= {**self._place.store.variables, HEAD_VARIABLE: self._place.head}
+        self.environment |= self._place.store.variables
         if self._place.autoscaling:
             self.environment |= {
                 # There the monitor keeps which machines it has joined; what it kept in /tmp would still be

@@ -108,7 +108,9 @@ def test_the_head_comes_back_to_what_went_on_without_it(fleet, library, database
 
     router = role_of(fleet.folder("spare"), "RouterRole")
     processes.kill([router])
-    assert fleet.moemesh.json(*WORDS, "--address", address)["token_ids"] == alone  # Ray has started it again
+    again = (*WORDS, "--address", address)
+    wait_until(lambda: not fleet.moemesh.run(*again).returncode, "Ray has started the router again")
+    assert fleet.moemesh.json(*again)["token_ids"] == alone
     fleet.moemesh.json("up", "--fleet", str(fleet.file))
     assert all(processes.alive(one) for one in others if one != router)
     assert fleet.moemesh.json("down", "--fleet", str(fleet.file))["hosts"] == len(HOSTS)
