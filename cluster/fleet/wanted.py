@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 CONTROLLER = "controller"
 
+COMPUTING = (Role.NODE, Role.ROUTER)
+NICE = 5
+"""Of what computes, where gateway and clients are on the same cores: a step goes on for milliseconds, and who
+was refused, or has a token to read, would wait for its end (docs/decisions/0036). 5 leaves them a quarter of
+a core that somebody else wants wholly, so that heartbeats come in time."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -63,12 +69,22 @@ def shape_of(library: Library, variant: str, nodes: int) -> Shape:
 
 
 def on_one_machine(plan: Plan, host: str, port: int, logs: str, epoch: str) -> tuple[Wanted, ...]:
-    """host, port: where the controller listens. logs: folder; epoch: file of the controller's."""
+    """host, port: where the controller listens. logs: folder; epoch: file of the controller's.
+
+    What computes gives way to the gateway and to clients: all share the machine's cores.
+    """
     config = plan.config
 
-    def place(name: str) -> Place:
+    def place(name: str, role: Role) -> Place:
         return Place(
-            name, f"{host}:{port}", plan.library, plan.variant, logs, config.log_format, config.tracing
+            name,
+            f"{host}:{port}",
+            plan.library,
+            plan.variant,
+            logs,
+            config.log_format,
+            config.tracing,
+            nice=NICE if role in COMPUTING else 0,
         )
 
     controller = ControllerPlace(
@@ -82,7 +98,7 @@ def on_one_machine(plan: Plan, host: str, port: int, logs: str, epoch: str) -> t
     ):
         for number in range(many):
             name = role.value if role is Role.GATEWAY else f"{role.value}-{number}"
-            found.append(Wanted(role.value, name, (place(name), *more)))
+            found.append(Wanted(role.value, name, (place(name, role), *more)))
     return tuple(found)
 
 
