@@ -100,9 +100,12 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
         raise AssertionError(UNREACHABLE)
 
     def _check_place(self, request: pb.GenerateRequest | pb.ChatRequest) -> None:
-        """Who resumes may have a place, or take that of the stream before."""
-        if not (request.resume_from or request.resume_window_s):
-            self._pool.check_place(_samples(request), request.priority)
+        """Who resumes may have a place, or take that of the stream before; who wants no token needs none."""
+        sampling = request.sampling
+        empty = sampling.HasField("max_tokens") and sampling.max_tokens == 0
+        if not (request.resume_from or request.resume_window_s or empty):
+            samples = admission.check_samples(_samples(request))
+            self._pool.check_place(samples, admission.check_priority(request.priority))
 
     async def _admit(self, request: pb.GenerateRequest | pb.ChatRequest, prompt: list[int]) -> Admitted:
         return await admit(
