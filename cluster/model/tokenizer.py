@@ -126,8 +126,8 @@ class Decoder(Protocol):
 
 
 class ByteDecoder:
-    """For vocabularies whose texts are the bytes of their tokens, one behind the other: 1 µs a token, where
-    the library needs 6 for what a WindowDecoder asks it."""
+    """For vocabularies whose texts are the bytes of their tokens, one behind the other: a quarter of the time
+    of a WindowDecoder, which asks the library twice a token."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._bytes_of = tokenizer.bytes_of
