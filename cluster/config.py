@@ -118,7 +118,7 @@ class GatewayConfig:
     window: int = 32
     max_queued: int = 256
     max_wait_s: float = 1.0
-    wait_share: float = 0.25
+    wait_share: float = 0.125
     max_message_bytes: int = 16 * MiB
     reader_s: float = 10.0
     request_s: float = 30.0

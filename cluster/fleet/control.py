@@ -189,7 +189,7 @@ class ControlledRole(abc.ABC):
             while self._wait_for_news():
                 self._loaded = self.apply(self._view)
                 self.hurry()
-                _settle()
+                settle()
         except Exception as error:
             # Reported with the next syncs; whoever waits for this role reads it there.
             log.exception("%s stops working", self.name)
@@ -289,7 +289,7 @@ def _named(error: Exception) -> tuple[str, str]:
     return type(error).__name__ if known else "MoemeshError", str(error) if known else repr(error)
 
 
-def _settle() -> None:
+def settle() -> None:
     """What a role has built lives as long as it does. Frozen, it is left out of every later garbage
     collection, which otherwise walks over all of Ray's and gRPC's objects in the middle of a decode step."""
     gc.collect()

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 CONTROLLER = "controller"
 
+NICE = 5
+"""Of what computes, where gateway and clients are on the same cores: a step goes on for milliseconds, and who
+was refused, or has a token to read, would wait for its end (docs/decisions/0036). 5 leaves them a quarter of
+a core that somebody else wants wholly, so that heartbeats come in time."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -64,12 +69,22 @@ def shape_of(library: Library, variant: str, nodes: int) -> Shape:
 
 
 def on_one_machine(plan: Plan, host: str, port: int, logs: str, epoch: str) -> tuple[Wanted, ...]:
-    """host, port: where the controller listens. logs: folder; epoch: file of the controller's."""
+    """host, port: where the controller listens. logs: folder; epoch: file of the controller's.
+
+    What computes gives way to the gateway and to clients: all share the machine's cores.
+    """
     config = plan.config
 
-    def place(name: str) -> Place:
+    def place(name: str, nice: int = 0) -> Place:
         return Place(
-            name, f"{host}:{port}", plan.library, plan.variant, logs, config.log_format, config.tracing
+            name,
+            f"{host}:{port}",
+            plan.library,
+            plan.variant,
+            logs,
+            config.log_format,
+            config.tracing,
+            nice=nice,
         )
 
     controller = ControllerPlace(
@@ -81,7 +96,7 @@ def on_one_machine(plan: Plan, host: str, port: int, logs: str, epoch: str) -> t
         (Role.ROUTER, config.routers, (config.engine,)),
     ):
         names = [f"{role.value}-{number}" for number in range(many)]
-        found += [Wanted(role.value, name, (place(name), *more)) for name in names]
+        found += [Wanted(role.value, name, (place(name, NICE), *more)) for name in names]
     for number in range(config.gateways):
         name = Role.GATEWAY.value if config.gateways == 1 else f"{Role.GATEWAY.value}-{number}"
         own = numbered(config.gateway, number)

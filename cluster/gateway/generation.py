@@ -30,12 +30,14 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         async with answering(context) as answer:
             admission.check_model(request.model, self._served.name)
+            self._check_place(request)
             prompt = await messages.prompt_of(self._served, request)
             await self._stream(await self._admit(request, prompt), context, answer)
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> None:  # type: ignore[override]
         async with answering(context) as answer:
             admission.check_model(request.model, self._served.name)
+            self._check_place(request)
             prompt = await messages.chat_prompt_of(self._served, request)
             await self._stream(await self._admit(request, prompt), context, answer)
 
@@ -96,6 +98,14 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
                 raise InvalidRequest("request_id is empty; name the request to abort")
             return pb.AbortResponse(aborted=self._pool.abort(RequestId(request.request_id)))
         raise AssertionError(UNREACHABLE)
+
+    def _check_place(self, request: pb.GenerateRequest | pb.ChatRequest) -> None:
+        """Who resumes may have a place, or take that of the stream before; who wants no token needs none."""
+        sampling = request.sampling
+        empty = sampling.HasField("max_tokens") and sampling.max_tokens == 0
+        if not (request.resume_from or request.resume_window_s or empty):
+            samples = admission.check_samples(_samples(request))
+            self._pool.check_place(samples, admission.check_priority(request.priority))
 
     async def _admit(self, request: pb.GenerateRequest | pb.ChatRequest, prompt: list[int]) -> Admitted:
         return await admit(

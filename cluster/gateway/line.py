@@ -16,31 +16,19 @@ RECENT = 0.2
 """What the last interval weighs in the mean of those before."""
 
 
-LEAST_WAIT_S = 0.1
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How fast the line moves. interval: mean seconds that a sequence's turn is after the one before it, 0
-    while unknown; at: when the last request left, None while nobody waits."""
-
-    interval: float = 0.0
-    at: float | None = None
-
-
-def left(pace: Pace, now: float, sequences: int, waiting: bool) -> Pace:
-    """A request of so many sequences has been let in: since the one before, as many places have come free.
-    waiting: whether others still wait; only between two of the same line is the time a sign of how fast
-    routers take them."""
-    interval = pace.interval
-    if pace.at is not None:
-        interval = smoothed(interval, (now - pace.at) / sequences)
-    return Pace(interval, now if waiting else None)
+LEAST_WAIT_S = 0.05
 
 
 def smoothed(mean: float, value: float) -> float:
     """Of what came before, 0 for nothing, and one more."""
     return value if mean == 0 else (1 - RECENT) * mean + RECENT * value
+
+
+def turn_every(service_s: float, places: int) -> float:
+    """Seconds between two turns in the mean while every place is taken: each comes free once in the time that
+    a sequence holds it (Little 1961). Times between turns themselves tell nothing: sequences that began
+    together end together, and of the times between their turns all but one are 0."""
+    return service_s / places
 
 
 def longest_wait(service_s: float, share: float, most_s: float) -> float:

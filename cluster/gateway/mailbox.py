@@ -133,6 +133,11 @@ class Mailbox:
             self._batch.alternatives.append(alternatives)
         self.bell.ring()
 
+    def let_in(self) -> None:
+        """A router has it from now on."""
+        if self._meter is not None:
+            self._meter.let_in()
+
     def finish(self, end: End) -> None:
         if not self.ended:
             self._end(end.reason)
@@ -149,6 +154,8 @@ class Mailbox:
     def close(self, reason: FinishReason | None) -> None:
         """Nobody reads it any more. reason: why, if the reader knows better than the router's last event: a
         stop string may be complete with a sequence's last token."""
+        if self._meter is not None and not self.ended:
+            self._meter.stop(reason or "aborted")
         if self.reason != FAILED:
             self.reason = reason or self.reason or "aborted"
         self.ended = True
@@ -159,7 +166,7 @@ class Mailbox:
         self.started = self.ended = True
         self.reason = reason
         if self._meter is not None:
-            self._meter.stop()
+            self._meter.stop(reason)
 
     def poll(self) -> Batch | None:
         """Everything since the last call; None if there is neither a token nor the end.

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+from cluster.gateway.line import smoothed
+
 Clock = Callable[[], float]
 
 FIRST_TOKEN_S = (
@@ -25,6 +27,8 @@ WHOLE_S = (
 """Upper bounds that dashboards for vLLM's metrics expect; shorter times than the first are its bucket's."""
 
 FAILED = "error"
+COMPLETE = frozenset({"stop", "length"})
+"""Reasons of those that got all that they asked for."""
 
 
 class Histogram:
@@ -69,8 +73,9 @@ class Meter:
 
     sequences: those now at hand whose end has not come; queued: those of which no router has sent anything.
     finished: requests by reason, FAILED among them. succeeded, failed: with the time from submission to the
-    end. replayed: sequences that a router went on with after another was lost. last_end: seconds since 1970
-    of the last one that succeeded, 0 before.
+    end. replayed: sequences that a router went on with after another was lost. service_s: mean time of late
+    for which a router has a sequence, of those that got all that they asked for; 0 while unknown. last_end:
+    seconds since 1970 of the last one that succeeded, 0 before.
     """
 
     clock: Clock = time.monotonic
@@ -87,6 +92,7 @@ class Meter:
     succeeded: Span = field(default_factory=Span)
     failed: Span = field(default_factory=Span)
     replayed: int = 0
+    service_s: float = 0.0
     last_end: float = 0.0
     last_token: float = float("-inf")
 
@@ -102,12 +108,13 @@ class Meter:
 class RequestMeter:
     """One request, from its submission to a router on."""
 
-    __slots__ = ("_began", "_counted", "_last", "_meter", "_queued", "_running", "_stopped")
+    __slots__ = ("_began", "_counted", "_last", "_let_in", "_meter", "_queued", "_running", "_stopped")
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._began = meter.clock()
         self._last = 0.0
+        self._let_in: float | None = None
         self._stopped = 0.0
         self._counted = False
         self._queued = self._running = True
@@ -125,9 +132,15 @@ class RequestMeter:
             self._start()
         self._last = now
 
-    def stop(self) -> None:
-        """Its last event has come; whoever reads it may still be reading."""
+    def let_in(self) -> None:
+        """A router has it now."""
+        self._let_in = self._meter.clock()
+
+    def stop(self, reason: str) -> None:
+        """It has ended at its router, or failed; whoever reads it may still be reading."""
         self._stopped = self._meter.clock()
+        if self._let_in is not None and reason in COMPLETE:
+            self._meter.service_s = smoothed(self._meter.service_s, self._stopped - self._let_in)
         self._leave()
 
     def end(self, reason: str) -> None:

@@ -60,7 +60,7 @@ class RouterPool:
         self._on_ready = on_ready
         self._links: dict[RouterId, RouterLink] = {}
         self._tickets: dict[tuple[str, RequestId], Ticket] = {}
-        self._turns = Turns(config)
+        self._turns = Turns(config, self.meter)
         self._replays = Replays(config.replay_s, self.meter, self._let_in)
         self._windows: Windows[Ticket] = Windows(config.max_resumable, self.release)
         self.connected = 0
@@ -96,6 +96,18 @@ class RouterPool:
                     name, address, self._identity, self._lost, self._refused, self._changed
                 )
         self._changed()
+
+    def check_place(self, samples: int, priority: int) -> None:
+        """Raises what `submit` would for want of a place, whatever else is asked for: under overload nobody
+        reads a prompt only to refuse it. Says nothing where requests are traced, since spans are of those
+        that were read."""
+        if self._spans is not None:
+            return
+        try:
+            self._check_place(caller().id, samples, priority)
+        except MoemeshError as error:
+            self.meter.refuse(type(error).__name__)
+            raise
 
     def submit(self, *requests: EngineRequest, window_s: float = 0.0, charged: bool = False) -> Ticket:
         """Sequences of one request: they share its id. All go to one router. window_s, charged: as in Ticket.
@@ -205,8 +217,6 @@ class RouterPool:
         self._turns.drop(ticket)
         self._replays.drop(ticket)
         self._windows.close(ticket)
-        if ticket.link is not None and ticket.completed and self._known(ticket):
-            self._turns.completed(self.meter.clock() - ticket.let_in_at)
         for place in range(len(ticket.mailboxes)):
             ticket.drop(place)
         if self._known(ticket):
@@ -254,9 +264,13 @@ class RouterPool:
             raise InvalidRequest(f"request_id {name!r} is running; abort it first or choose another")
         if (tier := requests[0].tier) not in self.tiers:
             raise InvalidRequest(f"tier {tier!r} is not offered now; offered: {', '.join(self.tiers)}")
+        self._check_place(key, len(requests), requests[0].priority, leaving)
+
+    def _check_place(self, key: str, sequences: int, priority: int, leaving: Ticket | None = None) -> None:
         self._least_busy()
-        if not self._turns.nobody_waits(leaving) or self._place_for(len(requests), leaving) is None:
-            self._turns.check(key, requests, leaving)
+        if not self._turns.nobody_waits(leaving) or self._place_for(sequences, leaving) is None:
+            places = self._config.window * len(self._there())
+            self._turns.check(key, sequences, priority, places, leaving)
 
     def _let_in(self) -> None:
         """Whoever is next, as long as a router has a place. Those whose router was lost had one, and go on
@@ -266,14 +280,13 @@ class RouterPool:
             if link is None:
                 break
             self._replays.let_in(ticket)
-            ticket.let_in(link, self.meter.clock())
+            ticket.let_in(link)
         while (ticket := self._turns.next()) is not None:
             link = self._place_for(len(ticket.requests))
             if link is None:
                 return
-            now = self.meter.clock()
-            self._turns.let_in(ticket, now)
-            ticket.let_in(link, now)
+            self._turns.let_in(ticket)
+            ticket.let_in(link)
 
     def _place_for(self, sequences: int, leaving: Ticket | None = None) -> RouterLink | None:
         """A router that can run them, or has nothing else to do. leaving: whose places count as free."""

@@ -12,9 +12,6 @@ from cluster.gateway.routers import RouterLink
 from cluster.gateway.spans import RequestSpan
 from cluster.types import EngineRequest, FinishReason, RequestId
 
-COMPLETE: frozenset[str] = frozenset({"stop", "length"})
-"""Reasons of those that got all that they asked for."""
-
 ENDED = -1
 """In place of a number, of a sequence that had ended before its request was let in."""
 
@@ -35,7 +32,6 @@ class Ticket:
     numbers: tuple[int, ...] = ()
     window_s: float = 0.0
     span: RequestSpan | None = None
-    let_in_at: float = 0.0
     charged: bool = False
 
     @property
@@ -58,11 +54,6 @@ class Ticket:
     def ended(self) -> bool:
         return all(mailbox.ended for mailbox in self.mailboxes)
 
-    @property
-    def completed(self) -> bool:
-        """Whether all sequences have been generated to their ends: none failed or was given up."""
-        return all(mailbox.ended and mailbox.reason in COMPLETE for mailbox in self.mailboxes)
-
     def held_at(self, link: RouterLink) -> int:
         """Its sequences that a router still has."""
         return sum(number in link.outstanding for number in self.numbers) if link is self.link else 0
@@ -79,11 +70,13 @@ class Ticket:
             mailbox.rewind(bell, self.prompt_tokens)
         before.ring()
 
-    def let_in(self, link: RouterLink, now: float) -> None:
+    def let_in(self, link: RouterLink) -> None:
         """A router gets what has not ended: from the beginning, or behind the tokens that have come."""
-        self.link, self.let_in_at = link, now
+        self.link = link
         if self.span is not None:
             self.span.let_in(link.name)
+        for mailbox in self.mailboxes:
+            mailbox.let_in()
         pairs = zip(self.requests, self.mailboxes, strict=True)
         self.numbers = tuple(
             ENDED if mailbox.ended else link.submit(dataclasses.replace(each, emitted=mailbox.ids), mailbox)

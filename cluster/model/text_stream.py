@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.model.tokenizer import StreamDecoder, Tokenizer
+from cluster.model.tokenizer import Tokenizer
 
 
 class StopText:
@@ -51,7 +51,7 @@ class TextStream:
     """Ids in, text out. `stopped`: the stop string that ended it, None while none did."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = tokenizer.stream()
         self._stop = StopText(stops) if stops else None
 
     @property

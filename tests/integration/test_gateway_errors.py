@@ -14,6 +14,7 @@ from cluster.config import GatewayConfig
 from cluster.dispatch import frames
 from cluster.dispatch.kinds import Kind
 from cluster.errors import ClusterError, Overloaded, PortInUse
+from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
 from protos import generation_pb2 as pb
 from protos import generation_pb2_grpc
@@ -152,6 +153,30 @@ def test_a_full_queue_is_refused_with_a_retry_hint() -> None:
         assert len(list(stub.Generate(request(max_tokens=1)))) >= 2
         for stream in streams:
             assert list(stream)[-1].finish.usage.completion_tokens == 3
+
+
+def test_nobody_reads_a_prompt_only_to_refuse_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    whole = ServedModel.tokenise
+
+    async def tokenise(self: ServedModel, text: str) -> list[int]:
+        read.append(text)
+        return await whole(self, text)
+
+    monkeypatch.setattr(ServedModel, "tokenise", tokenise)
+    with (
+        FakeRouter(paused=True) as router,
+        gateway({"r0": router.address}, window=1, max_queued=1) as service,
+        generation_stub(service) as stub,
+    ):
+        streams = [stub.Generate(request(text)) for text in ("runs", "waits")]
+        wait_until(lambda: service.stats()["queued"] == 2, "one at the router and one in the line")
+        assert refusal(stub, request("refused")).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refusal(stub, request("many", n=1000)).code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert list(stub.Generate(request("nothing", max_tokens=0)))[-1].HasField("finish")
+        assert sorted(read) == ["nothing", "runs", "waits"]
+        for stream in streams:
+            stream.cancel()
 
 
 def test_an_overloaded_router_is_told_as_such() -> None:

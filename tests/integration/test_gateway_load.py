@@ -112,7 +112,7 @@ def test_what_would_wait_too_long_is_refused_with_the_time_to_come_back() -> Non
     async def main() -> None:
         clock = Clock()
         with FakeRouter(paused=True) as router:
-            config = GatewayConfig(window=1, max_queued=100, max_wait_s=3.5)
+            config = GatewayConfig(window=1, max_queued=100, max_wait_s=3.5, wait_share=9.0)
             async with pool_of(router, config=config, clock=clock) as pool:
                 for number in range(4):
                     ask(pool, f"first{number}", tokens=1)
@@ -143,7 +143,7 @@ def test_the_wait_is_predicted_by_sequences() -> None:
     async def main() -> None:
         clock = Clock()
         with FakeRouter(paused=True) as router:
-            config = GatewayConfig(window=4, max_queued=100, max_wait_s=3.5)
+            config = GatewayConfig(window=4, max_queued=100, max_wait_s=3.5, wait_share=9.0)
             async with pool_of(router, config=config, clock=clock) as pool:
                 tickets = [ask(pool, f"first{number}", tokens=1, samples=4) for number in range(4)]
                 for turn in range(3):  # four sequences a second
@@ -156,6 +156,32 @@ def test_the_wait_is_predicted_by_sequences() -> None:
                 with pytest.raises(Overloaded, match=r"would wait 4\.0 s and may 3\.5 s"):
                     ask(pool, "fourth", samples=4)
                 for ticket in tickets:
+                    pool.release(ticket)
+
+    asyncio.run(main())
+
+
+def test_sequences_that_end_together_do_not_make_the_line_look_fast() -> None:
+    """Those that began together do: of the times between the turns that they give, all but one are 0."""
+
+    async def main() -> None:
+        clock = Clock()
+        with FakeRouter(paused=True) as router:
+            config = GatewayConfig(window=4, max_queued=100, max_wait_s=9.0, wait_share=0.5)
+            async with pool_of(router, config=config, clock=clock) as pool:
+                first = [ask(pool, f"first{number}", tokens=1) for number in range(12)]
+                for done in (4, 8, 12):
+                    await until(lambda: len(router.running) == 4)
+                    clock.now += 1.0
+                    router.step()
+                    await until(lambda done=done: sum(ticket.ended for ticket in first) == done)
+                second = [ask(pool, f"second{number}") for number in range(6)]  # two of them wait
+                with pytest.raises(Overloaded, match=r"would wait 0\.8 s and may 0\.5 s"):
+                    ask(pool, "seventh")
+                with pytest.raises(Overloaded):
+                    pool.check_place(samples=1, priority=0)
+                pool.check_place(samples=1, priority=1)
+                for ticket in (*first, *second):
                     pool.release(ticket)
 
     asyncio.run(main())
@@ -183,6 +209,7 @@ def test_failures_are_no_sign_of_how_long_requests_take() -> None:
                     await until(lambda: not router.running)
                 tickets = [ask(pool, f"waits{number}") for number in range(3)]
                 assert not pool.meter.refused
+                assert pool.meter.service_s == 1.0
                 for ticket in tickets:
                     pool.release(ticket)
 

@@ -231,7 +231,7 @@ def test_they_are_ahead_of_the_line_and_are_charged_once() -> None:
         assert pool.queued == 4
         left.resume()
         for ticket in [*tickets, *waiting]:
-            await until(lambda ticket=ticket: ticket.completed)
+            await until(lambda ticket=ticket: ticket.ended)
             pool.release(ticket)
         pool.release(pool.submit(engine_request("e")))  # the key's places are free again
 
@@ -249,7 +249,7 @@ def test_only_the_samples_that_have_not_ended_go_on() -> None:
         await until(lambda: ticket.mailboxes[0].ended)
         await asyncio.to_thread(lost.kill)
         left.resume()
-        await until(lambda: ticket.completed)
+        await until(lambda: ticket.ended)
         assert [each.asked.emitted for each in left.counts.submitted] == [(1,)]
         assert [mailbox.ids for mailbox in ticket.mailboxes] == [(1,), (1, 2, 1)]
         pool.release(ticket)
@@ -267,7 +267,7 @@ def test_what_nobody_wants_any_more_waits_for_no_router() -> None:
         assert pool.abort(RequestId("aborted"))
         pool.leave(tickets[1])
         with FakeRouter(port=int(router.address.rpartition(":")[2])) as again:
-            await until(lambda: tickets[2].completed)
+            await until(lambda: tickets[2].ended)
             assert [each.request_id for each in again.counts.submitted] == ["kept"]
         for ticket in tickets:
             pool.release(ticket)
@@ -290,7 +290,7 @@ def test_a_reader_that_comes_back_during_the_wait_gets_every_token_once() -> Non
         ticket = pool.resume(engine_request("a"), window_s=20.0)
         assert ticket is first
         with FakeRouter(port=int(router.address.rpartition(":")[2])) as again:
-            await until(lambda: ticket.completed)
+            await until(lambda: ticket.ended)
             assert [each.asked.emitted for each in again.counts.submitted] == [(1, 2)]
         batch = await ticket.mailboxes[0].take()
         assert batch.token_ids == [1, 2, 1, 2]
@@ -329,7 +329,7 @@ def test_a_router_that_refuses_one_is_asked_again(error: MoemeshError) -> None:
         await until(lambda: left.counts.refused == 2)
         assert not ticket.ended
         left.accept()
-        await until(lambda: ticket.completed)
+        await until(lambda: ticket.ended)
         assert ticket.mailboxes[0].ids == (1, 2, 1, 2)
         assert pool.meter.replayed == 1
         pool.release(ticket)
@@ -346,7 +346,7 @@ def test_another_router_takes_what_one_refuses() -> None:
         pool.update({RouterId(f"r{i}"): address for i, address in enumerate(addresses)})
         await until(lambda: pool.connected == 3)
         await asyncio.to_thread(lost.kill)
-        await until(lambda: ticket.completed)
+        await until(lambda: ticket.ended)
         assert (full.counts.refused, len(free.counts.submitted)) == (1, 1)
         pool.release(ticket)
 
@@ -368,7 +368,7 @@ def test_samples_of_which_a_router_refuses_one_wait_together() -> None:
         left.accept()
         await until(lambda: len(left.running) == 3)
         left.resume()
-        await until(lambda: ticket.completed)
+        await until(lambda: ticket.ended)
         assert [mailbox.ids for mailbox in ticket.mailboxes] == [(1, 2, 1, 2)] * 3
         pool.release(ticket)
 

@@ -1,6 +1,8 @@
 """One real cluster: `up`, questions to it, deaths in it, `down`. The tests run in order and share it."""
 
 import json
+import os
+import sys
 
 import httpx
 import pytest
@@ -10,6 +12,7 @@ from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.errors import ProtocolError
 from cluster.fleet import processes
+from cluster.fleet.wanted import NICE
 from support.clusters import Leaving, Moemesh, kill, listening, wait_until
 from support.engines import tiny_library
 
@@ -48,6 +51,10 @@ def all_ready(moemesh):
     return all(m["ready"] and m["health"] == "alive" for m in found.values()) and found
 
 
+def niceness_of_threads(pid):
+    return [os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir(f"/proc/{pid}/task")]
+
+
 def test_everybody_is_ready_and_holds_its_share(moemesh):
     status = moemesh.json("status")
     assert status["table"] == {"epoch": 1, "version": 1, "active": 1}
@@ -67,6 +74,14 @@ def test_everybody_is_ready_and_holds_its_share(moemesh):
 def test_what_computes_found_every_kernel_in_the_cache(moemesh, name):
     log = (moemesh.folder.logs / f"{name}.log").read_text()
     assert "variants from the cache, 0 compiled" in log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the niceness of a thread")
+def test_what_computes_gives_way_to_the_gateway(moemesh):
+    """Their niceness is that of the role's threads; those that were there before it are Ray's."""
+    nicest = {name: max(niceness_of_threads(moemesh.role_pid(name))) for name in moemesh.members()}
+    gateway = nicest.pop("gateway")
+    assert set(nicest.values()) == {min(19, gateway + NICE)}
 
 
 def test_status_is_a_table_for_people(moemesh):

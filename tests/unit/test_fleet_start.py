@@ -1,13 +1,16 @@
 """What a fleet's machines are told and what is wanted of them: no process, no network."""
 
 import io
+import os
+import sys
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from cluster.config import WireSecurity
+from cluster.config import ClusterConfig, WireSecurity
 from cluster.controller.state import Shape
 from cluster.errors import ConfigError, HostFailed, OutOfMemoryBudget, PortInUse, ProtocolError, StartFailed
 from cluster.fleet import shell
@@ -20,11 +23,12 @@ from cluster.fleet.machine import Quiet
 from cluster.fleet.memory import free_memory
 from cluster.fleet.muster import OVERHEAD_BYTES, check_probes, new_secrets, stale_hosts
 from cluster.fleet.raynode import LABEL, RayNode, RayPlace, trim
+from cluster.fleet.roles.process import give_way
 from cluster.fleet.serve import await_hosts
 from cluster.fleet.signals import Signals
 from cluster.fleet.starting import describe
 from cluster.fleet.store import namespace, store_of
-from cluster.fleet.wanted import count, on_fleet
+from cluster.fleet.wanted import NICE, Plan, count, on_fleet, on_one_machine
 
 SHAPE = Shape(2, 2, 4, (0, 1), 4096)
 
@@ -60,6 +64,35 @@ def test_every_process_is_placed_on_its_host(fleet):
         ("gateway", "gateway-hub-0", "hub"),
     ]
     assert count(wanted) == {"controller": 1, "node": 2, "router": 2, "gateway": 1}
+
+
+def test_what_computes_gives_way_where_all_share_the_cores(fleet):
+    plan = Plan(ClusterConfig(nodes=2), "", "model", "int8", SHAPE)
+    wanted = on_one_machine(plan, "127.0.0.1", 1, "logs", "epoch")
+    niceness = {each.name: each.arguments[0].nice for each in wanted if each.role != "controller"}
+    assert niceness == {"node-0": NICE, "node-1": NICE, "router-0": NICE, "gateway": 0}
+    apart = on_fleet(fleet, SHAPE, "int8")
+    assert {each.arguments[0].nice for each in apart if each.role != "controller"} == {0}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is of the whole process")
+def test_a_thread_that_gives_way_takes_along_those_that_it_starts():
+    def own() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def begin() -> None:
+        give_way(1)
+        child = threading.Thread(target=lambda: found.append(own()))
+        child.start()
+        child.join()
+        found.append(own())
+
+    before, found = own(), []
+    thread = threading.Thread(target=begin)
+    thread.start()
+    thread.join()
+    assert found == [min(19, before + 1)] * 2
+    assert own() == before
 
 
 def test_a_process_has_what_its_host_says(fleet):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.gateway.line import HEADWAY, LEAST_WAIT_S, Full, Line, Pace, left, longest_wait
+from cluster.gateway.line import HEADWAY, LEAST_WAIT_S, Full, Line, longest_wait, turn_every
 
 KEYS = ("a", "b", "c")
 
@@ -125,22 +125,9 @@ def test_whoever_has_gone_is_not_next() -> None:
     assert (len(line), line.sequences) == (2, 2)
 
 
-def test_the_pace_counts_only_while_others_wait() -> None:
-    pace = left(Pace(), 10.0, 1, waiting=True)
-    assert pace == Pace(0.0, 10.0), "one moment is no interval"
-    pace = left(pace, 10.5, 1, waiting=False)
-    assert pace == Pace(0.5, None)
-    pace = left(pace, 99.0, 1, waiting=True)
-    assert pace == Pace(0.5, 99.0), "nobody waited in between"
-    pace = left(pace, 100.0, 1, waiting=True)
-    assert pace.interval == 0.8 * 0.5 + 0.2 * 1.0
-
-
-def test_the_pace_is_that_of_sequences() -> None:
-    """Requests of many leave the line as fast as they free places."""
-    pace = left(Pace(), 10.0, 4, waiting=True)
-    pace = left(pace, 12.0, 4, waiting=True)
-    assert pace == Pace(0.5, 12.0)
+def test_a_place_comes_free_once_in_the_time_that_a_sequence_holds_it() -> None:
+    assert turn_every(4.0, places=32) == 0.125
+    assert turn_every(0.0, places=32) == 0.0, "nobody is refused before anything is known"
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_a_request_from_its_submission_to_its_last_event() -> None:
         clock.now += gap
         request.token()
     assert meter.last_token == clock.now
-    request.stop()
+    request.stop("stop")
     clock.now += 60  # a slow reader
     request.end("stop")
     request.end("length")  # only the first counts
@@ -52,6 +52,24 @@ def test_a_request_from_its_submission_to_its_last_event() -> None:
     assert (meter.between_tokens.count, meter.whole.total) == (2, 0.875)
     assert meter.finished == {"stop": 1}
     assert (meter.succeeded.count, meter.succeeded.seconds, meter.last_end) == (1, 0.875, 5000.0)
+
+
+def test_how_long_a_router_has_a_sequence_is_learnt_from_those_that_were_completed() -> None:
+    clock = Clock()
+    meter = Meter(clock)
+    for reason, seconds in (("error", 9.0), ("length", 1.0), ("aborted", 9.0), ("stop", 2.0)):
+        request = meter.request(1)
+        clock.now += 5.0  # in the line
+        request.let_in()
+        clock.now += seconds
+        request.stop(reason)
+        clock.now += 60.0  # a slow reader
+        request.end(reason)
+    learnt = meter.service_s
+    assert learnt == 0.8 * 1.0 + 0.2 * 2.0
+    never = meter.request(1)
+    never.stop("stop")
+    assert meter.service_s == learnt, "no router had it"
 
 
 def test_failures_are_apart() -> None:

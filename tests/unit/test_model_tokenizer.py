@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import BrokenCheckpoint, InvalidRequest
-from cluster.model.tokenizer import MOST_HELD, StreamDecoder, Tokenizer
+from cluster.model.tokenizer import MOST_HELD, ByteDecoder, Decoder, Tokenizer, WindowDecoder
 from support.checkpoint_files import byte_tokenizer
 
 TEXTS = ["", "hello world", " leading", "héllo wörld", "世界 🙂🙂👩‍👩‍👧", "a\ufffdb", "\n\n  x\t", "é" * 40]
@@ -39,7 +39,10 @@ FALLBACK = Tokenizer(fallback_tokenizer())
 
 
 def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    stream = StreamDecoder(tokenizer)
+    return added_up(tokenizer.stream(), ids)
+
+
+def added_up(stream: Decoder, ids: list[int]) -> list[str]:
     return [*map(stream.push, ids), stream.flush()]
 
 
@@ -64,6 +67,12 @@ def test_a_stream_is_the_text_in_whole_characters(text: str) -> None:
 def test_any_bytes_decode_as_the_library_decodes_them(ids: list[int]) -> None:
     whole = RAW.decode(ids)
     assert "".join(pieces(BYTES, ids)) == whole == BYTES.decode(ids)
+    assert "".join(added_up(WindowDecoder(BYTES), ids)) == whole
+
+
+def test_where_texts_are_the_bytes_of_their_tokens_nothing_else_is_looked_at() -> None:
+    assert isinstance(BYTES.stream(), ByteDecoder)
+    assert isinstance(FALLBACK.stream(), WindowDecoder)
 
 
 @settings(max_examples=300)
@@ -89,8 +98,9 @@ def test_an_unfinished_character_behind_a_good_byte_run_spoils_nothing() -> None
     assert "".join(pieces(FALLBACK, ids)) == "世\ufffd\ufffd"
 
 
-def test_flush_gives_out_an_unfinished_character_and_starts_afresh() -> None:
-    stream = StreamDecoder(BYTES)
+@pytest.mark.parametrize("kind", [ByteDecoder, WindowDecoder])
+def test_flush_gives_out_an_unfinished_character_and_starts_afresh(kind: type[Decoder]) -> None:
+    stream = kind(BYTES)
     ids = BYTES.encode("a世")
     assert [stream.push(token) for token in ids[:-1]] == ["a", "", ""]
     assert stream.flush() == "\ufffd"
@@ -109,7 +119,7 @@ def test_what_prints_nothing_does_not_cost_more_and_more(monkeypatch, token: int
     decoded: list[int] = []
     whole = BYTES.decode_window
     monkeypatch.setattr(BYTES, "decode_window", lambda ids: (decoded.append(len(ids)), whole(ids))[1])
-    stream = StreamDecoder(BYTES)
+    stream = WindowDecoder(BYTES)
     for _ in range(4 * MOST_HELD):
         stream.push(token)
     assert max(decoded, default=0) <= 2 * MOST_HELD

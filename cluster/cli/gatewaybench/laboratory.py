@@ -31,6 +31,7 @@ from cluster.cli.gatewaybench.figures import DONE
 from cluster.cli.gatewaybench.scripted import ScriptedRouter
 from cluster.config import GatewayConfig
 from cluster.errors import StartFailed
+from cluster.fleet.control import settle
 from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
 from cluster.library.bundled import open_model
@@ -144,6 +145,7 @@ def _gateway(router: str, window: int) -> None:
     deadline = time.monotonic() + READY_S
     while not service.ready and time.monotonic() < deadline:
         time.sleep(0.01)
+    settle()  # as a role does that is ready
     _say({"address": address, "ready": service.ready})
     sys.stdin.read()
     service.shutdown(grace_s=0.0)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cluster.gateway.run import Delta, Outcome
-from cluster.model.tokenizer import StreamDecoder, Tokenizer
+from cluster.model.tokenizer import Decoder, Tokenizer
 from cluster.types import Alternatives
 
 OWNER = "moemesh"
@@ -130,7 +130,7 @@ class _Place:
     """How far the text of one choice has come. Decoded again: a delta does not tell which of its tokens made
     which characters, and its text is held back where it may begin a stop string."""
 
-    decoder: StreamDecoder
+    decoder: Decoder
     characters: int = 0
 
     def before(self, token: int) -> int:
@@ -165,7 +165,7 @@ class Completions(Dialect):
 
     def _columns(self, index: int, delta: Delta, tokenizer: Tokenizer) -> Answer:
         entries = self._entries(delta)
-        place = self._places.setdefault(index, _Place(StreamDecoder(tokenizer)))
+        place = self._places.setdefault(index, _Place(tokenizer.stream()))
         return {
             "tokens": [entry["token"] for entry in entries],
             "token_logprobs": [entry["logprob"] for entry in entries],
