@@ -74,7 +74,7 @@ def test_two_nodes_are_killed_where_a_third_copy_is() -> None:
     assert Kind.kill_nodes not in {fault.kind for fault in first(seed(0), Shape(nodes_away=1), 200)}
     at_once = [fault for fault in first(seed(0), Shape(), 1000) if fault.kind is Kind.kill_nodes]
     assert {len(set(fault.victims)) for fault in at_once} == {2}
-    assert len({fault.victims for fault in at_once}) > 3
+    assert len({fault.victims for fault in at_once}) > 1
 
 
 def test_the_first_of_each_role_grows_old_in_a_soak() -> None:
