@@ -34,15 +34,6 @@ def become(protocol: int) -> None:
     exec(compile(changed, spec.origin, "exec"), module.__dict__)
 
 
-def load_kernels() -> None:
-    """Of a round trip, so that nobody seems silent for them later."""
-    from support.expert_nodes import connected, make_call, round_trip, running
-
-    with running(1) as nodes, connected(nodes) as exchange:
-        for step, tokens in enumerate(TOKENS):
-            round_trip(exchange, make_call(tokens, step=step))
-
-
 def serve() -> None:
     from support.expert_nodes import running
 
@@ -83,8 +74,9 @@ def ask(address: str) -> None:
 def main(protocol: str, role: str, *address: str) -> None:
     become(int(protocol))
     from cluster.errors import MoemeshError
+    from kernels import warm
 
-    load_kernels()
+    warm.compile_all(apart=True)  # as every role before it serves
     if role == "node":
         serve()
         return
