@@ -47,7 +47,7 @@ def down(file: Path, as_json: bool) -> None:
     fleet = load(file)
     begin = time.monotonic()
     with Progress() as progress, Signals() as signals:
-        stopped = take_down(fleet, progress, signals)
+        stopped = take_down(fleet, file.read_text(), progress, signals)
     seconds = time.monotonic() - begin
     if as_json:
         print_json({"stopped": True, "hosts": stopped, "seconds": round(seconds, 2)})

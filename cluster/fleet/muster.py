@@ -56,15 +56,16 @@ def bring_up(fleet: FleetFile, text: str, progress: Progress, signals: Signals) 
         raise
 
 
-def take_down(fleet: FleetFile, progress: Progress, signals: Signals) -> int:
-    """Stop the fleet, the head's controller first; returns how many hosts had something to stop. Raises
-    HostFailed when the other hosts are done, NotUp if there was nothing anywhere."""
+def take_down(fleet: FleetFile, text: str, progress: Progress, signals: Signals) -> int:
+    """Stop the fleet, whoever has started it, the head's controller first; returns how many hosts had
+    something to stop. text: the fleet file. Raises HostFailed when the other hosts are done, NotUp if there
+    was nothing anywhere."""
     muster = Muster(fleet, progress, signals)
     errors: list[MoemeshError] = []
     stopped = 0
     others = [host for host in fleet.hosts if not host.head]
     for hosts in ([fleet.head], others):
-        found, failed = muster.each("stopping", hosts, lambda shell: call(shell, Quiet(), "leave"))
+        found, failed = muster.each("stopping", hosts, lambda shell: _with_file(shell, "leave", text))
         stopped += sum(bool(answer["stopped"]) for answer in found.values())
         errors += failed
     if errors:
@@ -194,12 +195,16 @@ def call(shell: Shell, progress: Progress, verb: str, *more: str, given: str = "
 
 
 def probe(shell: Shell, text: str) -> Probe:
-    """What is there of a fleet. Put the fleet file there first."""
-    file = file_on(shell.host)
-    state = state_of(shell.host)
-    before = f"umask 077 && mkdir -p {shlex.quote(state)} && cat > {shlex.quote(file)} && "
-    found: Probe = call(shell, Quiet(), "probe", given=text, before=before)
+    """What is there of a fleet. Puts the fleet file there."""
+    found: Probe = _with_file(shell, "probe", text)
     return found
+
+
+def _with_file(shell: Shell, verb: str, text: str) -> Any:
+    """As `call`, on a host that may not have the fleet file yet."""
+    file, state = shlex.quote(file_on(shell.host)), shlex.quote(state_of(shell.host))
+    before = f"umask 077 && mkdir -p {state} && cat > {file} && "
+    return call(shell, Quiet(), verb, given=text, before=before)
 
 
 def _join(shell: Shell, progress: Progress, given: str) -> Any:
