@@ -155,8 +155,9 @@ def test_every_host_is_upgraded_under_load_and_no_request_fails(fleet: Fleet) ->
     said = summary_of(check_history(history))
     print(f"{len(HOSTS)} hosts upgraded within {found['seconds']:.0f} s: {said}")
     assert software(fleet) == {NEW}
-    nodes = status_of(fleet)["nodes"]
-    assert all(node["experts"] and not node["drained"] and not node["stats"]["restarts"] for node in nodes)
+    for node in status_of(fleet)["nodes"]:
+        found = (node["id"], bool(node["experts"]), node["drained"], node["stats"]["restarts"])
+        assert found == (node["id"], True, False, 0)
 
 
 def test_a_second_run_has_nothing_to_do(fleet: Fleet) -> None:
