@@ -11,10 +11,10 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cluster.cli.bench_routers import FAILED, IDENTICAL, WRONG, wire, wrong_tokens
+from cluster.cli.bench_routers import before_results, promised_results, wire, wrong_tokens
 from cluster.cli.calls import Gateway
 from cluster.cli.client import NO_ACCESS, Client
-from cluster.cli.report import Result, Target, percentile, result
+from cluster.cli.report import Result, Target, result
 from cluster.errors import MoemeshError
 from cluster.experiments.chaos.schedule import Shape
 from cluster.experiments.chaos.supervised import supervised, wait_whole
@@ -124,15 +124,10 @@ def until_all_go_on(streams: Sequence[Stream], begin: float, count: int) -> floa
 
 def gateway_results(name: str, trials: Sequence[GatewayLoss], course: Course) -> list[Result]:
     seen = [each.seen for each in trials]
-    before = [1e3 * percentile(each.gaps_before.tolist(), 99) for each in seen]
-    rates = [each.rate_before(course.before_s) for each in seen]
     return [
-        result(f"{name}.failed_requests", [each.failed for each in seen], "requests", FAILED),
-        result(f"{name}.tokens_identical", [float(each.identical) for each in seen], "ratio", IDENTICAL),
-        result(f"{name}.tokens_lost_or_repeated", [each.wrong for each in trials], "tokens", WRONG),
+        *promised_results(name, seen, [each.wrong for each in trials]),
         result(f"{name}.resumed", [each.resumed for each in trials], "streams", RESUMED),
         result(f"{name}.longest_gap", [each.longest_gap_s for each in seen], "s"),
         result(f"{name}.all_go_on", [each.on_s for each in trials], "s"),
-        result(f"{name}.tokens_per_s_before", rates, "tokens/s"),
-        result(f"{name}.p99_gap_before", before, "ms"),
+        *before_results(name, seen, course),
     ]

@@ -185,20 +185,34 @@ def wrong_tokens(stream: Stream, tokens: Sequence[int]) -> int:
     return sum(a != b for a, b in zip_longest(stream.tokens, wanted))
 
 
+def promised_results(name: str, seen: Sequence[Observed], wrong: Sequence[int]) -> list[Result]:
+    """What must hold whoever was lost. wrong: tokens that were missing, repeated or others, of each trial."""
+    return [
+        result(f"{name}.failed_requests", [each.failed for each in seen], "requests", FAILED),
+        result(f"{name}.tokens_identical", [float(each.identical) for each in seen], "ratio", IDENTICAL),
+        result(f"{name}.tokens_lost_or_repeated", wrong, "tokens", WRONG),
+    ]
+
+
+def before_results(name: str, seen: Sequence[Observed], course: Course) -> list[Result]:
+    """How it went before the loss."""
+    gaps = [1e3 * percentile(each.gaps_before.tolist(), 99) for each in seen]
+    rates = [each.rate_before(course.before_s) for each in seen]
+    return [
+        result(f"{name}.tokens_per_s_before", rates, "tokens/s"),
+        result(f"{name}.p99_gap_before", gaps, "ms"),
+    ]
+
+
 def router_results(name: str, trials: Sequence[RouterLoss], course: Course) -> list[Result]:
     seen = [each.seen for each in trials]
     replays = [each.replay_s for each in trials]
     beyond = [each.seen.longest_gap_s - each.replay_s for each in trials]
-    before = [1e3 * percentile(each.gaps_before.tolist(), 99) for each in seen]
-    rates = [each.rate_before(course.before_s) for each in seen]
     return [
-        result(f"{name}.failed_requests", [each.failed for each in seen], "requests", FAILED),
-        result(f"{name}.tokens_identical", [float(each.identical) for each in seen], "ratio", IDENTICAL),
-        result(f"{name}.tokens_lost_or_repeated", [each.wrong for each in trials], "tokens", WRONG),
+        *promised_results(name, seen, [each.wrong for each in trials]),
         result(f"{name}.replayed", [each.replayed for each in trials], "streams"),
         result(f"{name}.longest_gap", [each.longest_gap_s for each in seen], "s"),
         result(f"{name}.replay", replays, "s"),
         result(f"{name}.gap_beyond_replay", beyond, "s", BEYOND_REPLAY),
-        result(f"{name}.tokens_per_s_before", rates, "tokens/s"),
-        result(f"{name}.p99_gap_before", before, "ms"),
+        *before_results(name, seen, course),
     ]

@@ -14,7 +14,7 @@ from cluster.errors import NodeLost
 from protos import open_inference_pb2 as pb
 from support.fake_router import FakeRouter, logprob
 from support.gateways import gateway, wait_until
-from support.open_inference import Stub, asked, outputs
+from support.open_inference import Stub, asked, outputs, stub_of
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def router() -> Iterator[FakeRouter]:
 
 @pytest.fixture
 def stub(router: FakeRouter) -> Iterator[Stub]:
-    with gateway({"r0": router.address}) as service, grpc.insecure_channel(service.address) as channel:
-        yield Stub(channel)
+    with stub_of(router) as made:
+        yield made
 
 
 def test_the_server_is_live_ready_and_known_by_name(stub: Stub) -> None:

@@ -10,7 +10,7 @@ import pytest
 from protos import open_inference_pb2 as pb
 from support.fake_router import FakeRouter, logprob
 from support.gateways import gateway, wait_until
-from support.open_inference import Stub, asked, outputs
+from support.open_inference import Stub, asked, outputs, stub_of
 
 DEEP = "[" * 100_000
 VAST = "9" * 400
@@ -24,8 +24,8 @@ def router() -> Iterator[FakeRouter]:
 
 @pytest.fixture
 def stub(router: FakeRouter) -> Iterator[Stub]:
-    with gateway({"r0": router.address}) as service, grpc.insecure_channel(service.address) as channel:
-        yield Stub(channel)
+    with stub_of(router) as made:
+        yield made
 
 
 def streamed(stub: Stub, *requests: pb.ModelInferRequest) -> list[pb.ModelStreamInferResponse]:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import grpc
 
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
+from support.fake_router import FakeRouter
+from support.gateways import gateway
 
 Stub = open_inference_pb2_grpc.GRPCInferenceServiceStub
+
+
+@contextmanager
+def stub_of(router: FakeRouter) -> Iterator[Stub]:
+    """Of a gateway before this router."""
+    with gateway({"r0": router.address}) as service, grpc.insecure_channel(service.address) as channel:
+        yield Stub(channel)
 
 
 def raw_bytes(text: str) -> bytes:
