@@ -95,7 +95,7 @@ class Engine:
             across_tenants=config.share_prefixes,
         )
         self._halving = Halving(config.micro_batches, len(trunk.spec.sparse_layers), latency, clock)
-        self._work = [trunk.workspace() for _ in range(MOST_PARTS)]
+        self._work = [trunk.workspace() for _ in range(max(MOST_PARTS, config.micro_batches))]
         self._sampler = Sampler(trunk.spec.vocab, config.max_running, trunk.workers)
         self._readout = Readout(trunk, self._work[0], self._sampler, probe)
         self._free_slots = list(range(config.max_running))
