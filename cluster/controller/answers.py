@@ -43,6 +43,7 @@ def view(state: ControllerState, member_id: str, now: float) -> dict[str, Any]:
                 "address": router.address,
                 "incarnation": router.incarnation,
                 "ready": router.ready and health(router, now) is Health.ALIVE,
+                "late": router.ready and health(router, now) is Health.SUSPECTED,
             }
             for router in state.of(Role.ROUTER)
         },

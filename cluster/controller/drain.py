@@ -24,7 +24,7 @@ from cluster.errors import OutOfMemoryBudget, UnknownNode
 from cluster.types import NodeId
 
 STAYING = Objective(moves=10.0)
-"""What moves beside the node's own experts has to gain a lot."""
+"""What moves beside a drained node's own experts has to gain a lot."""
 
 PLACE: PlacementPolicy = partial(place, objective=STAYING)
 
@@ -63,9 +63,10 @@ def undrain(state: ControllerState, node: NodeId) -> ControllerState:
 
 
 def fill(state: ControllerState, config: ControllerConfig) -> Proposal:
-    """The moves that give experts to nodes which are there and have none, beside few others. Raises
-    Unavailable while moves are under way or a node is missing, and OutOfMemoryBudget."""
-    return propose(state, config, load_of(state) or even_load(state.shape), PLACE)
+    """The moves that give nodes which are there and have none their share, as any rebalancing would: with
+    STAYING they would get next to nothing, for the others hold every expert already. Raises Unavailable while
+    moves are under way or a node is missing, and OutOfMemoryBudget."""
+    return propose(state, config, load_of(state) or even_load(state.shape))
 
 
 def check_known(state: ControllerState, node: NodeId) -> None:

@@ -23,6 +23,7 @@ from cluster.balance.placement import PlacementTable
 from cluster.balance.problem import Placement, PlacementPolicy, Problem
 from cluster.balance.rebalance import Decision, decide, step_seconds
 from cluster.config import ControllerConfig
+from cluster.controller.losses import failing
 from cluster.controller.members import Role
 from cluster.controller.state import ControllerState, Shape, load_of
 from cluster.errors import OutOfMemoryBudget, Unavailable
@@ -58,11 +59,13 @@ def propose(
 ) -> Proposal:
     """Place the experts anew for `load`, or what the routers see, and weigh the way there.
 
-    Nodes that are drained or lost get none, and give up what they have; nodes that are not in the table yet
-    get some. trusting: so do those that were lost and go on as the same process, if they follow the tables.
+    Nodes that are drained or lost get none, and give up what they have; those that cannot load get nothing
+    more; nodes that are not in the table yet get some. trusting: so do those that were lost and go on as the
+    same process, if they follow the tables.
 
-    Raises Unavailable while there is no table, a node has not come yet, nothing has been computed or moves
-    are under way, and OutOfMemoryBudget where the nodes cannot hold every expert at once.
+    Raises Unavailable while there is no table, a node has not come yet, nothing has been computed, moves are
+    under way or no node can load anything, and OutOfMemoryBudget where the nodes cannot hold every expert at
+    once.
     """
     table, load = state.table, load or load_of(state)
     there = state.members.keys() | state.lost
@@ -74,21 +77,31 @@ def propose(
         raise Unavailable("no router has computed anything yet, so there is no load to place experts for")
     table = widened(state, table, trusting)
     gone = state.lost & frozenset(table.nodes)
+    staying, stuck = frozenset(table.nodes) - state.orders.drained - gone, failing(state)
+    if staying and staying <= stuck:
+        raise Unavailable("no node is left that could load experts; `moemesh status` says what keeps them")
     policy = _sparing(policy, state.orders.drained | gone)
     problem = _problem(state, table, load)
     budget = Budget(config.move_share, config.move_bytes or None, library_speed(state, table))
-    target = _with_copies(policy(problem), problem, state.orders.drained | gone, config.min_replicas)
+    target = _given_nothing_more(policy(problem), problem, stuck)
+    target = _with_copies(target, problem, staying - stuck, config.min_replicas)
     decision = decide(problem, target, config.horizon, budget, gone)
     return Proposal(problem, decision, tables_of(problem, decision, table, gone))
 
 
-def _with_copies(
-    placement: Placement, problem: Problem, leaving: Collection[NodeId], copies: int
-) -> Placement:
-    """With copies added where experts have fewer than they shall, so that no move undoes a repair."""
+def _given_nothing_more(placement: Placement, problem: Problem, nodes: Collection[NodeId]) -> Placement:
+    """Without what these would have to load: they say why they cannot."""
+    assert problem.current is not None, "propose() knows it"
+    stuck = np.array([node in nodes for node in problem.devices.names])
+    return Placement(placement.hosts & (problem.current.hosts | ~stuck))
+
+
+def _with_copies(placement: Placement, problem: Problem, able: Collection[NodeId], copies: int) -> Placement:
+    """With copies added on `able` nodes where experts have fewer than they shall, so that no move undoes a
+    repair."""
     devices = problem.devices
-    able = np.array([node not in leaving for node in devices.names])
-    return Placement(complete(placement.hosts, problem.expert_bytes, devices.memory, able, copies))
+    may = np.array([node in able for node in devices.names])
+    return Placement(complete(placement.hosts, problem.expert_bytes, devices.memory, may, copies))
 
 
 def begin(state: ControllerState, proposal: Proposal) -> ControllerState:

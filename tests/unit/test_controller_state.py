@@ -133,6 +133,8 @@ def test_a_silent_node_is_not_alive_and_comes_back_with_its_next_sync(full):
 def test_a_silent_router_is_not_ready(empty):
     state = synced(empty, member("router-0", Role.ROUTER, ready=True))
     assert answers.view(state, "gateway", 1.0)["routers"]["router-0"]["ready"]
+    late = [answers.view(state, "gateway", at)["routers"]["router-0"]["late"] for at in (1.0, 5.0, 20.0)]
+    assert late == [False, True, False]
     assert not answers.view(state, "gateway", DEAD_AFTER_S)["routers"]["router-0"]["ready"]
 
 

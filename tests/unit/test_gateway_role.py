@@ -34,6 +34,13 @@ def test_a_controller_that_has_started_again_takes_no_router_away() -> None:
     assert routers_of(view(2, r1=False), heard) == {}  # r0 has left the new one, r1 has told it that it waits
 
 
+def test_a_router_that_is_late_to_report_keeps_its_streams_and_is_not_begun_with() -> None:
+    late = View(routers={"r0": {"address": "r0:1", "ready": False, "late": True}}, epoch=1)
+    assert routers_of(late, named(1, "r0")) == named(1, "r0")
+    assert routers_of(late, {"r0": Named("r0:0", 1)}) == {}
+    assert routers_of(late, {}) == {}
+
+
 def test_a_router_that_has_moved_is_used_where_it_is() -> None:
     moved = View(routers={"r0": {"address": "r0:2", "ready": True}}, epoch=2)
     assert routers_of(moved, named(1, "r0")) == {"r0": Named("r0:2", 2)}

@@ -67,6 +67,24 @@ def test_a_node_without_a_limit_takes_a_little_more_than_its_share() -> None:
     assert (problem.devices.memory == int(1.25 * 1600 / 3)).all()
 
 
+def test_a_node_that_cannot_load_keeps_what_it_has_and_gets_nothing_more() -> None:
+    fast = NODES[0]
+    state = ready(skewed())
+    assert set(rebalance.propose(state).tables[-1].experts_of(fast)) - set(state.table.experts_of(fast))
+    full = ("LibraryError", "the disk is full")
+    stuck = {"table": (1, 1), "error": full, "stats": {"memory_bytes": 800}}
+    state = syncing.sync(state, member(fast, Role.NODE, **stuck))
+    tables = rebalance.propose(state).tables
+    assert tables
+    assert all(set(each.experts_of(fast)) <= set(state.table.experts_of(fast)) for each in tables)
+    for table in tables:
+        assert all(len(table.replicas[layer]) == SHAPE.experts for layer in SHAPE.sparse)
+    for name in NODES[1:]:
+        state = syncing.sync(state, member(name, Role.NODE, **stuck))
+    with pytest.raises(Unavailable, match="no node is left that could load"):
+        rebalance.propose(state)
+
+
 def test_what_is_missing_is_said() -> None:
     with pytest.raises(Unavailable, match="not all nodes are there"):
         rebalance.propose(ControllerState(epoch=1, shape=SHAPE))

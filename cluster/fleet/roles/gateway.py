@@ -37,7 +37,8 @@ def routers_of(view: View, before: Mapping[str, Named]) -> dict[str, Named]:
     """Those to use now. before: those that were used until now.
 
     A controller that has started again names nobody at first: a router of which only an earlier one has told
-    is kept, with the streams that run on it, until this one has heard of it.
+    is kept, with the streams that run on it, until this one has heard of it. So is one that is only late to
+    report to the controller: whether it answers the gateway, their own link tells sooner.
     """
     ready = {
         name: Named(str(router["address"]), view.epoch)
@@ -49,7 +50,12 @@ def routers_of(view: View, before: Mapping[str, Named]) -> dict[str, Named]:
         for name, router in before.items()
         if name not in view.routers and router.epoch != view.epoch
     }
-    return ready | unheard
+    late = {
+        name: Named(router.address, view.epoch)
+        for name, router in before.items()
+        if view.routers.get(name, {}).get("late") and view.routers[name]["address"] == router.address
+    }
+    return ready | late | unheard
 
 
 class GatewayRole(ControlledRole):
