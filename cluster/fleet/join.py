@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import AlreadyUp, ClusterError, ConfigError, NotUp, PortInUse
-from cluster.fleet import ports, processes, stop
+from cluster.fleet import ports, processes, raynode, stop
 from cluster.fleet.file import FleetFile, Host, PortUse
 from cluster.fleet.folder import Folder, Record
 from cluster.fleet.launch import this_process
@@ -113,13 +113,15 @@ def join(
     if autoscaling and not host.head:
         raise ConfigError(f"--autoscaling-config is for the head, {fleet.head.name}; leave it out here")
     with folder.locked():
-        _clear_the_way(folder)
+        ended = _clear_the_way(folder)
         if not folder.has_secrets():
             raise ClusterError(
                 f"{folder.path} has no token and cluster.key; `moemesh up --fleet` puts them there, "
                 f"--secrets takes those of `moemesh fleet render`, or copy those of {fleet.head.name}"
             )
         check_ports(fleet, host)
+        if ended and not host.head:
+            _report_end(fleet, host, folder)
         store = store_of(fleet, folder) if host.head else NOTHING_KEPT
         folder.clear_logs()
         record = Record(phase="starting", owner=this_process(), address=host.address)
@@ -154,13 +156,22 @@ def _forget(machine: Machine, folder: Folder) -> None:
         stop.clean(record, folder, keep_logs=True, for_good=False)
 
 
-def _clear_the_way(folder: Folder) -> None:
+def _clear_the_way(folder: Folder) -> bool:
+    """Returns whether this machine was part of a cluster and ended without a word."""
     record = folder.read()
     if record is None:
-        return
+        return False
     if record.phase != "starting" and record.alive():
         raise AlreadyUp(f"this machine is part of a cluster already; {folder.path} has its record")
     stop.clean(record, folder, for_good=False)
+    return True
+
+
+def _report_end(fleet: FleetFile, host: Host, folder: Folder) -> None:
+    from cluster.fleet.obituary import report
+
+    environment = raynode.environment(folder, fleet.wire_security, ports.resolve(host.address))
+    report(environment, f"{ports.resolve(fleet.head.address)}:{fleet.head.ports.ray}", host.name)
 
 
 def leave(fleet: FleetFile, host: Host, folder: Folder) -> bool:
@@ -212,10 +223,11 @@ def probe(fleet: FleetFile, host: Host, folder: Folder) -> dict[str, Any]:
     }
 
 
-def fleet_at(path: Path, name: str) -> tuple[FleetFile, Host, Folder]:
-    """The fleet, this machine's record in it, its state folder."""
+def fleet_at(path: Path, name: str, generation: int = 0) -> tuple[FleetFile, Host, Folder]:
+    """The fleet, this machine's record in it, its state folder. generation: number of the one meant."""
     from cluster.fleet.file import load
+    from cluster.fleet.generations import numbered
 
-    fleet = load(path)
+    fleet = numbered(load(path), generation)
     host = own_record(fleet, name)
-    return fleet, host, Folder(Path(state_of(host)))
+    return fleet, host, Folder(Path(state_of(host)), fleet.generation)

@@ -43,6 +43,7 @@ def give_way(nice: int) -> None:
 
 def log_to_file(logs: str, name: str, kind: LogFormat = LogFormat.text) -> None:
     """Send this process's log, and the traces of a crash, to `logs`/`name`.log. Prompts are never logged."""
+    Path(logs).mkdir(parents=True, exist_ok=True)  # a machine that joins again has cleared its logs
     file = Path(logs) / f"{name}.log"
     if file.exists() and file.stat().st_size > MAX_LOG_BYTES:
         file.unlink()
