@@ -21,6 +21,7 @@
     ├── RequestAborted               CANCELLED
     ├── NonFinite                    INTERNAL             NaN or Inf in the activations of a layer
     ├── RouterLost                   INTERNAL             every router that computed the request was lost
+    ├── OtherWeights                 ABORTED              it began with another model: ask anew
     ├── ModelError                   FAILED_PRECONDITION  a checkpoint we cannot serve
     │   ├── UnsupportedModel         FAILED_PRECONDITION  architecture, rope type, bias, activation
     │   └── BrokenCheckpoint         FAILED_PRECONDITION  missing shard, NaN weights, tokenizer mismatch
@@ -146,6 +147,12 @@ class NonFinite(MoemeshError):
 
 class RouterLost(MoemeshError):
     """Not UNAVAILABLE, which clients take for a reason to try again: the request may be why."""
+
+
+class OtherWeights(MoemeshError):
+    """Not UNAVAILABLE, after which clients call again for as long as they like: this gateway never will."""
+
+    code = "ABORTED"
 
 
 class ModelError(MoemeshError):

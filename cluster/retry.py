@@ -8,6 +8,13 @@ from dataclasses import dataclass, replace
 AGAIN = "UNAVAILABLE"
 """The code after which another gateway may do what this one did not."""
 
+ELSEWHERE = frozenset({"ABORTED", "NOT_FOUND"})
+"""Codes of a gateway that serves another model, while the fleet changes from one to another: each of the
+others is asked once."""
+
+NEXT = ELSEWHERE | {AGAIN}
+"""All codes after which the next gateway is asked."""
+
 
 @dataclass(frozen=True)
 class Policy:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -18,6 +18,8 @@ from cluster.sizes import read_size
 from cluster.yamlfile import at
 
 T = TypeVar("T")
+NO_KEY: Final = {"key": False}
+"""Metadata of a field that a program sets, and nobody writes."""
 
 
 def mapping(values: object, where: str) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def check_keys(values: Mapping[str, Any], known: set[str], where: str) -> None:
 
 def build(cls: type[T], values: object, where: str, **defaults: Any) -> T:
     """A dataclass from a mapping. A field that is a dataclass itself is a mapping in it, whose missing keys
-    are as in the field's default. Fields with `init=False` are no keys.
+    are as in the field's default. Fields with `init=False` or the metadata NO_KEY are no keys.
 
     defaults: of fields, in place of those that the class declares.
 
@@ -49,7 +51,11 @@ def build(cls: type[T], values: object, where: str, **defaults: Any) -> T:
     """
     given = mapping(values, where)
     hints = get_type_hints(cls)
-    known = {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
+    known = {
+        field.name: field
+        for field in fields(cls)  # type: ignore[arg-type]
+        if field.init and field.metadata.get("key", True)
+    }
     check_keys(given, set(known), where)
     made = dict(defaults)
     for name, field in known.items():

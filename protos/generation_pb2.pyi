@@ -83,7 +83,7 @@ class Sampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., top_logprobs: _Optional[int] = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ..., n: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "text", "token_ids", "sampling", "tier", "request_id", "resume_from", "priority", "resume_window_s", "resumed_ids")
+    __slots__ = ("model", "text", "token_ids", "sampling", "tier", "request_id", "resume_from", "priority", "resume_window_s", "resumed_ids", "weights")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +94,7 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     RESUME_WINDOW_S_FIELD_NUMBER: _ClassVar[int]
     RESUMED_IDS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     text: str
     token_ids: TokenIds
@@ -104,10 +105,11 @@ class GenerateRequest(_message.Message):
     priority: int
     resume_window_s: float
     resumed_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tier: _Optional[str] = ..., request_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., priority: _Optional[int] = ..., resume_window_s: _Optional[float] = ..., resumed_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    weights: str
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tier: _Optional[str] = ..., request_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., priority: _Optional[int] = ..., resume_window_s: _Optional[float] = ..., resumed_ids: _Optional[_Iterable[int]] = ..., weights: _Optional[str] = ...) -> None: ...
 
 class ChatRequest(_message.Message):
-    __slots__ = ("model", "messages", "variables", "sampling", "tier", "request_id", "resume_from", "priority", "resume_window_s", "resumed_ids")
+    __slots__ = ("model", "messages", "variables", "sampling", "tier", "request_id", "resume_from", "priority", "resume_window_s", "resumed_ids", "weights")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     VARIABLES_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +120,7 @@ class ChatRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     RESUME_WINDOW_S_FIELD_NUMBER: _ClassVar[int]
     RESUMED_IDS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     variables: str
@@ -128,7 +131,8 @@ class ChatRequest(_message.Message):
     priority: int
     resume_window_s: float
     resumed_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., variables: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tier: _Optional[str] = ..., request_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., priority: _Optional[int] = ..., resume_window_s: _Optional[float] = ..., resumed_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    weights: str
+    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., variables: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tier: _Optional[str] = ..., request_id: _Optional[str] = ..., resume_from: _Optional[int] = ..., priority: _Optional[int] = ..., resume_window_s: _Optional[float] = ..., resumed_ids: _Optional[_Iterable[int]] = ..., weights: _Optional[str] = ...) -> None: ...
 
 class Alternatives(_message.Message):
     __slots__ = ("token_ids", "logprobs")
@@ -157,20 +161,22 @@ class GenerateResponse(_message.Message):
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., index: _Optional[int] = ..., alternatives: _Optional[_Iterable[_Union[Alternatives, _Mapping]]] = ...) -> None: ...
 
 class Start(_message.Message):
-    __slots__ = ("request_id", "model", "tier", "seed", "prompt_tokens", "sample_seeds")
+    __slots__ = ("request_id", "model", "tier", "seed", "prompt_tokens", "sample_seeds", "weights")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_SEEDS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     tier: str
     seed: int
     prompt_tokens: int
     sample_seeds: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., tier: _Optional[str] = ..., seed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., sample_seeds: _Optional[_Iterable[int]] = ...) -> None: ...
+    weights: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., tier: _Optional[str] = ..., seed: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., sample_seeds: _Optional[_Iterable[int]] = ..., weights: _Optional[str] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens")

@@ -17,7 +17,7 @@ from cluster.cli.calls import Gateway
 from cluster.config import GatewayConfig
 from cluster.errors import ConfigError, MoemeshError, Unavailable
 from cluster.fleet.folder import Folder
-from cluster.retry import AGAIN, POLICY, Patience, Policy
+from cluster.retry import ELSEWHERE, NEXT, POLICY, Patience, Policy
 from protos import generation_pb2 as pb
 
 SYSTEM = "system"
@@ -85,8 +85,8 @@ class Client:
     """One cluster, through whichever of its gateways answers. Every method raises MoemeshError.
 
     A call that gets UNAVAILABLE before its first token is made again at each other gateway, once. A stream
-    that breaks later goes on at the next one, with no token lost or repeated, until `policy` gives up; one of
-    several samples cannot, and fails.
+    that breaks later goes on at the next one, with no token lost or repeated, until `policy` gives up, or
+    every gateway in a row has said that it serves another model; one of several samples cannot, and fails.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Client:
             try:
                 return call(self._gateways[0])
             except MoemeshError as error:
-                if error.code != AGAIN or not left:
+                if error.code not in NEXT or not left:
                     raise
                 self._gateways.rotate(-1)
         raise AssertionError("there is a gateway")
@@ -160,12 +160,13 @@ class Client:
 
 @dataclass
 class Received:
-    """Of one request, over all its calls. gateways: how many there are. calls: made without a token.
-    ids: that came. start: of the last stream that told one."""
+    """Of one request, over all its calls. gateways: how many there are. calls: made without a token, of which
+    others served another model. ids: that came. start: of the last stream that told one."""
 
     gateways: int
     patience: Patience
     calls: int = 0
+    others: int = 0
     ids: list[int] = field(default_factory=list)
     ended: bool = False
     start: pb.Start | None = None
@@ -181,6 +182,7 @@ class Received:
             if len(request.resumed_ids) == request.resume_from:  # all before these are known, too
                 again.resumed_ids.extend(self.ids)
             again.sampling.seed = self.start.seed
+            again.weights = self.start.weights
         return again
 
     def take(self, response: pb.GenerateResponse, now: float) -> None:
@@ -188,13 +190,16 @@ class Received:
             self.start = response.start
         if response.token_ids:
             self.ids += response.token_ids
-            self.calls = 0
+            self.calls = self.others = 0
             self.patience = Patience.new(now, self.patience.policy)
         self.ended = self.ended or response.HasField("finish")
 
     def may_go_on(self, error: MoemeshError, samples: int, now: float) -> bool:
         """samples: as in pb.Sampling.n. What a client has of several cannot be told in a request."""
-        if error.code != AGAIN or (self.ids and samples > 1):
+        self.others += error.code in ELSEWHERE
+        if error.code not in NEXT or (self.ids and samples > 1):
+            return False
+        if self.others >= self.gateways:
             return False
         return not self.patience.tired(now) if self.ids else self.calls < self.gateways
 

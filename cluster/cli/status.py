@@ -14,7 +14,7 @@ from cluster.cli.upfleet import Fleet
 from cluster.cli.values import megabytes
 
 if TYPE_CHECKING:
-    from cluster.fleet.folder import Record
+    from cluster.fleet.folder import Folder, Record
 
 Member = dict[str, Any]
 
@@ -35,12 +35,25 @@ def status(
 
     folder = Folder()
     record = folder.require()
+    changing = _changing(folder)
     with Controller(record.controller, folder) as controller:
         found = controller.status()
     if as_json:
-        print_json(_as_json(record, found))
+        print_json(_as_json(record, found) | {"changing": changing})
     else:
         _print(record, found)
+        if changing:
+            typer.echo(changing)
+
+
+def _changing(folder: Folder) -> str:
+    """On a fleet's head, while it has two models."""
+    from cluster.fleet.generations import read
+
+    now = read(folder)
+    if now is None or now.other is None:
+        return ""
+    return f"the model is being changed: {now.active.told} is active, {now.other.told} has roles, too"
 
 
 def _as_json(record: Record, found: dict[str, Any]) -> dict[str, Any]:

@@ -31,13 +31,18 @@ CLOSE_S = 600.0
 """A gateway may let its requests go on for as long as its `drain_s` says."""
 
 
-def connect(address: str, machine: str | None = None) -> None:
+def namespace(generation: int) -> str:
+    """Of Ray's, in which a generation's actors have their names: those of two never meet."""
+    return f"{NAMESPACE}-{generation}" if generation else NAMESPACE
+
+
+def connect(address: str, machine: str | None = None, generation: int = 0) -> None:
     """Make this process a driver of the Ray at `address`. machine: address of this one, where Ray runs under
-    several."""
+    several. generation: whose actors it starts."""
     ray.init(
         address=address,
         _node_ip_address=machine,
-        namespace=NAMESPACE,
+        namespace=namespace(generation),
         log_to_driver=False,
         configure_logging=False,
         logging_level=logging.ERROR,
@@ -56,7 +61,7 @@ def hosts() -> set[str]:
 
 
 def running() -> set[str]:
-    """Names of our actors that are there already, or being started again."""
+    """Names of this generation's actors that are there already, or being started again."""
     return set(ray.util.list_named_actors())
 
 
@@ -70,7 +75,6 @@ def options(name: str, host: str = "") -> dict[str, Any]:
     """
     return {
         "name": name,
-        "namespace": NAMESPACE,
         "lifetime": "detached",
         "get_if_exists": True,
         "num_cpus": 0,
@@ -86,11 +90,11 @@ def spawn(role: str, name: str, *args: Any, host: str = "") -> Any:
     return ray.remote(**options(name, host))(CLASSES[role]).remote(*args)
 
 
-def end(name: str) -> None:
+def end(name: str, generation: int) -> None:
     """Have the actor of this name close its service, end it for good, and wait until name and process are
     free. Nothing, if there is none. For the host that it runs on. Raises StartFailed if it does not end."""
     try:
-        actor: Any = ray.get_actor(name, namespace=NAMESPACE)
+        actor: Any = ray.get_actor(name, namespace=namespace(generation))
     except ValueError:
         return
     mark = None
@@ -100,15 +104,15 @@ def end(name: str) -> None:
         ray.get(actor.shutdown.remote(), timeout=CLOSE_S)
     ray.kill(actor, no_restart=True)
     deadline = time.monotonic() + END_S
-    while _is_known(name) or (mark is not None and processes.alive(mark)):
+    while _is_known(name, generation) or (mark is not None and processes.alive(mark)):
         if time.monotonic() > deadline:
             raise StartFailed(f"{name} does not end; end its process by hand, and try again")
         time.sleep(POLL_S)
 
 
-def _is_known(name: str) -> bool:
+def _is_known(name: str, generation: int) -> bool:
     try:
-        ray.get_actor(name, namespace=NAMESPACE)
+        ray.get_actor(name, namespace=namespace(generation))
     except ValueError:
         return False
     return True

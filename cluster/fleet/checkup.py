@@ -14,7 +14,8 @@ from cluster.fleet.findings import Advice
 from cluster.fleet.links.judge import judge as judge_links
 from cluster.fleet.links.survey import Skew, Survey, survey
 from cluster.fleet.machine import Progress
-from cluster.fleet.muster import OVERHEAD_BYTES, Muster
+from cluster.fleet.muster import Muster
+from cluster.fleet.room import OVERHEAD_BYTES
 from cluster.fleet.shell import Shell, moemesh
 from cluster.fleet.signals import Signals
 from cluster.sizes import about

@@ -46,7 +46,7 @@ def new_incarnation(now: float) -> int:
 
 @dataclass(frozen=True)
 class View:
-    """What the controller last said. nodes and routers: as in `cluster.controller.state.view`.
+    """What the controller last said. nodes and routers: as in `cluster.controller.answers.view`.
 
     active: version of the table that all nodes have loaded, 0 while one is missing. settled: no router uses
     an older one. next: a table to load beside this one, for nodes. mending: experts that no node holds any

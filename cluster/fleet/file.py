@@ -24,7 +24,7 @@ from cluster.config import (
 from cluster.errors import ConfigError
 from cluster.fleet.filecheck import check
 from cluster.fleet.gateways import numbered
-from cluster.values import build, mapping
+from cluster.values import NO_KEY, build, mapping
 from cluster.yamlfile import at, load_yaml
 
 OWN = ""
@@ -82,7 +82,8 @@ class Ports:
 
     ray: Ray's own, RAY_PORTS in a row: the head's GCS (on the head only), then raylet, object manager,
     runtime environments' agent, dashboard agent's two, metrics. workers: of Ray's worker processes,
-    WORKER_PORTS of them. routers: of the routers of one machine.
+    WORKER_PORTS of them. routers: of the routers of one machine. spare: a second set of controller, node,
+    blobs and routers is so far above, for those of another model while the fleet changes to it; 0 for none.
     """
 
     ray: int = 6379
@@ -91,6 +92,7 @@ class Ports:
     node: int = 8480
     blobs: int = 8481
     routers: int = 8490
+    spare: int = 100
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ class FleetFile:
     model: library folder on every machine, "" for the bundled one; a relative one is below the machine's
     storage. variant: of its experts, "" for the default.
     gateway.host, gateway.http_host: OWN unless the file says otherwise.
+    generation: of the roles that are meant (cluster/fleet/generations.py), whose ports `hosts` has.
     """
 
     name: str
@@ -173,6 +176,7 @@ class FleetFile:
     log_format: LogFormat = LogFormat.text
     tracing: TracingConfig = field(default_factory=TracingConfig)
     redis: Redis = field(default_factory=Redis)
+    generation: int = field(default=0, metadata=NO_KEY)
 
     @property
     def head(self) -> Host:
@@ -189,6 +193,17 @@ class FleetFile:
         first = replace(own, host=own.host or host.address, http_host=own.http_host or host.address)
         return numbered(first, number)
 
+    def role_ports(self, host: Host) -> tuple[PortUse, ...]:
+        """Of one generation's controller, node and routers."""
+        ports = host.ports
+        uses = (
+            PortUse("ports.controller", ports.controller, int(host.head)),
+            PortUse("ports.node", ports.node, int(host.memory_bytes > 0)),
+            PortUse("ports.blobs", ports.blobs, int(host.memory_bytes > 0)),
+            PortUse("ports.routers", ports.routers, host.routers),
+        )
+        return tuple(use for use in uses if use.count)
+
     def ports_of(self, host: Host) -> tuple[PortUse, ...]:
         """Every port that a host listens on, SSH's included."""
         ports = host.ports
@@ -196,11 +211,12 @@ class FleetFile:
             PortUse("ssh.port", host.ssh.port),
             PortUse("ports.ray", ports.ray, RAY_PORTS),
             PortUse("ports.workers", ports.workers, WORKER_PORTS),
-            PortUse("ports.controller", ports.controller, int(host.head)),
-            PortUse("ports.node", ports.node, int(host.memory_bytes > 0)),
-            PortUse("ports.blobs", ports.blobs, int(host.memory_bytes > 0)),
-            PortUse("ports.routers", ports.routers, host.routers),
+            *self.role_ports(host),
         ]
+        if ports.spare:
+            uses += [
+                PortUse("ports.spare", use.first + ports.spare, use.count) for use in self.role_ports(host)
+            ]
         for number in range(host.gateways):
             own = self.gateway_of(host, number)
             uses.append(PortUse("gateway.port", own.port))

@@ -29,7 +29,10 @@ from cluster.fleet import processes
 from cluster.fleet.processes import Mark
 
 RECORD_VERSION = 1
+SPARE, GENERATIONS = "spare", "generations"
 EPOCH, LOGS, ORDERS, TOKEN, KEY, RAY = "epoch", "logs", "orders", "token", "cluster.key", "ray"
+NUMBERS = (0, 1)
+"""Of generations: they take turns."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +105,21 @@ class Record:
 
 
 class Folder:
-    """$MOEMESH_STATE_DIR, else $XDG_STATE_HOME/moemesh, else ~/.local/state/moemesh; made when needed."""
+    """$MOEMESH_STATE_DIR, else $XDG_STATE_HOME/moemesh, else ~/.local/state/moemesh; made when needed.
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path or _from_environment()
-        self.logs = self.path / LOGS
+    logs, epoch and orders are a generation's own (cluster/fleet/generations.py), all else is of the machine.
+    """
+
+    def __init__(self, path: Path | None = None, generation: int = 0) -> None:
+        self.path, self.generation = path or _from_environment(), generation
+        own = own_folder(self.path, generation)
+        self.logs = own / LOGS
         self.token = self.path / TOKEN
         self.key = self.path / KEY
         self.ray = self.path / RAY
-        self.epoch = self.path / EPOCH
-        self._orders = self.path / ORDERS
+        self.epoch = own / EPOCH
+        self.orders = own / ORDERS
+        self.generations = self.path / GENERATIONS
         self._state = self.path / "state.json"
 
     def read(self) -> Record | None:
@@ -157,6 +165,7 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self.token_text() != token:
             shutil.rmtree(self.ray, ignore_errors=True)
+            self.generations.unlink(missing_ok=True)
         with open(self.token, "w", opener=_owner_only) as file:
             file.write(token)
         with open(self.key, "wb", opener=_owner_only) as file:
@@ -180,17 +189,25 @@ class Folder:
             return b""
 
     def clear_logs(self) -> None:
-        shutil.rmtree(self.logs, ignore_errors=True)
+        for number in NUMBERS:
+            shutil.rmtree(own_folder(self.path, number) / LOGS, ignore_errors=True)
         self.logs.mkdir(parents=True)
 
     def forget(self, keep_logs: bool = False, for_good: bool = True) -> None:
         """Remove what a cluster wrote here; unless for good only what says that it runs."""
-        for file in (self._state, *((self.token, self.key, self.epoch, self._orders) if for_good else ())):
-            file.unlink(missing_ok=True)
+        self._state.unlink(missing_ok=True)
         if for_good:
+            for file in (self.token, self.key, self.generations):
+                file.unlink(missing_ok=True)
             shutil.rmtree(self.ray, ignore_errors=True)
-        if not keep_logs:
-            shutil.rmtree(self.logs, ignore_errors=True)
+        for number in NUMBERS:
+            own = own_folder(self.path, number)
+            if for_good:
+                forget_controller(own)
+            if not keep_logs:
+                shutil.rmtree(own / LOGS, ignore_errors=True)
+        with suppress(OSError):  # it is not there, or has logs
+            (self.path / SPARE).rmdir()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -210,6 +227,17 @@ class Folder:
             with suppress(OSError):  # not empty: something was started
                 self.path.rmdir()
             os.close(handle)
+
+
+def own_folder(path: Path, generation: int) -> Path:
+    """Where a generation of roles has its logs, and on the head its controller's epoch and orders."""
+    return path / SPARE if generation else path
+
+
+def forget_controller(own: Path) -> None:
+    """What a generation's controller has kept: one that comes after it begins anew."""
+    for name in (EPOCH, ORDERS):
+        (own / name).unlink(missing_ok=True)
 
 
 def _from_environment() -> Path:

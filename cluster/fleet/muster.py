@@ -20,14 +20,12 @@ from cluster.errors import HostFailed, MoemeshError, NotUp, OutOfMemoryBudget, P
 from cluster.fleet.file import FleetFile, Host
 from cluster.fleet.lines import Listener
 from cluster.fleet.machine import Progress, Quiet, Stopwatch
+from cluster.fleet.room import OVERHEAD_BYTES
 from cluster.fleet.shell import Shell, file_on, moemesh
 from cluster.fleet.signals import Signals
 from cluster.fleet.wanted import state_of
 
 POLL_S = 0.05
-OVERHEAD_BYTES = 256 << 20
-"""What Ray's processes and an expert node take on a machine beside the experts."""
-
 Probe = dict[str, Any]
 Job = Callable[[Shell], Any]
 

@@ -10,15 +10,14 @@ the code that unpacks it.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cluster import __version__
 from cluster.controller.members import Role
-from cluster.errors import MoemeshError, OutOfMemoryBudget, StartFailed, Unavailable
+from cluster.errors import MoemeshError, Unavailable
 from cluster.fleet import raynode
 from cluster.fleet.ask import Controller, moved, patient_status
 from cluster.fleet.file import FleetFile, Host
@@ -26,16 +25,11 @@ from cluster.fleet.folder import Folder
 from cluster.fleet.machine import Machine, Progress, Quiet
 from cluster.fleet.ports import resolve
 from cluster.fleet.prepare import controller_of, joined, wanted_of
+from cluster.fleet.settling import AGAIN_S, MOVED_WITHIN_S, Settling
 from cluster.fleet.signals import Signals
 from cluster.fleet.starting import Starting
 from cluster.fleet.versions import check_ready, outdated
 from cluster.fleet.wanted import CONTROLLER, Wanted
-
-POLL_S = 0.1
-AGAIN_S = 120.0
-"""For so long a step is tried again that the controller cannot do yet: experts move, a member is away."""
-
-MOVED_WITHIN_S = 600.0
 
 
 def renew(
@@ -54,7 +48,7 @@ def renew(
 
     with folder.locked():
         machine = Machine(folder, record, progress, signals)
-        actors.connect(record.ray, address)
+        actors.connect(record.ray, address, folder.generation)
         try:
             signals.listen()
             where = controller_of(fleet)
@@ -81,6 +75,8 @@ class _Renewal:
     ) -> None:
         self._host, self._wanted, self._controller, self._address = host, wanted, controller, address
         self._machine, self._folder, self._progress, self._signals = machine, folder, progress, signals
+        self._settling = Settling(controller, progress, signals)
+        self._until = self._settling.until
 
     def run(self) -> list[str]:
         mine = [each for each in self._wanted if each.host == self._host.name]
@@ -114,37 +110,26 @@ class _Renewal:
 
     def _node(self, node: Wanted) -> None:
         """Its experts are on others meanwhile. A node that an operator has drained stays so."""
-        member = _member(patient_status(self._controller), node.name)
+        member = self._settling.member(node.name)
         if member is None or member["drained"]:
             self._restart(node)
             return
         try:
-            self._empty(node.name)
+            self._settling.drain_if_possible(node.name)
             self._restart(node)
         except BaseException:
             with suppress(MoemeshError):  # what has failed is reported
                 self._controller.undrain(node.name)
             raise
-        self._progress.phase(f"{node.name} gets experts")
-        self._until(lambda: self._controller.undrain(node.name, fill=True), "moves to be possible")
-
-    def _empty(self, node: str) -> None:
-        """Where the others have no room for its experts, streams wait until those are loaded once more."""
-        self._progress.phase(f"{node} is drained")
-        try:
-            self._until(lambda: self._controller.drain(node), "moves to be possible")
-        except OutOfMemoryBudget as error:
-            self._progress.done(f"{error}. It ends with its experts: streams wait until others have them")
-            return
-        self._until(lambda: self._emptied(node), f"{node} to be empty", MOVED_WITHIN_S)
+        self._settling.give_back(node.name)
 
     def _restart(self, each: Wanted) -> None:
         from cluster.fleet import actors
 
         before = {} if each.role == CONTROLLER else self._incarnation(each.name)
         self._progress.phase(f"{each.name} ends")
-        actors.end(each.name)
-        _count_anew(self._folder.logs, each.name)
+        actors.end(each.name, self._folder.generation)
+        count_anew(self._folder.logs, each.name)
         self._progress.phase(f"{each.name} starts")
         check, watch = self._signals.check, self._machine.watch
         starting = Starting([each], self._folder, Quiet(), watch, check, each.host, before)
@@ -154,40 +139,15 @@ class _Renewal:
         self._machine.note_processes()
 
     def _incarnation(self, name: str) -> dict[str, int]:
-        member = _member(patient_status(self._controller), name)
+        member = self._settling.member(name)
         return {} if member is None else {name: int(member["incarnation"])}
-
-    def _emptied(self, node: str) -> bool:
-        status = self._controller.status()
-        member = _member(status, node)
-        return moved(status) and (member is None or not member["stats"].get("held"))
 
     def _calm(self) -> bool:
         status = self._controller.status()
         check_ready(status, self._wanted)
         return moved(status)
 
-    def _until(self, done: Callable[[], Any], what: str, limit_s: float = AGAIN_S) -> None:
-        """Ask again while it says no, or is Unavailable. Raises StartFailed after `limit_s`, and other errors
-        at once."""
-        deadline = time.monotonic() + limit_s
-        while True:
-            self._signals.check()
-            try:
-                if done():
-                    return
-                said = "it is not so yet"
-            except Unavailable as error:
-                said = str(error)
-            if time.monotonic() > deadline:
-                raise StartFailed(f"waited {limit_s:g} s for {what}: {said}")
-            time.sleep(POLL_S)
 
-
-def _member(status: dict[str, Any], name: str) -> dict[str, Any] | None:
-    return next((member for member in status["members"] if member["id"] == name), None)
-
-
-def _count_anew(logs: Path, name: str) -> None:
+def count_anew(logs: Path, name: str) -> None:
     """A start that was asked for is no restart."""
     (logs / f"{name}.starts").unlink(missing_ok=True)

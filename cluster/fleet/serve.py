@@ -9,11 +9,11 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import ClusterConfig, NodeConfig
 from cluster.errors import NotUp, OutOfMemoryBudget, StartFailed
-from cluster.fleet import gateways, raynode
+from cluster.fleet import gateways, generations, raynode
 from cluster.fleet.file import FleetFile, Host
 from cluster.fleet.folder import Folder, Record
 from cluster.fleet.launch import this_process
@@ -83,12 +83,17 @@ def serve(fleet: FleetFile, head: Host, folder: Folder, progress: Progress, sign
 
     Machines that have not joined yet are waited for.
 
-    Raises NotUp if this machine has not joined, StartFailed, or what a role reported: started roles stay,
-    for `leave` on each machine to end.
+    Raises NotUp if this machine has not joined, ClusterError where it serves another model than the file
+    names, StartFailed, or what a role reported: started roles stay, for `leave` on each machine to end.
     """
     record = folder.read()
     if record is None or not record.alive() or record.phase == "starting":
         raise NotUp(f"host {head.name} has not joined; start the fleet with `moemesh up --fleet`")
+    now = generations.served(fleet, head, folder)
+    generations.check_unchanged(generations.asked_for(fleet, head), now)
+    generations.write(folder, now)
+    fleet = generations.of_generation(fleet, now.active)
+    head, folder = fleet.head, Folder(folder.path, fleet.generation)
     plan = plan_of(fleet, open_model(library_of(fleet, head)))
     with folder.locked():
         machine = Machine(folder, record, progress, signals)
@@ -118,16 +123,10 @@ class _Serving:
         from cluster.fleet import actors  # Ray reads its environment when it is imported
 
         self._progress.phase("connecting to Ray")
-        actors.connect(machine.record.ray, address)
+        actors.connect(machine.record.ray, address, fleet.generation)
         try:
             self._signals.listen()
-            machine.note(
-                owner=this_process(),
-                controller=f"{head.address}:{head.ports.controller}",
-                model=plan.model,
-                variant=plan.variant,
-                config=dataclasses.asdict(plan.config),
-            )
+            machine.note(owner=this_process(), **noted(fleet, plan))
             hosts = [host.name for host in fleet.hosts]
             await_hosts(hosts, actors.hosts, self._progress, self._signals.check)
             starting = Starting(
@@ -140,6 +139,16 @@ class _Serving:
             return machine.record
         finally:
             actors.disconnect()
+
+
+def noted(fleet: FleetFile, plan: Plan) -> dict[str, Any]:
+    """What is served, as fields of the head's record."""
+    return {
+        "controller": f"{fleet.head.address}:{fleet.head.ports.controller}",
+        "model": plan.model,
+        "variant": plan.variant,
+        "config": dataclasses.asdict(plan.config),
+    }
 
 
 def await_hosts(

@@ -81,6 +81,14 @@ class Starting:
 
         Raises StartFailed, or the error that a role has reported.
         """
+        return self._wait(address, lambda member: bool(member["ready"]))
+
+    def wait_joined(self, address: str) -> list[dict[str, Any]]:
+        """As `wait_ready`, until each has opened its library and listens: nodes get no experts, and are not
+        ready, before all of them are there."""
+        return self._wait(address, lambda member: bool(member["address"]))
+
+    def _wait(self, address: str, done: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
         deadline = time.monotonic() + READY_S
         with Controller(address, self._folder) as controller:
             while True:
@@ -89,7 +97,7 @@ class Starting:
                 members = [one for one in status["members"] if self._is_wanted(one)]
                 self._check_members(members)
                 said = describe(members, self._counts)
-                if len(members) == self._members and all(one["ready"] for one in members):
+                if len(members) == self._members and all(map(done, members)):
                     break
                 self._progress.phase(said)
                 if time.monotonic() > deadline:

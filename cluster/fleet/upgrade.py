@@ -12,8 +12,9 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
-from cluster.errors import HostFailed, MoemeshError, NotUp, ProtocolError
+from cluster.errors import HostFailed, LibraryError, MoemeshError, NotUp, ProtocolError
 from cluster.fleet.file import FleetFile, Host
+from cluster.fleet.generations import check_unchanged, heard
 from cluster.fleet.machine import Progress, Quiet
 from cluster.fleet.muster import Muster, Probe, call, probe
 from cluster.fleet.shell import Shell
@@ -34,22 +35,47 @@ def upgrade(
     """Have every host, or those of `only`, run what is installed there: {"version", "renewed": its roles}.
 
     text: the fleet file. install: a shell command, run on each host whose installed version is not the first
-    one's. Raises HostFailed, or what a host reported, with the versions that run where; hosts behind it are
-    as they were.
+    one's. Raises ClusterError where the file names another model than the fleet serves; HostFailed, or what a
+    host reported, with the versions that run where; hosts behind it are as they were.
     """
     order = in_order(fleet, only)
     muster = Muster(fleet, progress, signals)
+    found = everybody(muster, fleet, text)
+    number = _generation(muster, fleet)
+    progress.done(muster.watch.timed(f"{len(fleet.hosts)} hosts checked, {len(order)} to upgrade"))
+    return _Upgrade(fleet, muster, progress, install, number).run(order, found)
+
+
+def _generation(muster: Muster, fleet: FleetFile) -> int:
+    """Number of the active one. Raises ClusterError where the file names another model."""
+    try:
+        told = muster.on(fleet.head, lambda shell: call(shell, Quiet(), "generations"))
+    except (
+        HostFailed,
+        LibraryError,
+    ):  # an older version, there or when the fleet was started, knows one only
+        return 0
+    now, asked = heard(told)
+    if not isinstance(asked, MoemeshError):  # else `prepare` says what the installed version does not go with
+        check_unchanged(asked, now)
+    return now.active.number
+
+
+def everybody(muster: Muster, fleet: FleetFile, text: str) -> dict[str, Probe]:
+    """What each host says of itself, with the fleet file there. Raises NotUp unless all have joined."""
     found = muster.everywhere("checking", fleet.hosts, lambda shell: probe(shell, text))
     for host in fleet.hosts:
         if not found[host.name]["up"]:
             raise NotUp(f"host {host.name} has not joined; start the fleet with `moemesh up --fleet`")
-    progress.done(muster.watch.timed(f"{len(fleet.hosts)} hosts checked, {len(order)} to upgrade"))
-    return _Upgrade(fleet, muster, progress, install).run(order, found)
+    return found
 
 
 class _Upgrade:
-    def __init__(self, fleet: FleetFile, muster: Muster, progress: Progress, install: str) -> None:
+    def __init__(
+        self, fleet: FleetFile, muster: Muster, progress: Progress, install: str, generation: int
+    ) -> None:
         self._fleet, self._muster, self._progress, self._install = fleet, muster, progress, install
+        self._meant = ("--generation", str(generation)) if generation else ()
         self._version = ""
 
     def run(self, order: list[Host], found: Mapping[str, Probe]) -> dict[str, Any]:
@@ -65,16 +91,19 @@ class _Upgrade:
         """Names of the roles that were started anew."""
         if self._install and installed != self._version:
             self._muster.on(host, self._put)
-        answer = self._muster.on(host, lambda shell: call(shell, self._progress, "prepare"))
+        answer = self._muster.on(host, lambda shell: self._call(shell, "prepare"))
         version = str(answer["version"])
         check_same(host.name, version, self._version)
         self._version = version
         if not answer["outdated"]:
             self._progress.done(f"host {host.name} runs {version} already")
             return []
-        renewed = self._muster.on(host, lambda shell: call(shell, self._progress, "renew"))["renewed"]
+        renewed = self._muster.on(host, lambda shell: self._call(shell, "renew"))["renewed"]
         self._progress.done(self._muster.watch.timed(f"host {host.name} runs {version}"))
         return [str(name) for name in renewed]
+
+    def _call(self, shell: Shell, verb: str) -> Any:
+        return call(shell, self._progress, verb, *self._meant)
 
     def _put(self, shell: Shell) -> None:
         self._progress.phase(f"host {shell.host.name}: {self._install}")
@@ -89,7 +118,7 @@ class _Upgrade:
         running: dict[str, list[str]] = {}
         with suppress(MoemeshError):
             head = self._fleet.head
-            running = self._muster.on(head, lambda shell: call(shell, Quiet(), "versions"))
+            running = self._muster.on(head, lambda shell: call(shell, Quiet(), "versions", *self._meant))
         told = ", ".join(f"{host} runs {_named(versions)}" for host, versions in running.items())
         return (
             f"The upgrade stopped at host {failed.name}: {told or 'the head does not tell what runs where'}. "

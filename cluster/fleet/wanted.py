@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from cluster.config import ClusterConfig
 from cluster.controller.members import Role
 from cluster.controller.state import Shape
-from cluster.fleet.folder import EPOCH, LOGS
+from cluster.fleet.folder import EPOCH, LOGS, own_folder
 from cluster.fleet.gateways import numbered
 from cluster.fleet.roles.controller import ControllerPlace
 from cluster.fleet.roles.process import Place
@@ -109,6 +109,11 @@ def state_of(host: Host) -> str:
     return str(PurePosixPath(host.storage) / "state")
 
 
+def _own(fleet: FleetFile, host: Host) -> Path:
+    """Folder of the generation that is meant."""
+    return own_folder(Path(state_of(host)), fleet.generation)
+
+
 def library_of(fleet: FleetFile, host: Host) -> str:
     """Where the model is on a machine, "" for the bundled one; a relative folder is below its storage."""
     return str(PurePosixPath(host.storage) / fleet.model) if fleet.model else ""
@@ -118,7 +123,7 @@ def on_fleet(fleet: FleetFile, shape: Shape, variant: str) -> tuple[Wanted, ...]
     """Every process listens on its host's address, at a port that the file says, and logs in its host's state
     folder. An expert node is called as its host."""
     head = fleet.head
-    state = PurePosixPath(state_of(head))
+    state = _own(fleet, head)
     controller = ControllerPlace(
         shape,
         head.address,
@@ -160,7 +165,7 @@ def _place(fleet: FleetFile, host: Host, name: str, variant: str, port: int) -> 
         f"{fleet.head.address}:{fleet.head.ports.controller}",
         library_of(fleet, host),
         variant,
-        str(PurePosixPath(state_of(host)) / LOGS),
+        str(_own(fleet, host) / LOGS),
         fleet.log_format,
         fleet.tracing,
         host.address,

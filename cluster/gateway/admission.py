@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
-from cluster.errors import InvalidRequest, UnknownModel
+from cluster.errors import InvalidRequest, OtherWeights, UnknownModel
 from cluster.types import MOST_PRIORITY, Grammar, RequestId, SamplingParams
 from cluster.types import TIER_EXACT as TIER_EXACT  # those who ask know them by admission
 from cluster.types import TIERS as TIERS
@@ -86,6 +86,15 @@ def check_model(asked: str, served: str, version: str = "") -> None:
         raise UnknownModel(f"unknown model {asked!r}; this gateway serves {served!r}")
     if version not in ("", MODEL_VERSION):
         raise UnknownModel(f"unknown version {version!r} of model {served!r}; it has {MODEL_VERSION!r}")
+
+
+def check_weights(asked: str, resume_from: int, served: str) -> None:
+    """asked: what the answer began with, "" where its client does not tell. Raises OtherWeights."""
+    if resume_from > 0 and asked not in ("", served):
+        raise OtherWeights(
+            "the answer began with another model than this gateway serves now; another gateway may still "
+            "serve it, else ask again from the start, without resume_from"
+        )
 
 
 def check_tier(asked: str) -> str:

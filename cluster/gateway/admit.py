@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cluster.gateway import admission
 from cluster.gateway.admission import Admitted, Wishes
+from cluster.gateway.pool import RouterPool
 from cluster.gateway.served import ServedModel
 from cluster.types import EngineRequest, sample_seed
 
@@ -19,6 +20,13 @@ def draw_seed() -> int:
 
 def draw_id() -> str:
     return uuid.uuid4().hex
+
+
+def check_place(pool: RouterPool, wishes: Wishes) -> None:
+    """Raises what a new request would meet for want of a place, before anybody reads its prompt; who wants
+    no token needs none."""
+    if wishes.max_tokens != 0:
+        pool.check_place(admission.check_samples(wishes.n), admission.check_priority(wishes.priority))
 
 
 async def admit(

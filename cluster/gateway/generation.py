@@ -5,8 +5,8 @@ from __future__ import annotations
 from cluster.config import GatewayConfig
 from cluster.errors import InvalidRequest
 from cluster.gateway import admission, messages, whole
-from cluster.gateway.admission import Admitted
-from cluster.gateway.admit import admit
+from cluster.gateway.admission import Admitted, Wishes
+from cluster.gateway.admit import admit, check_place
 from cluster.gateway.pool import RouterPool
 from cluster.gateway.run import Run
 from cluster.gateway.served import ServedModel
@@ -29,17 +29,17 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         async with answering(context) as answer:
-            admission.check_model(request.model, self._served.name)
-            self._check_place(request)
+            self._check_model(request)
+            wishes = self._wishes(request)
             prompt = await messages.prompt_of(self._served, request)
-            await self._stream(await self._admit(request, prompt), context, answer)
+            await self._stream(await self._admit(request, prompt, wishes), context, answer)
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> None:  # type: ignore[override]
         async with answering(context) as answer:
-            admission.check_model(request.model, self._served.name)
-            self._check_place(request)
+            self._check_model(request)
+            wishes = self._wishes(request)
             prompt = await messages.chat_prompt_of(self._served, request)
-            await self._stream(await self._admit(request, prompt), context, answer)
+            await self._stream(await self._admit(request, prompt, wishes), context, answer)
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         async with answering(context):
@@ -99,19 +99,25 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
             return pb.AbortResponse(aborted=self._pool.abort(RequestId(request.request_id)))
         raise AssertionError(UNREACHABLE)
 
-    def _check_place(self, request: pb.GenerateRequest | pb.ChatRequest) -> None:
-        """Who resumes may have a place, or take that of the stream before; who wants no token needs none."""
-        sampling = request.sampling
-        empty = sampling.HasField("max_tokens") and sampling.max_tokens == 0
-        if not (request.resume_from or request.resume_window_s or empty):
-            samples = admission.check_samples(_samples(request))
-            self._pool.check_place(samples, admission.check_priority(request.priority))
+    def _check_model(self, request: pb.GenerateRequest | pb.ChatRequest) -> None:
+        admission.check_weights(request.weights, request.resume_from, self._served.weights)
+        admission.check_model(request.model, self._served.name)
 
-    async def _admit(self, request: pb.GenerateRequest | pb.ChatRequest, prompt: list[int]) -> Admitted:
+    def _wishes(self, request: pb.GenerateRequest | pb.ChatRequest) -> Wishes:
+        """Raises what refuses it before its prompt is read. Who resumes may have a place, or take that of the
+        stream before."""
+        wishes = messages.wishes_of(request.sampling, request.priority)
+        if not (request.resume_from or request.resume_window_s):
+            check_place(self._pool, wishes)
+        return wishes
+
+    async def _admit(
+        self, request: pb.GenerateRequest | pb.ChatRequest, prompt: list[int], wishes: Wishes
+    ) -> Admitted:
         return await admit(
             self._served,
             prompt,
-            messages.wishes_of(request.sampling, request.priority),
+            wishes,
             request_id=request.request_id,
             tier=request.tier,
             resume_from=request.resume_from,

@@ -123,6 +123,7 @@ def start_of(served: ServedModel, admitted: Admitted) -> pb.Start:
         seed=seed,
         prompt_tokens=len(admitted.prompt_ids),
         sample_seeds=[sample_seed(seed, i) for i in range(samples)] if samples > 1 else (),
+        weights=served.weights,
     )
 
 

@@ -13,7 +13,7 @@ from cluster.errors import DeadlineExceeded, InvalidRequest, MoemeshError, SlowR
 from cluster.gateway import admission
 from cluster.gateway import open_inference_model as describe
 from cluster.gateway.admission import Admitted
-from cluster.gateway.admit import admit
+from cluster.gateway.admit import admit, check_place
 from cluster.gateway.caller import set_time_left
 from cluster.gateway.front import Front
 from cluster.gateway.run import Delta, Run
@@ -145,6 +145,7 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         served = self._served
         admission.check_model(request.model_name, served.name, request.model_version)
         text = read_request(request)
+        check_place(self._pool, text.wishes)
         # The client's id is for its own book-keeping and often repeats; ours must be unique, and is drawn.
         return text, await admit(served, await served.tokenise(text.text), text.wishes)
 

@@ -49,6 +49,11 @@ class ServedModel:
     facts: Facts = Facts()
     grammars: Grammars | None = None
 
+    @property
+    def weights(self) -> str:
+        """What computes its tokens: two gateways with the same may go on with each other's answers."""
+        return f"{self.library}/{self.facts.variant}"
+
     @staticmethod
     def of(library: Library, context: int, variant: str = "") -> ServedModel:
         """context: longest sequence that the routers take. Raises LibraryError without a tokenizer."""

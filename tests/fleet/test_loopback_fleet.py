@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from cluster.fleet import processes
 from support.clusters import Leaving, wait_until
 from support.engines import tiny_library
 from support.fleets import loopback_fleet
@@ -44,8 +45,6 @@ class Host:
         self.folder = folder
 
     def everything(self):
-        from cluster.fleet import processes
-
         record = self.folder.read()
         return [] if record is None else processes.family(record.processes)
 
@@ -89,11 +88,20 @@ def test_a_host_that_left_comes_back_with_the_next_up(fleet, leaving):
     fleet.moemesh.json("up", "--fleet", str(fleet.file))
     look(leaving)
 
-    def back():
-        nodes = fleet.moemesh.json("status", "--fleet", str(fleet.file))["nodes"]
-        return all(node["ready"] and node["health"] == "alive" for node in nodes) and len(nodes) == 2
+    wait_until(lambda: both_serve(fleet), "one serves again")
 
-    wait_until(back, "one serves again")
+
+def test_a_host_whose_power_failed_comes_back_with_the_next_up(fleet, leaving):
+    processes.kill(processes.family(fleet.folder("one").read().processes))
+    wait_until(lambda: not both_serve(fleet), "its loss to be noticed", 60.0)
+    fleet.moemesh.json("up", "--fleet", str(fleet.file))
+    look(leaving)
+    wait_until(lambda: both_serve(fleet), "one serves again", 60.0)
+
+
+def both_serve(fleet):
+    nodes = fleet.moemesh.json("status", "--fleet", str(fleet.file))["nodes"]
+    return all(node["ready"] and node["health"] == "alive" for node in nodes) and len(nodes) == 2
 
 
 def test_down_leaves_nothing(fleet, leaving):

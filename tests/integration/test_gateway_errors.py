@@ -18,8 +18,10 @@ from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
 from protos import generation_pb2 as pb
 from protos import generation_pb2_grpc
+from support import open_inference
 from support.fake_router import FakeRouter
 from support.gateways import gateway, generation_stub, request, served_model, wait_until
+from support.http import web
 
 Stub = generation_pb2_grpc.GenerationStub
 
@@ -157,21 +159,29 @@ def test_a_full_queue_is_refused_with_a_retry_hint() -> None:
 
 def test_nobody_reads_a_prompt_only_to_refuse_it(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    whole = ServedModel.tokenise
+    whole = ServedModel._encode
 
-    async def tokenise(self: ServedModel, text: str) -> list[int]:
+    async def encode(self: ServedModel, text: str, special: bool) -> list[int]:
         read.append(text)
-        return await whole(self, text)
+        return await whole(self, text, special)
 
-    monkeypatch.setattr(ServedModel, "tokenise", tokenise)
+    monkeypatch.setattr(ServedModel, "_encode", encode)
     with (
         FakeRouter(paused=True) as router,
-        gateway({"r0": router.address}, window=1, max_queued=1) as service,
+        gateway({"r0": router.address}, http_port=0, window=1, max_queued=1) as service,
         generation_stub(service) as stub,
+        grpc.insecure_channel(service.address) as channel,
+        web(service) as client,
     ):
         streams = [stub.Generate(request(text)) for text in ("runs", "waits")]
         wait_until(lambda: service.stats()["queued"] == 2, "one at the router and one in the line")
         assert refusal(stub, request("refused")).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(grpc.RpcError) as caught:
+            open_inference.Stub(channel).ModelInfer(open_inference.asked(text_input="refused"))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for body in ({"prompt": ["refused", "too"]}, {"messages": [{"role": "user", "content": "refused"}]}):
+            kind = "completions" if "prompt" in body else "chat/completions"
+            assert client.post(f"/v1/{kind}", json={"model": "tiny", **body}).status_code == 429
         assert refusal(stub, request("many", n=1000)).code() is grpc.StatusCode.INVALID_ARGUMENT
         assert list(stub.Generate(request("nothing", max_tokens=0)))[-1].HasField("finish")
         assert sorted(read) == ["nothing", "runs", "waits"]

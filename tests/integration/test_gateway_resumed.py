@@ -7,9 +7,11 @@ from typing import Any
 import grpc
 import pytest
 
+from cluster.cli.calls import error_of
+from cluster.errors import OtherWeights
 from protos import generation_pb2 as pb
 from support.fake_router import FakeRouter
-from support.gateways import gateway, generation_stub, request
+from support.gateways import gateway, generation_stub, request, served_model
 
 TEXT, TOKENS = "añ漢🙂", 20
 ASKED: dict[str, dict[str, Any]] = {
@@ -75,3 +77,27 @@ def test_tokens_that_cannot_have_come_are_refused(fields: dict[str, Any], words:
             list(stub.Generate(asked(**fields)))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert not router.counts.submitted
+
+
+def test_an_answer_is_not_continued_by_a_gateway_of_another_model() -> None:
+    with (
+        FakeRouter() as router,
+        gateway({"r0": router.address}, served_model(library="new")) as service,
+        generation_stub(service) as stub,
+    ):
+        start, *whole = stub.Generate(asked())
+        ids = [token for part in whole for token in part.token_ids]
+        had = {"resume_from": 2, "resumed_ids": ids[:2]}
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.Generate(asked(weights="old/int8", model="of the old", **had)))
+        told = error_of(caught.value, service.address)
+        assert isinstance(told, OtherWeights), "also where the old model had another name"
+        assert "began with another model" in str(told)
+        chat = pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="a")], weights="old", **had)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.Chat(chat))
+        assert caught.value.code() is grpc.StatusCode.ABORTED
+        assert len(router.counts.submitted) == 1
+        for weights in (start.start.weights, ""):
+            rest = stub.Generate(asked(weights=weights, **had))
+            assert [token for part in rest for token in part.token_ids] == ids[2:]

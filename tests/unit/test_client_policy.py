@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.cli.client import Client, connect
-from cluster.errors import ConfigError, InvalidRequest, MoemeshError, Overloaded, Unavailable
+from cluster.errors import (
+    ConfigError,
+    InvalidRequest,
+    MoemeshError,
+    OtherWeights,
+    Overloaded,
+    Unavailable,
+    UnknownModel,
+)
 from cluster.retry import Patience, Policy
 from protos import generation_pb2 as pb
 
@@ -44,7 +52,9 @@ class Scripted:
         self.now += self._per_call_s
         most, error = next(self._breaks, (len(IDS), None))
         rest = IDS[request.resume_from :]
-        yield pb.GenerateResponse(start=pb.Start(request_id=request.request_id or "drawn", seed=9))
+        yield pb.GenerateResponse(
+            start=pb.Start(request_id=request.request_id or "drawn", seed=9, weights="w")
+        )
         for place in range(0, min(most, len(rest)), 2):
             yield pb.GenerateResponse(token_ids=rest[place : min(place + 2, most)])
         if error is not None:
@@ -91,6 +101,7 @@ def test_a_stream_that_breaks_goes_on_at_the_next_gateway_by_name_and_seed() -> 
     again = script.calls[1][1]
     assert (again.request_id, again.sampling.seed, again.sampling.temperature) == ("drawn", 9, 1.0)
     assert list(again.resumed_ids) == list(IDS[:5])
+    assert (script.calls[0][1].weights, again.weights) == ("", "w")
     assert not REQUEST.request_id, "what the caller has given stays as it is"
 
 
@@ -123,6 +134,17 @@ def test_a_token_renews_the_patience() -> None:
     assert old.tired(1.1)
     new = Patience.new(1.1, old.policy)
     assert (new.tired(2.0), new.pause_s) == (False, 0.1)
+
+
+@pytest.mark.parametrize("error", [OtherWeights("other"), UnknownModel("other")])
+def test_gateways_of_another_model_are_asked_once_each_while_a_fleet_changes(error: MoemeshError) -> None:
+    script = Scripted((4, LOST), (0, error), (2, LOST), (0, error))
+    assert ids_of(script.client("a", "b")) == list(IDS)
+    assert called(script) == [("a", 0), ("b", 4), ("a", 4), ("b", 6), ("a", 6)]
+    script = Scripted((4, LOST), (0, error), (0, LOST), (0, error))
+    with pytest.raises(type(error)):
+        ids_of(script.client("a", "b"))
+    assert called(script) == [("a", 0), ("b", 4), ("a", 4), ("b", 4)]
 
 
 @pytest.mark.parametrize("error", [InvalidRequest("no"), Overloaded("full")])

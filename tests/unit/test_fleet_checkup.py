@@ -6,7 +6,7 @@ import yaml
 from cluster.fleet.checkup import Checkup, judge
 from cluster.fleet.file import load
 from cluster.fleet.links.survey import Seat, Skew, Survey, measure_skew
-from cluster.fleet.muster import OVERHEAD_BYTES
+from cluster.fleet.room import OVERHEAD_BYTES
 
 GIB = 1 << 30
 VERSIONS = {"moemesh": "1.0", "python": "3.11.2", "ray": "2.60", "numba": "0.60", "llvmlite": "0.43"}

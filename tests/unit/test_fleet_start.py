@@ -21,9 +21,10 @@ from cluster.fleet.join import join, own_record, ray_place
 from cluster.fleet.lines import LineProgress, Listener
 from cluster.fleet.machine import Quiet
 from cluster.fleet.memory import free_memory
-from cluster.fleet.muster import OVERHEAD_BYTES, check_probes, new_secrets, stale_hosts
+from cluster.fleet.muster import check_probes, new_secrets, stale_hosts
 from cluster.fleet.raynode import LABEL, RayNode, RayPlace, trim
 from cluster.fleet.roles.process import give_way
+from cluster.fleet.room import OVERHEAD_BYTES
 from cluster.fleet.serve import await_hosts
 from cluster.fleet.signals import Signals
 from cluster.fleet.starting import describe

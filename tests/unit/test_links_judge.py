@@ -94,7 +94,7 @@ def test_a_cut_link_is_told_from_a_firewall(fleet):
 def test_ssh_alone_through_is_a_firewall(fleet):
     (line,) = wrong(fleet, ab={"ports": silent(fleet, "b") | {SSH: OPEN}} | NOTHING)
     assert "ports.ray 6379 6380" in line.text
-    assert "6379:6385,8480:8481,10002:10101" in line.fix
+    assert "6379:6385,8480:8481,8580:8581,10002:10101" in line.fix
 
 
 def test_what_a_running_fleet_does_not_use_is_not_judged(fleet):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.cli.status import _state, _versions
+from cluster.cli.status import _changing, _state, _versions
+from cluster.fleet.folder import Folder
+from cluster.fleet.generations import Generation, Generations, write
 
 ERROR = ["CannotStore", "no room"]
 
@@ -32,3 +35,14 @@ def test_several_versions_are_said() -> None:
     assert _versions(found) == ""
     found["members"] += [{"software": "1.0"}, {}]
     assert _versions(found) == "several versions of moemesh run: one that does not tell, 1.0, 2.0"
+
+
+def test_a_model_that_is_being_changed_is_told(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    assert _changing(folder) == ""
+    old, new = (Generation(number, "", "int8", name, name * 64) for number, name in enumerate("ab"))
+    write(folder, Generations(old, new))
+    said = _changing(folder)
+    assert said.startswith("the model is being changed: a (int8, aaaaaaaaaaaa) is active, b (int8")
+    write(folder, Generations(new))
+    assert _changing(folder) == ""

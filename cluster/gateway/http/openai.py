@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from cluster.gateway import admission, whole
 from cluster.gateway.admission import Admitted
-from cluster.gateway.admit import admit, draw_id
+from cluster.gateway.admit import admit, check_place, draw_id
 from cluster.gateway.front import Front
 from cluster.gateway.http import errors, openai_answer
 from cluster.gateway.http.body import Fields, read_object
@@ -98,6 +98,7 @@ class OpenAi:
         return Response(status_code=LEFT)
 
     async def _admit(self, asked: TextAsked, name: str) -> list[Admitted]:
+        check_place(self._front.pool, asked.wishes)
         prompts = [await self._tokens(each) for each in asked.prompts]
         if not prompts:
             prompts = [await self._served.tokenise_chat(asked.messages)]

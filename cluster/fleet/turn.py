@@ -1,0 +1,243 @@
+"""On a host of a fleet: its part of a change of the model, from the roles of one generation to another's.
+
+    looked at ─► noted (head) ─► controller, node ─► routers ─► gateways ─► active (head) ─► the old ones end
+
+Each step leaves alone what is as it shall be, so that it may be taken again, or the other way round.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from cluster.controller.members import Role
+from cluster.controller.state import Shape
+from cluster.errors import MoemeshError, PortInUse
+from cluster.fleet import gateways, generations, ports, raynode
+from cluster.fleet.ask import Controller, patient_status
+from cluster.fleet.file import FleetFile
+from cluster.fleet.folder import Folder, forget_controller
+from cluster.fleet.generations import Generations, Turn
+from cluster.fleet.machine import Machine, Progress, Quiet
+from cluster.fleet.memory import free_memory
+from cluster.fleet.ports import resolve
+from cluster.fleet.prepare import controller_of, joined, wanted_of
+from cluster.fleet.renew import count_anew
+from cluster.fleet.room import OVERHEAD_BYTES, fits_beside, needed_bytes
+from cluster.fleet.serve import noted, plan_of
+from cluster.fleet.settling import Settling, member_of
+from cluster.fleet.signals import Signals
+from cluster.fleet.starting import Starting
+from cluster.fleet.wanted import CONTROLLER, Wanted, library_of, on_fleet
+from cluster.library.bundled import open_model
+
+ENDING = (Role.GATEWAY.value, Role.ROUTER.value, Role.NODE.value)
+"""In this order, and the controller when they have ended on every host."""
+
+NO_SHAPE = Shape(0, 0, 0, ())
+"""Of a fleet whose roles are only to be named: their library may be what is wrong."""
+
+
+class Step:
+    """One host's part. plain: the fleet file as it is."""
+
+    def __init__(
+        self, plain: FleetFile, host: str, folder: Folder, turn: Turn, progress: Progress, signals: Signals
+    ) -> None:
+        self._turn, self._progress, self._signals = turn, progress, signals
+        self._to = generations.of_generation(plain, turn.to)
+        self._of = generations.of_generation(plain, turn.of)
+        self._host = next(one for one in self._to.hosts if one.name == host)
+        self._folder = Folder(folder.path, turn.to.number)
+        self._before = Folder(folder.path, turn.of.number)
+
+    def look(self) -> dict[str, Any]:
+        """Whether this host can serve the other model: {"digest", "missing": blobs of experts it lacks}.
+
+        Nothing is started. Raises LibraryError, OutOfMemoryBudget, PortInUse, ConfigError.
+        """
+        host, to = self._host, self._turn.to
+        library = open_model(library_of(self._to, host))
+        refs = tuple(library.variant(to.variant).refs())
+        if host.head:
+            plan_of(self._to, library)
+        if host.hub:
+            library.require_common()
+        for use in self._to.role_ports(host):
+            for port in range(use.first, use.last + 1):
+                if said := ports.problem(host.address, port):
+                    raise PortInUse(
+                        f"port {port} of host {host.name} cannot be used ({said}), and the other model needs "
+                        "it; stop what uses it, or choose another ports.spare in the fleet file"
+                    )
+        if host.memory_bytes or host.routers:
+            with Controller(controller_of(self._of), self._before) as controller:
+                self._fits(controller)
+        return {"digest": library.digest, "missing": len(library.blobs.missing(refs))}
+
+    def begin(self) -> dict[str, Any]:
+        """On the head: note what is about to be. What operators have asked of the one controller, the other
+        one knows."""
+        forget_controller(self._folder.epoch.parent)
+        self._folder.orders.parent.mkdir(exist_ok=True)
+        if self._before.orders.exists():
+            shutil.copyfile(self._before.orders, self._folder.orders)
+        generations.write(self._folder, Generations(self._turn.of, self._turn.to))
+        return {}
+
+    def nodes(self) -> dict[str, Any]:
+        """On the head the controller, then the node, which has no experts before all are there."""
+        with self._driving() as machine:
+            for each in self._mine(CONTROLLER):
+                self._start([each], machine)
+                with Controller(controller_of(self._to), self._folder) as controller:
+                    patient_status(controller)
+            for each in self._mine(Role.NODE):
+                self._node(each, machine)
+        return {}
+
+    def routers(self) -> dict[str, Any]:
+        """Until they are ready, and with them every node."""
+        with self._driving() as machine:
+            nodes = [each for each in wanted_of(self._to, self._host) if each.role == Role.NODE]
+            starting = self._start([*nodes, *self._mine(Role.ROUTER)], machine)
+            starting.wait_ready(controller_of(self._to))
+        return {}
+
+    def gateways(self) -> dict[str, Any]:
+        """One after the other: the old one lets its requests end, the new one is ready once it has got a
+        token of the other model. Raises StartFailed, or what it reported."""
+        with self._driving() as machine:
+            for each in self._mine(Role.GATEWAY):
+                self._end(each.name)
+                self._start([each], machine).wait_ready(controller_of(self._to))
+                self._progress.done(machine.watch.timed(f"{each.name} serves {self._turn.to.told}"))
+        return {}
+
+    def commit(self) -> dict[str, Any]:
+        """On the head: from now on the other generation is the fleet."""
+        with self._driving() as machine:
+            wanted = wanted_of(self._to, self._host)
+            members = self._starting(wanted, machine).wait_ready(controller_of(self._to))
+            plan = plan_of(self._to, open_model(library_of(self._to, self._host)))
+            generations.write(self._folder, Generations(self._turn.to, self._turn.of))
+            machine.note(**noted(self._to, plan), **gateways.noted(members))
+        return {}
+
+    def end(self) -> dict[str, Any]:
+        """What runs here of the old generation, but for its controller."""
+        with self._driving():
+            for role in ENDING:
+                for name in self._old(role):
+                    self._end(name)
+        return {}
+
+    def finish(self) -> dict[str, Any]:
+        """On the head, when all else of the old generation has ended."""
+        with self._driving():
+            self._end(CONTROLLER)
+            forget_controller(self._before.epoch.parent)
+            generations.write(self._folder, Generations(self._turn.to))
+        return {}
+
+    def _mine(self, role: str) -> list[Wanted]:
+        every = wanted_of(self._to, self._host)
+        return [each for each in every if (each.host, each.role) == (self._host.name, role)]
+
+    def _old(self, role: str) -> list[str]:
+        every = on_fleet(self._of, NO_SHAPE, self._turn.of.variant)
+        return [each.name for each in every if (each.host, each.role) == (self._host.name, role)]
+
+    def _node(self, node: Wanted, machine: Machine) -> None:
+        from cluster.fleet import actors
+
+        missed = node.name not in actors.running()
+        if missed and self._turn.back:  # it had to go for the other one, which goes for it now
+            self._end(node.name)
+        elif missed:
+            self._make_room(node.name)
+        self._start([node], machine).wait_joined(controller_of(self._to))
+        if missed and self._turn.back:
+            with Controller(controller_of(self._to), self._folder) as controller:
+                Settling(controller, self._progress, self._signals).give_back(node.name)
+
+    def _make_room(self, node: str) -> None:
+        """Have the old node end where there is no memory for both. Raises OutOfMemoryBudget where that is not
+        enough, or the others have no room for its experts."""
+        with Controller(controller_of(self._of), self._before) as controller:
+            if self._fits(controller):
+                return
+            self._progress.done(f"{node}: no memory for two models; others take what it holds")
+            try:
+                Settling(controller, self._progress, self._signals).drain(node)
+            except BaseException:
+                with suppress(MoemeshError):  # what has failed is reported
+                    controller.undrain(node)
+                raise
+        self._end(node)
+
+    def _fits(self, controller: Controller) -> bool:
+        library = open_model(library_of(self._to, self._host))
+        experts = sum(ref.bytes for ref in library.variant(self._turn.to.variant).refs())
+        member = member_of(patient_status(controller), self._host.name)
+        held = 0 if member is None else OVERHEAD_BYTES + int(member["stats"].get("resident_bytes", 0))
+        needed = needed_bytes(self._host, self._to.engine, experts)
+        return fits_beside(self._host.name, free_memory(), needed, held)
+
+    def _start(self, wanted: Sequence[Wanted], machine: Machine) -> Starting:
+        """Returns when all processes run; those that did already are left alone."""
+        from cluster.fleet import actors
+
+        there = actors.running()
+        for each in wanted:
+            if each.host == self._host.name and each.name not in there:
+                self._progress.phase(f"{each.name} starts")
+                count_anew(self._folder.logs, each.name)
+        starting = self._starting(wanted, machine)
+        starting.spawn()
+        machine.note_processes()
+        return starting
+
+    def _starting(self, wanted: Sequence[Wanted], machine: Machine) -> Starting:
+        return Starting(wanted, self._folder, Quiet(), machine.watch, self._signals.check, self._host.name)
+
+    def _end(self, name: str) -> None:
+        from cluster.fleet import actors
+
+        self._progress.phase(f"{name} of {self._turn.of.told} ends")
+        actors.end(name, self._turn.of.number)
+
+    @contextmanager
+    def _driving(self) -> Iterator[Machine]:
+        """This process is a driver of Ray, for the generation that shall be, while the context lasts."""
+        record = joined(self._host, self._folder)
+        address = resolve(self._host.address)
+        environment = raynode.environment(self._folder, self._to.wire_security, address)
+        os.environ.update(raynode.driver_variables(environment))
+        from cluster.fleet import actors  # Ray reads its environment when it is imported
+
+        with self._folder.locked():
+            actors.connect(record.ray, address, self._turn.to.number)
+            try:
+                self._signals.listen()
+                yield Machine(self._folder, record, self._progress, self._signals)
+            finally:
+                actors.disconnect()
+
+
+STEPS: dict[str, Callable[[Step], dict[str, Any]]] = {
+    each.__name__: each
+    for each in (
+        Step.look,
+        Step.begin,
+        Step.nodes,
+        Step.routers,
+        Step.gateways,
+        Step.commit,
+        Step.end,
+        Step.finish,
+    )
+}
