@@ -6,6 +6,7 @@ cluster.key  what our processes show each other that they know, likewise
 ray/         what the Ray of a fleet's head knows, for a head that comes back; of no use with another token
 epoch        the last epoch of a controller, so that the next one is higher
 orders       what operators asked of it (drained nodes, tiers), for the next one
+at-work      which command has the folder for itself, while it has
 logs/        one file a role; kept after a failed start, because the error points there
 """
 
@@ -121,6 +122,7 @@ class Folder:
         self.orders = own / ORDERS
         self.generations = self.path / GENERATIONS
         self._state = self.path / "state.json"
+        self._at_work = self.path / "at-work"
 
     def read(self) -> Record | None:
         """None if nothing was started. Raises ClusterError for a record that cannot be understood."""
@@ -196,6 +198,7 @@ class Folder:
     def forget(self, keep_logs: bool = False, for_good: bool = True) -> None:
         """Remove what a cluster wrote here; unless for good only what says that it runs."""
         self._state.unlink(missing_ok=True)
+        self._at_work.unlink(missing_ok=True)
         if for_good:
             for file in (self.token, self.key, self.generations):
                 file.unlink(missing_ok=True)
@@ -208,6 +211,14 @@ class Folder:
                 shutil.rmtree(own / LOGS, ignore_errors=True)
         with suppress(OSError):  # it is not there, or has logs
             (self.path / SPARE).rmdir()
+
+    def at_work(self) -> Mark | None:
+        """The process that has the folder for itself (`locked`), if one has."""
+        try:
+            found = Mark(*json.loads(self._at_work.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):  # nobody, or one that begins this moment
+            return None
+        return found if processes.alive(found) else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -222,8 +233,10 @@ class Folder:
                 f"another `moemesh up` or `down` is at work in {self.path}; wait until it has finished"
             ) from None
         try:
+            self._at_work.write_text(json.dumps(processes.mark(os.getpid())))
             yield
         finally:
+            self._at_work.unlink(missing_ok=True)
             with suppress(OSError):  # not empty: something was started
                 self.path.rmdir()
             os.close(handle)

@@ -26,7 +26,10 @@ JOINED = "joined"
 NOTHING_KEPT = Store()
 POLL_S = 0.2
 OWNER_S = 15.0
-"""How long a join or a start of roles may take to end after SIGTERM."""
+"""How long a command that is at work here may take to end after SIGTERM."""
+
+INTERRUPTIONS = 5
+"""So often `leave` ends who is at work here, before it gives up."""
 
 SSH_PORT = "ssh.port"
 RAY_OPTIONS = (
@@ -188,15 +191,24 @@ def leave(fleet: FleetFile, host: Host, folder: Folder) -> bool:
 
 
 def _end(folder: Folder) -> bool:
+    for _ in range(INTERRUPTIONS):
+        _interrupt(folder)
+        try:
+            stop.down(folder)
+        except NotUp:
+            folder.forget(keep_logs=True)
+            return False
+        except AlreadyUp:  # an upgrade has begun its next step here meanwhile
+            continue
+        return True
+    raise ClusterError(f"command after command is at work in {folder.path}; end what gives them; try again")
+
+
+def _interrupt(folder: Folder) -> None:
+    """End the commands of ours here: a join that starts or stays, a start of roles, a step of an upgrade."""
     record = folder.read()
-    if record is not None and processes.alive(record.owner) and record.owner != this_process():
-        processes.end([record.owner], OWNER_S)  # a join that starts or stays, or a start of roles
-    try:
-        stop.down(folder)
-    except NotUp:
-        folder.forget(keep_logs=True)
-        return False
-    return True
+    ours = {folder.at_work(), None if record is None else record.owner}
+    processes.end([one for one in ours if one is not None and one != this_process()], OWNER_S)
 
 
 def probe(fleet: FleetFile, host: Host, folder: Folder) -> dict[str, Any]:
