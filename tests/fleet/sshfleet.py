@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,10 +84,12 @@ def fleet_over_ssh(
 
 
 def _add_to_path(host: Host, folders: Sequence[Path]) -> None:
-    """Of its processes, and of login shells, which begin with a PATH of their own."""
+    """Of its processes, and of login shells, which begin with a PATH of their own, and in the home of the
+    user database, whatever HOME is here."""
     added = "".join(f"{folder}:" for folder in folders)
     host.environment["PATH"] = added + host.environment["PATH"]
-    host.run(["sh", "-c", f"echo 'PATH={added}$PATH' >> ~/.bashrc"])
+    home = pwd.getpwuid(os.getuid()).pw_dir
+    host.run(["sh", "-c", f"echo 'PATH={added}$PATH' >> {home}/.bashrc"])
 
 
 def _entry(host: Host, role: str) -> dict[str, Any]:
