@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.errors import IncompleteLibrary, MoemeshError, ProtocolError
+from cluster.errors import AlreadyUp, IncompleteLibrary, MoemeshError, ProtocolError
 from cluster.fleet.file import FleetFile, Host
 from cluster.fleet.generations import Generation, Generations, Turn, heard, turn_to
 from cluster.fleet.machine import Progress, Quiet
@@ -86,6 +86,8 @@ class _Change:
         self._progress.done(self._muster.watch.timed(f"from {turn.of.told} to {turn.to.told}"))
         try:
             self._carry_out(turn)
+        except AlreadyUp as error:  # a step of a run that was cut: nothing is to be taken back beside it
+            raise AlreadyUp(f"{error}, and call it again then: it goes on where it is") from None
         except MoemeshError as error:
             raise type(error)(f"{error}. {self._after(turn)}") from None
 

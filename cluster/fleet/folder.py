@@ -6,6 +6,8 @@ cluster.key  what our processes show each other that they know, likewise
 ray/         what the Ray of a fleet's head knows, for a head that comes back; of no use with another token
 epoch        the last epoch of a controller, so that the next one is higher
 orders       what operators asked of it (drained nodes, tiers), for the next one
+generations  on a fleet's head: which model is active, and which one else has roles
+spare/       logs, epoch and orders of the second generation of roles, while there is one
 at-work      which command has the folder for itself, while it has
 logs/        one file a role; kept after a failed start, because the error points there
 """
@@ -230,7 +232,7 @@ class Folder:
         except BlockingIOError:
             os.close(handle)
             raise AlreadyUp(
-                f"another `moemesh up` or `down` is at work in {self.path}; wait until it has finished"
+                f"another command is at work in {self.path}; wait until it has finished"
             ) from None
         try:
             self._at_work.write_text(json.dumps(processes.mark(os.getpid())))

@@ -28,8 +28,8 @@ POLL_S = 0.2
 OWNER_S = 15.0
 """How long a command that is at work here may take to end after SIGTERM."""
 
-INTERRUPTIONS = 5
-"""So often `leave` ends who is at work here, before it gives up."""
+AT_WORK_S = 60.0
+"""For so long `leave` ends who is at work here, one after the other, before it gives up."""
 
 SSH_PORT = "ssh.port"
 RAY_OPTIONS = (
@@ -191,17 +191,22 @@ def leave(fleet: FleetFile, host: Host, folder: Folder) -> bool:
 
 
 def _end(folder: Folder) -> bool:
-    for _ in range(INTERRUPTIONS):
+    deadline = time.monotonic() + AT_WORK_S
+    while True:
         _interrupt(folder)
         try:
             stop.down(folder)
         except NotUp:
             folder.forget(keep_logs=True)
             return False
-        except AlreadyUp:  # an upgrade has begun its next step here meanwhile
+        except AlreadyUp:  # the kernel has not let go of the lock, or an upgrade has begun its next step here
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"command after command is at work in {folder.path}; end what gives them, and try again"
+                ) from None
+            time.sleep(POLL_S)
             continue
         return True
-    raise ClusterError(f"command after command is at work in {folder.path}; end what gives them; try again")
 
 
 def _interrupt(folder: Folder) -> None:

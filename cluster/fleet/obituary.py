@@ -28,9 +28,10 @@ def report(environment: Mapping[str, str], head: str, name: str) -> None:
     try:
         subprocess.run(command, env=environment, capture_output=True, text=True, timeout=REPORT_S, check=True)
     except subprocess.CalledProcessError as error:
-        log.warning("Ray at %s was not told that %s had ended: %s", head, name, error.stderr)
-    except subprocess.TimeoutExpired as error:
-        log.warning("Ray at %s was not told that %s had ended: %s", head, name, error)
+        why = error.stderr.strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
+        log.warning("Ray at %s was not told that %s had ended: %s", head, name, why[0])
+    except subprocess.TimeoutExpired:
+        log.warning("Ray at %s was not told that %s had ended: no answer in %g s", head, name, REPORT_S)
 
 
 def _unregister(head: str, name: str) -> None:

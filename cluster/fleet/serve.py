@@ -91,10 +91,10 @@ def serve(fleet: FleetFile, head: Host, folder: Folder, progress: Progress, sign
         raise NotUp(f"host {head.name} has not joined; start the fleet with `moemesh up --fleet`")
     now = generations.served(fleet, head, folder)
     generations.check_unchanged(generations.asked_for(fleet, head), now)
-    generations.write(folder, now)
     fleet = generations.of_generation(fleet, now.active)
     head, folder = fleet.head, Folder(folder.path, fleet.generation)
     plan = plan_of(fleet, open_model(library_of(fleet, head)))
+    generations.write(folder, now)  # not before: a model that cannot be served could not be corrected
     with folder.locked():
         machine = Machine(folder, record, progress, signals)
         return _Serving(fleet, head, folder, machine, plan, progress, signals).run()

@@ -121,10 +121,11 @@ class Step:
         """On the head: from now on the other generation is the fleet."""
         with self._driving() as machine:
             wanted = wanted_of(self._to, self._host)
-            members = self._starting(wanted, machine).wait_ready(controller_of(self._to))
+            # `_start` knows which run already: that Ray has started one of those anew is no failure.
+            members = self._start(wanted, machine).wait_ready(controller_of(self._to))
             plan = plan_of(self._to, open_model(library_of(self._to, self._host)))
             generations.write(self._folder, Generations(self._turn.to, self._turn.of))
-            machine.note(**noted(self._to, plan), **gateways.noted(members))
+            machine.note(phase="up", **noted(self._to, plan), **gateways.noted(members))
         return {}
 
     def end(self) -> dict[str, Any]:
