@@ -160,8 +160,9 @@ class Client:
 
 @dataclass
 class Received:
-    """Of one request, over all its calls. gateways: how many there are. calls: made without a token, of which
-    others served another model. ids: that came. start: of the last stream that told one."""
+    """Of one request, over all its calls. gateways: how many there are. calls: made without a token. others:
+    so many in a row were answered by gateways of another model. ids: that came. start: of the last stream
+    that told one."""
 
     gateways: int
     patience: Patience
@@ -196,7 +197,7 @@ class Received:
 
     def may_go_on(self, error: MoemeshError, samples: int, now: float) -> bool:
         """samples: as in pb.Sampling.n. What a client has of several cannot be told in a request."""
-        self.others += error.code in ELSEWHERE
+        self.others = self.others + 1 if error.code in ELSEWHERE else 0
         if error.code not in NEXT or (self.ids and samples > 1):
             return False
         if self.others >= self.gateways:

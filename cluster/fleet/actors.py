@@ -65,6 +65,12 @@ def running() -> set[str]:
     return set(ray.util.list_named_actors())
 
 
+def running_of(generation: int) -> set[str]:
+    """As `running`, of one that this process may be no driver of."""
+    found: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+    return {one["name"] for one in found if one["namespace"] == namespace(generation)}
+
+
 def options(name: str, host: str = "") -> dict[str, Any]:
     """Detached and named, restarted for ever, no CPU of Ray's but one of our slots.
 
@@ -90,9 +96,9 @@ def spawn(role: str, name: str, *args: Any, host: str = "") -> Any:
     return ray.remote(**options(name, host))(CLASSES[role]).remote(*args)
 
 
-def end(name: str, generation: int) -> None:
-    """Have the actor of this name close its service, end it for good, and wait until name and process are
-    free. Nothing, if there is none. For the host that it runs on. Raises StartFailed if it does not end."""
+def end(name: str, generation: int, here: bool = True) -> None:
+    """Have the actor of this name close its service, end it for good, and wait until its name is free and, if
+    it runs on this host, its process. Nothing, if there is none. Raises StartFailed if it does not end."""
     try:
         actor: Any = ray.get_actor(name, namespace=namespace(generation))
     except ValueError:
@@ -100,7 +106,7 @@ def end(name: str, generation: int) -> None:
     mark = None
     with suppress(RayError):  # it does not answer: its end will be abrupt
         pid: int = ray.get(actor.pid.remote(), timeout=ASK_S)
-        mark = processes.mark(pid)
+        mark = processes.mark(pid) if here else None
         ray.get(actor.shutdown.remote(), timeout=CLOSE_S)
     ray.kill(actor, no_restart=True)
     deadline = time.monotonic() + END_S

@@ -4,14 +4,15 @@ model, or to another variant of it, one device after the other, under load.
     hosts looked at ─► new controller and nodes ─► new routers ─► gateways, one by one ─► the old ones end
 
 The new roles are a second generation beside the old one (generations.py). What is done on a host it does
-itself (turn.py). What goes wrong before the last gateway has changed over is taken back by the same steps,
-the other way round; a second run goes on where one was cut.
+itself (turn.py). What goes wrong before the last gateway has changed over is taken back by the same steps
+towards the old one, gateways first; a second run goes on where one was cut.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cluster.errors import AlreadyUp, IncompleteLibrary, MoemeshError, ProtocolError
@@ -45,13 +46,17 @@ def change(fleet: FleetFile, text: str, progress: Progress, signals: Signals) ->
     return answer
 
 
-def parts(fleet: FleetFile) -> tuple[Part, ...]:
-    """The whole order. The old roles end at the head last, to whose controller the others say goodbye."""
+def parts(fleet: FleetFile, back: bool = False) -> tuple[Part, ...]:
+    """The whole order. The old roles end at the head last, to whose controller the others say goodbye. back:
+    as in Turn; gateways leave the roles that shall end before any of these does."""
     hosts, head = in_order(fleet), [fleet.head]
-    return (
+    computing: tuple[Part, ...] = (
         ("nodes", [host for host in hosts if host.head or host.memory_bytes]),
         ("routers", [host for host in hosts if host.routers]),
-        ("gateways", [host for host in hosts if host.gateways]),
+    )
+    gateways: tuple[Part, ...] = (("gateways", [host for host in hosts if host.gateways]),)
+    return (
+        *(gateways + computing if back else computing + gateways),
         ("commit", head),
         ("end", [*hosts[1:], *head]),
         ("finish", head),
@@ -82,7 +87,7 @@ class _Change:
     def run(self, turn: Turn, now: Generations) -> None:
         if now.other is None:
             self._look(turn)
-            self._on(self._fleet.head, "begin", turn)
+            turn = replace(turn, drained=tuple(self._on(self._fleet.head, "begin", turn)["drained"]))
         self._progress.done(self._muster.watch.timed(f"from {turn.of.told} to {turn.to.told}"))
         try:
             self._carry_out(turn)
@@ -98,7 +103,7 @@ class _Change:
         check_looked(self._fleet, turn.to, self._muster.everywhere("looking at", self._fleet.hosts, look))
 
     def _carry_out(self, turn: Turn) -> None:
-        for step, hosts in parts(self._fleet):
+        for step, hosts in parts(self._fleet, turn.back):
             for host in hosts:
                 self._on(host, step, turn)
             self._committed = self._committed or step == "commit"
@@ -114,23 +119,28 @@ class _Change:
         old, new = turn.of.told, turn.to.told
         if not failed:
             return f"The fleet serves {old} as before; what was started of {new} has been ended"
+        step, error = failed[0]
+        both = f"The fleet serves {old}, but not all of {new} could be ended"
+        if step == "gateways":
+            both = f"Not every gateway serves {old} again, so that both models stay"
         return (
-            f"The fleet serves {old}, but not all of {new} could be ended ({failed[0]}); mend that, name "
-            f"{old} in the fleet file again, and call `moemesh fleet upgrade --model`"
+            f"{both} ({error}); mend that, name {old} in the fleet file again, and call "
+            "`moemesh fleet upgrade --model`"
         )
 
-    def _take_back(self, turn: Turn) -> list[MoemeshError]:
-        """Every step on every host, whatever fails; what has failed."""
+    def _take_back(self, turn: Turn) -> list[tuple[str, MoemeshError]]:
+        """Every step on every host, whatever fails, but nothing that a gateway still needs is ended; what has
+        failed, and in which step."""
         self._progress.done(self._muster.watch.timed(f"taken back: to {turn.to.told}"))
-        failed: list[MoemeshError] = []
-        for step, hosts in parts(self._fleet):
-            if failed and step in ("commit", "finish"):
+        failed: list[tuple[str, MoemeshError]] = []
+        for step, hosts in parts(self._fleet, turn.back):
+            if failed and (failed[0][0] == "gateways" or step in ("commit", "finish")):
                 continue
             for host in hosts:
                 try:
                     self._on(host, step, turn)
                 except MoemeshError as error:
-                    failed.append(error)
+                    failed.append((step, error))
         return failed
 
     def _on(self, host: Host, step: str, turn: Turn) -> Any:

@@ -44,10 +44,11 @@ class Generation:
 @dataclass(frozen=True)
 class Generations:
     """active: serves, or did until gateways began to change over. other: also has roles, while the model is
-    being changed."""
+    being changed. drained: nodes that operators had drained when that began."""
 
     active: Generation
     other: Generation | None = None
+    drained: tuple[str, ...] = ()
 
     def to_wire(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -55,32 +56,40 @@ class Generations:
     @classmethod
     def from_wire(cls, values: Any) -> Generations:
         other = values["other"]
-        return cls(Generation(**values["active"]), None if other is None else Generation(**other))
+        return cls(
+            Generation(**values["active"]),
+            None if other is None else Generation(**other),
+            tuple(values.get("drained", ())),
+        )
 
 
 @dataclass(frozen=True)
 class Turn:
     """From one generation to another. to: shall serve; of: shall end. back: `to` serves already, or did, so
-    that what it lacks has been ended for the other's sake."""
+    that what it lacks has been ended for the other's sake, and it can do without. drained: as in Generations.
+    """
 
     to: Generation
     of: Generation
     back: bool
+    drained: tuple[str, ...] = ()
 
     @property
     def reverse(self) -> Turn:
-        return Turn(self.of, self.to, not self.back)
+        return replace(self, to=self.of, of=self.to, back=not self.back)
 
     def to_wire(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_wire(cls, values: Any) -> Turn:
-        return cls(Generation(**values["to"]), Generation(**values["of"]), bool(values["back"]))
+        to, of = Generation(**values["to"]), Generation(**values["of"])
+        return cls(to, of, bool(values["back"]), tuple(values["drained"]))
 
 
 def turn_to(asked: Generation, now: Generations) -> Turn | None:
-    """What has to be done so that the fleet serves what is asked for, and nothing else; None for nothing.
+    """What has to be done so that the fleet serves what is asked for, and nothing else; None for nothing. The
+    library is where the file has it now.
 
     Raises ClusterError in the middle of a change between two others.
     """
@@ -88,17 +97,18 @@ def turn_to(asked: Generation, now: Generations) -> Turn | None:
     if other is None:
         return None if asked.same(active) else Turn(replace(asked, number=1 - active.number), active, False)
     if asked.same(active):
-        return Turn(active, other, True)
+        return Turn(replace(asked, number=active.number), other, True, now.drained)
     if asked.same(other):
-        return Turn(other, active, False)
+        return Turn(replace(asked, number=other.number), active, False, now.drained)
     raise ClusterError(
         f"the fleet changes from {active.told} to {other.told}, and the fleet file names {asked.told}; name "
         "one of these two there, and call `moemesh fleet upgrade --model` to have it come to its end"
     )
 
 
-def check_unchanged(asked: Generation, now: Generations) -> None:
-    """Raises ClusterError where a change of the model is under way, or would have to be made first."""
+def unchanged(asked: Generation, now: Generations) -> Generation:
+    """The active one, with its library where the file has it now. Raises ClusterError where a change of the
+    model is under way, or would have to be made first."""
     if now.other is not None:
         raise ClusterError(
             f"the fleet changes its model: {now.active.told} and {now.other.told} are there; name the one "
@@ -109,6 +119,7 @@ def check_unchanged(asked: Generation, now: Generations) -> None:
             f"the fleet serves {now.active.told}, the fleet file names {asked.told}; correct `model` and "
             "`variant` there, or have the fleet change over with `moemesh fleet upgrade --model`"
         )
+    return replace(asked, number=now.active.number)
 
 
 def of_generation(fleet: FleetFile, generation: Generation) -> FleetFile:

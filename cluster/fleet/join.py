@@ -116,14 +116,14 @@ def join(
     if autoscaling and not host.head:
         raise ConfigError(f"--autoscaling-config is for the head, {fleet.head.name}; leave it out here")
     with folder.locked():
-        ended = _clear_the_way(folder)
+        _clear_the_way(folder)
         if not folder.has_secrets():
             raise ClusterError(
                 f"{folder.path} has no token and cluster.key; `moemesh up --fleet` puts them there, "
                 f"--secrets takes those of `moemesh fleet render`, or copy those of {fleet.head.name}"
             )
         check_ports(fleet, host)
-        if ended and not host.head:
+        if not host.head:
             _report_end(fleet, host, folder)
         store = store_of(fleet, folder) if host.head else NOTHING_KEPT
         folder.clear_logs()
@@ -159,22 +159,26 @@ def _forget(machine: Machine, folder: Folder) -> None:
         stop.clean(record, folder, keep_logs=True, for_good=False)
 
 
-def _clear_the_way(folder: Folder) -> bool:
-    """Returns whether this machine was part of a cluster and ended without a word."""
+def _clear_the_way(folder: Folder) -> None:
+    """Remove what an earlier life of this machine has left, which ended without a word; note that it did."""
     record = folder.read()
     if record is None:
-        return False
+        return
     if record.phase != "starting" and record.alive():
         raise AlreadyUp(f"this machine is part of a cluster already; {folder.path} has its record")
+    folder.ended.touch()
     stop.clean(record, folder, for_good=False)
-    return True
 
 
 def _report_end(fleet: FleetFile, host: Host, folder: Folder) -> None:
+    """Until a join has done so: the head may not be there yet when all machines start at once."""
     from cluster.fleet.obituary import report
 
+    if not folder.ended.exists():
+        return
     environment = raynode.environment(folder, fleet.wire_security, ports.resolve(host.address))
-    report(environment, f"{ports.resolve(fleet.head.address)}:{fleet.head.ports.ray}", host.name)
+    if report(environment, f"{ports.resolve(fleet.head.address)}:{fleet.head.ports.ray}", host.name):
+        folder.ended.unlink()
 
 
 def leave(fleet: FleetFile, host: Host, folder: Folder) -> bool:
@@ -220,9 +224,10 @@ def probe(fleet: FleetFile, host: Host, folder: Folder) -> dict[str, Any]:
     """What `up --fleet` must know of this machine before anything starts. Raises PortInUse.
 
     up: whether something of a cluster runs. kept: whether it is the head, and its Ray can go on with what it
-    knew before it ended.
+    knew before it ended. generation: number of the active one, 0 on other hosts.
     """
     from cluster import __version__
+    from cluster.fleet import generations
     from cluster.fleet.memory import free_memory
     from cluster.types import NUMERICS_VERSION
 
@@ -230,6 +235,7 @@ def probe(fleet: FleetFile, host: Host, folder: Folder) -> dict[str, Any]:
     alive = record is not None and record.alive()
     if not alive:
         check_ports(fleet, host)
+    noted = generations.read(folder)
     return {
         "version": __version__,
         "numerics": NUMERICS_VERSION,
@@ -237,6 +243,7 @@ def probe(fleet: FleetFile, host: Host, folder: Folder) -> dict[str, Any]:
         "up": alive,
         "kept": host.head and folder.has_secrets() and (bool(fleet.redis.address) or folder.ray.exists()),
         "phase": record.phase if record is not None and alive else "",
+        "generation": 0 if noted is None else noted.active.number,
     }
 
 

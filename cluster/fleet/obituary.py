@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 CALL_S, REPORT_S = 5.0, 30.0
 
 
-def report(environment: Mapping[str, str], head: str, name: str) -> None:
-    """Have Ray take machines of this name for dead, of which nothing may run any more.
+def report(environment: Mapping[str, str], head: str, name: str) -> bool:
+    """Have Ray take machines of this name for dead, of which nothing may run any more; returns whether it
+    was told.
 
     In a process of its own, since Ray reads its environment once, when it is imported. head: host:port of the
     GCS; one that does not answer is left for `ray start` to complain about.
@@ -27,11 +28,13 @@ def report(environment: Mapping[str, str], head: str, name: str) -> None:
     command = [sys.executable, "-m", "cluster.fleet.obituary", head, name]
     try:
         subprocess.run(command, env=environment, capture_output=True, text=True, timeout=REPORT_S, check=True)
+        return True
     except subprocess.CalledProcessError as error:
         why = error.stderr.strip().splitlines()[-1:] or [f"exit code {error.returncode}"]
         log.warning("Ray at %s was not told that %s had ended: %s", head, name, why[0])
     except subprocess.TimeoutExpired:
         log.warning("Ray at %s was not told that %s had ended: no answer in %g s", head, name, REPORT_S)
+    return False
 
 
 def _unregister(head: str, name: str) -> None:

@@ -16,6 +16,7 @@ from cluster.errors import NotUp, OutOfMemoryBudget, StartFailed
 from cluster.fleet import gateways, generations, raynode
 from cluster.fleet.file import FleetFile, Host
 from cluster.fleet.folder import Folder, Record
+from cluster.fleet.generations import Generations
 from cluster.fleet.launch import this_process
 from cluster.fleet.machine import Machine, Progress
 from cluster.fleet.ports import resolve
@@ -89,13 +90,14 @@ def serve(fleet: FleetFile, head: Host, folder: Folder, progress: Progress, sign
     record = folder.read()
     if record is None or not record.alive() or record.phase == "starting":
         raise NotUp(f"host {head.name} has not joined; start the fleet with `moemesh up --fleet`")
-    now = generations.served(fleet, head, folder)
-    generations.check_unchanged(generations.asked_for(fleet, head), now)
-    fleet = generations.of_generation(fleet, now.active)
-    head, folder = fleet.head, Folder(folder.path, fleet.generation)
-    plan = plan_of(fleet, open_model(library_of(fleet, head)))
-    generations.write(folder, now)  # not before: a model that cannot be served could not be corrected
     with folder.locked():
+        now = generations.served(fleet, head, folder)
+        active = generations.unchanged(generations.asked_for(fleet, head), now)
+        fleet = generations.of_generation(fleet, active)
+        head, folder = fleet.head, Folder(folder.path, fleet.generation)
+        plan = plan_of(fleet, open_model(library_of(fleet, head)))
+        # Not before: a model that cannot be served could not be corrected.
+        generations.write(folder, Generations(active))
         machine = Machine(folder, record, progress, signals)
         return _Serving(fleet, head, folder, machine, plan, progress, signals).run()
 

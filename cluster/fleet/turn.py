@@ -2,20 +2,22 @@
 
     looked at ─► noted (head) ─► controller, node ─► routers ─► gateways ─► active (head) ─► the old ones end
 
-Each step leaves alone what is as it shall be, so that it may be taken again, or the other way round.
+Each step leaves alone what is as it shall be, so that it may be taken again, or to go back. What serves can
+do without what was ended for the other's sake, so that on the way back gateways are first.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from cluster.controller.members import Role
+from cluster.controller.orders import Orders
 from cluster.controller.state import Shape
-from cluster.errors import MoemeshError, PortInUse
+from cluster.errors import AlreadyUp, MoemeshError, PortInUse, Unavailable
 from cluster.fleet import gateways, generations, ports, raynode
 from cluster.fleet.ask import Controller, patient_status
 from cluster.fleet.file import FleetFile
@@ -79,14 +81,22 @@ class Step:
         return {"digest": library.digest, "missing": len(library.blobs.missing(refs))}
 
     def begin(self) -> dict[str, Any]:
-        """On the head: note what is about to be. What operators have asked of the one controller, the other
-        one knows."""
-        forget_controller(self._folder.epoch.parent)
-        self._folder.orders.parent.mkdir(exist_ok=True)
-        if self._before.orders.exists():
-            shutil.copyfile(self._before.orders, self._folder.orders)
-        generations.write(self._folder, Generations(self._turn.of, self._turn.to))
-        return {}
+        """On the head: note what is about to be: {"drained": nodes that operators have drained}. What they
+        have asked of the one controller, the other one knows. Raises AlreadyUp if another change was faster.
+        """
+        turn, before = self._turn, self._before.orders
+        with self._folder.locked():
+            now = generations.read(self._folder)
+            if now is not None and (now.other is not None or not now.active.same(turn.of)):
+                raise AlreadyUp("another change of the model has begun meanwhile; wait for it")
+            forget_controller(self._folder.epoch.parent)
+            drained: tuple[str, ...] = ()
+            if before.exists():
+                drained = tuple(sorted(Orders.from_text(before.read_text()).drained))
+                self._folder.orders.parent.mkdir(exist_ok=True)
+                shutil.copyfile(before, self._folder.orders)
+            generations.write(self._folder, Generations(turn.of, turn.to, drained))
+        return {"drained": drained}
 
     def nodes(self) -> dict[str, Any]:
         """On the head the controller, then the node, which has no experts before all are there."""
@@ -109,22 +119,29 @@ class Step:
 
     def gateways(self) -> dict[str, Any]:
         """One after the other: the old one lets its requests end, the new one is ready once it has got a
-        token of the other model. Raises StartFailed, or what it reported."""
+        token of the other model. Raises Unavailable, before the old one ends, if no router has that; else
+        StartFailed, or what it reported."""
+        from cluster.fleet import actors
+
         with self._driving() as machine:
             for each in self._mine(Role.GATEWAY):
+                if each.name not in actors.running():
+                    self._check_router()
                 self._end(each.name)
                 self._start([each], machine).wait_ready(controller_of(self._to))
                 self._progress.done(machine.watch.timed(f"{each.name} serves {self._turn.to.told}"))
         return {}
 
     def commit(self) -> dict[str, Any]:
-        """On the head: from now on the other generation is the fleet."""
+        """On the head: from now on the other generation is the fleet. Nodes that had to end for the sake of
+        another model get experts again."""
         with self._driving() as machine:
             wanted = wanted_of(self._to, self._host)
             # `_start` knows which run already: that Ray has started one of those anew is no failure.
             members = self._start(wanted, machine).wait_ready(controller_of(self._to))
+            self._give_back()
             plan = plan_of(self._to, open_model(library_of(self._to, self._host)))
-            generations.write(self._folder, Generations(self._turn.to, self._turn.of))
+            generations.write(self._folder, Generations(self._turn.to, self._turn.of, self._turn.drained))
             machine.note(phase="up", **noted(self._to, plan), **gateways.noted(members))
         return {}
 
@@ -137,8 +154,13 @@ class Step:
         return {}
 
     def finish(self) -> dict[str, Any]:
-        """On the head, when all else of the old generation has ended."""
+        """On the head, when the other hosts have ended what the fleet file names: what is left of the old
+        generation, as roles that the file named before, and its controller."""
+        from cluster.fleet import actors
+
         with self._driving():
+            for name in sorted(actors.running_of(self._turn.of.number) - {CONTROLLER}):
+                self._end(name, here=False)
             self._end(CONTROLLER)
             forget_controller(self._before.epoch.parent)
             generations.write(self._folder, Generations(self._turn.to))
@@ -161,9 +183,22 @@ class Step:
         elif missed:
             self._make_room(node.name)
         self._start([node], machine).wait_joined(controller_of(self._to))
-        if missed and self._turn.back:
-            with Controller(controller_of(self._to), self._folder) as controller:
-                Settling(controller, self._progress, self._signals).give_back(node.name)
+
+    def _give_back(self) -> None:
+        """To nodes that were drained to make room, unless operators had drained them."""
+        with Controller(controller_of(self._to), self._folder) as controller:
+            settling = Settling(controller, self._progress, self._signals)
+            for name in drained_beside(patient_status(controller), self._turn.drained):
+                settling.give_back(name)
+
+    def _check_router(self) -> None:
+        with Controller(controller_of(self._to), self._folder) as controller:
+            members = patient_status(controller)["members"]
+        if not any(one["role"] == Role.ROUTER and one["ready"] for one in members):
+            raise Unavailable(
+                f"no router of {self._turn.to.told} is ready, so that no gateway changes over to it; see "
+                f"{self._folder.logs}, or end the fleet and start it again"
+            )
 
     def _make_room(self, node: str) -> None:
         """Have the old node end where there is no memory for both. Raises OutOfMemoryBudget where that is not
@@ -205,11 +240,11 @@ class Step:
     def _starting(self, wanted: Sequence[Wanted], machine: Machine) -> Starting:
         return Starting(wanted, self._folder, Quiet(), machine.watch, self._signals.check, self._host.name)
 
-    def _end(self, name: str) -> None:
+    def _end(self, name: str, here: bool = True) -> None:
         from cluster.fleet import actors
 
         self._progress.phase(f"{name} of {self._turn.of.told} ends")
-        actors.end(name, self._turn.of.number)
+        actors.end(name, self._turn.of.number, here)
 
     @contextmanager
     def _driving(self) -> Iterator[Machine]:
@@ -227,6 +262,11 @@ class Step:
                 yield Machine(self._folder, record, self._progress, self._signals)
             finally:
                 actors.disconnect()
+
+
+def drained_beside(status: Mapping[str, Any], ordered: Collection[str]) -> list[str]:
+    """Names of nodes that are drained though nobody has ordered it. status: the controller's answer."""
+    return sorted(one["id"] for one in status["members"] if one["drained"] and one["id"] not in ordered)
 
 
 STEPS: dict[str, Callable[[Step], dict[str, Any]]] = {

@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.errors import HostFailed, LibraryError, MoemeshError, NotUp, ProtocolError
 from cluster.fleet.file import FleetFile, Host
-from cluster.fleet.generations import check_unchanged, heard
+from cluster.fleet.generations import heard, unchanged
 from cluster.fleet.machine import Progress, Quiet
 from cluster.fleet.muster import Muster, Probe, call, probe
 from cluster.fleet.shell import Shell
@@ -41,23 +41,22 @@ def upgrade(
     order = in_order(fleet, only)
     muster = Muster(fleet, progress, signals)
     found = everybody(muster, fleet, text)
-    number = _generation(muster, fleet)
+    number = _generation(muster, fleet, found[fleet.head.name])
     progress.done(muster.watch.timed(f"{len(fleet.hosts)} hosts checked, {len(order)} to upgrade"))
     return _Upgrade(fleet, muster, progress, install, number).run(order, found)
 
 
-def _generation(muster: Muster, fleet: FleetFile) -> int:
+def _generation(muster: Muster, fleet: FleetFile, head: Probe) -> int:
     """Number of the active one. Raises ClusterError where the file names another model."""
+    if "generation" not in head:  # the version that is installed there knows one only
+        return 0
     try:
         told = muster.on(fleet.head, lambda shell: call(shell, Quiet(), "generations"))
-    except (
-        HostFailed,
-        LibraryError,
-    ):  # an older version, there or when the fleet was started, knows one only
+    except LibraryError:  # an older version has started the fleet, with what this one cannot read
         return 0
     now, asked = heard(told)
     if not isinstance(asked, MoemeshError):  # else `prepare` says what the installed version does not go with
-        check_unchanged(asked, now)
+        unchanged(asked, now)
     return now.active.number
 
 

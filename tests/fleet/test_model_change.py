@@ -218,9 +218,7 @@ def test_the_model_is_changed_under_load_and_every_answer_is_of_one(fleet: Fleet
     after: list[Stream] = []
     with clients(fleet, after, HUBS):
         assert status_of(fleet)["model"] == NAME
-        wait_until(
-            lambda: all(one["stats"]["outstanding"] for one in status_of(fleet)["gateways"]), "streams", 60
-        )
+        wait_until(lambda: all_are_asked(fleet), "streams at every gateway", 60)
     assert set(judge.models(after)) <= {NAME}
 
 

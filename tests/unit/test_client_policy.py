@@ -137,14 +137,21 @@ def test_a_token_renews_the_patience() -> None:
 
 
 @pytest.mark.parametrize("error", [OtherWeights("other"), UnknownModel("other")])
-def test_gateways_of_another_model_are_asked_once_each_while_a_fleet_changes(error: MoemeshError) -> None:
+def test_a_stream_ends_when_every_gateway_in_a_row_serves_another_model(error: MoemeshError) -> None:
     script = Scripted((4, LOST), (0, error), (2, LOST), (0, error))
     assert ids_of(script.client("a", "b")) == list(IDS)
     assert called(script) == [("a", 0), ("b", 4), ("a", 4), ("b", 6), ("a", 6)]
-    script = Scripted((4, LOST), (0, error), (0, LOST), (0, error))
+    script = Scripted((4, LOST), (0, error), (0, error))
     with pytest.raises(type(error)):
         ids_of(script.client("a", "b"))
-    assert called(script) == [("a", 0), ("b", 4), ("a", 4), ("b", 4)]
+    assert called(script) == [("a", 0), ("b", 4), ("a", 4)]
+
+
+@pytest.mark.parametrize("error", [OtherWeights("other"), UnknownModel("other")])
+def test_a_gateway_that_is_away_may_serve_the_same_model_when_it_is_back(error: MoemeshError) -> None:
+    script = Scripted((4, LOST), (0, error), (0, LOST), (0, error), (8, None))
+    assert ids_of(script.client("a", "b")) == list(IDS)
+    assert called(script)[:5] == [("a", 0), ("b", 4), ("a", 4), ("b", 4), ("a", 4)]
 
 
 @pytest.mark.parametrize("error", [InvalidRequest("no"), Overloaded("full")])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.errors import LibraryError, StartFailed
+from cluster.errors import AlreadyUp, LibraryError, StartFailed
 from cluster.fleet import changeover
 from cluster.fleet.changeover import change
 from cluster.fleet.file import FleetFile, Host, load
@@ -35,18 +35,35 @@ FORTH = [
     ("end", "hub", 1),
     ("finish", "hub", 1),
 ]
-BACK = [(step, host, 0) for step, host, _ in FORTH]
+BACK = [
+    (step, host, 0)
+    for step, host in (
+        ("gateways", "hub"),
+        ("gateways", "door"),
+        ("nodes", "hub"),
+        ("nodes", "pi"),
+        ("routers", "hub"),
+        ("routers", "door"),
+        ("commit", "hub"),
+        ("end", "pi"),
+        ("end", "door"),
+        ("end", "hub"),
+        ("finish", "hub"),
+    )
+]
 Done = tuple[str, str, int]
 
 
 class Hosts:
-    """In place of a Muster. done: steps, their hosts, and which generation shall be. failing: those of
-    these that end with an error."""
+    """In place of a Muster. done: steps, their hosts, and which generation shall be; drained: what each was
+    told of. failing: those of `done` that end with an error."""
 
-    def __init__(self, asked: Generation, now: Generations, failing: Sequence[Done] = ()) -> None:
-        self.watch, self.done = Stopwatch(), list[Done]()
+    def __init__(
+        self, asked: Generation, now: Generations, failing: Sequence[Done] = (), error: str = "StartFailed"
+    ) -> None:
+        self.watch, self.done, self.drained = Stopwatch(), list[Done](), list[list[str]]()
         self._told = now.to_wire() | {"asked": vars(asked)}
-        self._failing = failing
+        self._failing, self._error = failing, error
 
     def on(self, host: Host, job: Callable[[Any], Any]) -> Any:
         return job(_Shell(host, self))
@@ -61,8 +78,9 @@ class Hosts:
         done = (given["--step"], host, json.loads(given["--between"])["to"]["number"])
         self.done.append(done)
         if done in self._failing:
-            return {"error": ["LibraryError" if done[0] == "look" else "StartFailed", "no"]}
-        return {"answer": {"digest": NEW.digest, "missing": 0}}
+            return {"error": ["LibraryError" if done[0] == "look" else self._error, "no"]}
+        self.drained.append(json.loads(given["--between"])["drained"])
+        return {"answer": {"digest": NEW.digest, "missing": 0, "drained": ["pi"]}}
 
 
 class _Shell:
@@ -111,6 +129,7 @@ def test_hosts_are_looked_at_and_then_take_their_turns(changed: Change) -> None:
     hosts = Hosts(NEW, Generations(OLD))
     assert changed(hosts) == {"model": "second", "variant": "int8", "changed": True}
     assert begun(hosts) == FORTH
+    assert hosts.drained == [[]] * 4 + [["pi"]] * len(FORTH), "what operators had drained when it began"
 
 
 def test_nothing_is_done_where_the_fleet_serves_what_is_asked(changed: Change) -> None:
@@ -149,6 +168,20 @@ def test_a_host_that_fails_on_the_way_back_does_not_keep_the_others(changed: Cha
     assert begun(hosts)[2:] == [done for done in BACK if done[0] not in ("commit", "finish")]
 
 
+def test_what_a_gateway_still_needs_is_not_ended_on_the_way_back(changed: Change) -> None:
+    hosts = Hosts(NEW, Generations(OLD), [("gateways", "door", 1), ("gateways", "hub", 0)])
+    with pytest.raises(StartFailed, match=r"Not every gateway serves first .*stay \(host hub: no"):
+        changed(hosts)
+    assert begun(hosts) == [*FORTH[:6], *BACK[:2]]
+
+
+def test_beside_a_step_of_a_run_that_was_cut_nothing_is_taken_back(changed: Change) -> None:
+    hosts = Hosts(NEW, Generations(OLD, NEW), [("routers", "hub", 1)], "AlreadyUp")
+    with pytest.raises(AlreadyUp, match="call it again then: it goes on where it is"):
+        changed(hosts)
+    assert hosts.done == FORTH[:3]
+
+
 def test_one_that_was_cut_goes_on_or_back_as_the_file_says(changed: Change) -> None:
     middle = Generations(OLD, NEW)
     hosts = Hosts(NEW, middle)
@@ -163,4 +196,4 @@ def test_one_that_was_cut_goes_on_or_back_as_the_file_says(changed: Change) -> N
     hosts = Hosts(OLD, middle, [("routers", "door", 0)])
     with pytest.raises(StartFailed, match=r"Call it again: second .* has not ended everywhere"):
         changed(hosts)
-    assert hosts.done == BACK[:4]
+    assert hosts.done == BACK[:6]

@@ -30,9 +30,9 @@ from cluster.fleet.generations import (
     Generation,
     Generations,
     Turn,
-    check_unchanged,
     of_generation,
     turn_to,
+    unchanged,
 )
 from cluster.fleet.processes import Mark
 from cluster.fleet.room import OVERHEAD_BYTES, fits_beside, needed_bytes
@@ -70,7 +70,7 @@ def asked(of: Generation) -> Generation:
 
 def test_nothing_is_to_do_where_the_fleet_serves_what_is_asked() -> None:
     assert turn_to(asked(NEW), Generations(NEW)) is None
-    check_unchanged(asked(NEW), Generations(NEW))
+    assert unchanged(asked(NEW), Generations(NEW)) == dataclasses.replace(NEW, model="elsewhere")
 
 
 @pytest.mark.parametrize("active", [OLD, NEW])
@@ -86,10 +86,11 @@ def test_another_variant_of_the_same_library_is_another_model() -> None:
 
 
 def test_in_the_middle_the_file_decides_which_of_the_two_shall_stay() -> None:
-    middle = Generations(OLD, NEW)
-    assert turn_to(asked(NEW), middle) == Turn(NEW, OLD, back=False)
-    assert turn_to(asked(OLD), middle) == Turn(OLD, NEW, back=True)
-    assert Turn(NEW, OLD, back=False).reverse == Turn(OLD, NEW, back=True)
+    middle = Generations(OLD, NEW, ("pi",))
+    old, new = (dataclasses.replace(one, model="elsewhere") for one in (OLD, NEW))
+    assert turn_to(asked(NEW), middle) == Turn(new, OLD, False, ("pi",))
+    assert turn_to(asked(OLD), middle) == Turn(old, NEW, True, ("pi",))
+    assert Turn(NEW, OLD, False, ("pi",)).reverse == Turn(OLD, NEW, True, ("pi",))
     with pytest.raises(
         ClusterError, match=r"changes from first .* to second .*, and the fleet file names third"
     ):
@@ -98,9 +99,9 @@ def test_in_the_middle_the_file_decides_which_of_the_two_shall_stay() -> None:
 
 def test_an_upgrade_of_the_software_wants_the_model_to_stay() -> None:
     with pytest.raises(ClusterError, match=r"serves first .* names second .*fleet upgrade --model"):
-        check_unchanged(NEW, Generations(OLD))
+        unchanged(NEW, Generations(OLD))
     with pytest.raises(ClusterError, match="the fleet changes its model"):
-        check_unchanged(OLD, Generations(OLD, NEW))
+        unchanged(OLD, Generations(OLD, NEW))
 
 
 def test_two_generations_share_no_port_folder_or_library_but_the_gateways_ports(
@@ -199,12 +200,13 @@ def test_what_is_noted_is_read_again_and_ends_with_the_fleet(fleet: FleetFile, t
     folder = Folder(tmp_path / "state")
     folder.put_secrets("token", b"key")
     assert generations.read(folder) is None
-    for now in (Generations(OLD), Generations(NEW, OLD)):
+    for now in (Generations(OLD), Generations(NEW, OLD, ("pi",))):
         generations.write(folder, now)
         assert generations.read(folder) == now
-        assert Turn.from_wire(json.loads(json.dumps(Turn(NEW, OLD, True).to_wire()))) == Turn(NEW, OLD, True)
+    turn = Turn(NEW, OLD, True, ("pi",))
+    assert Turn.from_wire(json.loads(json.dumps(turn.to_wire()))) == turn
     folder.forget(for_good=False)
-    assert generations.read(folder) == Generations(NEW, OLD), "the machine may join again"
+    assert generations.read(folder) == Generations(NEW, OLD, ("pi",)), "the machine may join again"
     folder.put_secrets("token", b"key")
     assert generations.read(folder) is not None
     folder.put_secrets("of another fleet", b"key")

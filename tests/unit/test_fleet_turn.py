@@ -1,0 +1,309 @@
+"""What one host does of a change of the model: real steps over Ray and controllers that are pretended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.controller.members import Role
+from cluster.controller.orders import Orders
+from cluster.errors import AlreadyUp, OutOfMemoryBudget, StartFailed, Unavailable
+from cluster.fleet import actors, generations, processes, starting, turn
+from cluster.fleet.file import FleetFile, load
+from cluster.fleet.folder import Folder, Record
+from cluster.fleet.generations import Generation, Generations, Turn
+from cluster.fleet.machine import Machine, Quiet
+from cluster.fleet.prepare import controller_of, wanted_of
+from cluster.fleet.processes import Mark
+from cluster.fleet.signals import Signals
+from cluster.fleet.turn import Step, drained_beside
+from cluster.library.bundled import open_model
+from cluster.types import NodeId
+
+LIBRARY = open_model()
+OLD = Generation(0, "", "int8", LIBRARY.name, LIBRARY.digest)
+NEW = replace(OLD, number=1, digest="b" * 64)
+FORTH, BACK = Turn(NEW, OLD, False), Turn(OLD, NEW, True)
+ROLES = ["controller", "gateway-hub-0", "hub", "pi", "router-hub-0"]
+MUCH, LITTLE = 1 << 40, 100 << 20
+"""Bytes: memory for two nodes, and for the second one only without the first."""
+
+
+class World:
+    """Two generations on a hub and a pi. running: names by generation; done: what ended ("-") and started
+    ("+"), in its order; drained: nodes by generation; free: bytes of memory; room: whether other nodes can
+    take a drained one's experts; restarted: roles that Ray has started anew once; driven: generation whose
+    driver this process is."""
+
+    def __init__(self, fleet: FleetFile) -> None:
+        self.fleet, self.free, self.room = fleet, MUCH, True
+        self.running: list[set[str]] = [set(ROLES), set()]
+        self.drained: list[set[str]] = [set(), set()]
+        self.done: list[str] = []
+        self.restarted, self.unready = set[str](), set[str]()
+        self.driven = 0
+
+    def folder(self, number: int = 0) -> Folder:
+        return Folder(Path(self.fleet.head.storage) / "state", number)
+
+    def step(self, turn: Turn, host: str = "hub") -> Step:
+        return Step(self.fleet, host, self.folder(), turn, Quiet(), Signals())
+
+    def start(self, role: str, name: str, *arguments: Any, host: str = "") -> str:
+        if name not in self.running[self.driven]:
+            self.running[self.driven].add(name)
+            self.done.append(f"+{name}")
+        return name
+
+    def end(self, name: str, generation: int, here: bool = True) -> None:
+        if name in self.running[generation]:
+            self.running[generation].remove(name)
+            self.done.append(f"-{name}" if here else f"-{name} elsewhere")
+
+    def status(self, generation: int) -> dict[str, Any]:
+        wanted = wanted_of(generations.of_generation(self.fleet, (OLD, NEW)[generation]), self.fleet.head)
+        there = [one for one in wanted if one.name in self.running[generation] and one.role != "controller"]
+        return {
+            "members": [
+                {
+                    "id": one.name,
+                    "role": Role(one.role),
+                    "incarnation": 1,
+                    "address": "10.0.0.9:1",
+                    "ready": one.name not in self.unready,
+                    "health": "alive",
+                    "error": None,
+                    "drained": one.name in self.drained[generation],
+                    "stats": {"restarts": int(one.name in self.restarted), "resident_bytes": 1},
+                }
+                for one in there
+            ],
+            "pending": 0,
+            "settled": True,
+            "active": 1,
+            "version": 1,
+        }
+
+
+class _Controller:
+    """Of one generation."""
+
+    def __init__(self, world: World, address: str) -> None:
+        numbers = [generations.numbered(world.fleet, number) for number in (0, 1)]
+        self._world = world
+        self._generation = [controller_of(fleet) for fleet in numbers].index(address)
+
+    def status(self) -> dict[str, Any]:
+        if "controller" not in self._world.running[self._generation]:
+            raise Unavailable("no controller listens")
+        return self._world.status(self._generation)
+
+    def drain(self, node: str) -> dict[str, Any]:
+        self._world.drained[self._generation].add(node)
+        if not self._world.room:
+            raise OutOfMemoryBudget("no room")
+        return {"drained": True}
+
+    def undrain(self, node: str, fill: bool = False) -> dict[str, Any]:
+        self._world.drained[self._generation].discard(node)
+        return {"drained": False, "node": node}
+
+    def __enter__(self) -> _Controller:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    entry = {"role": "edge", "memory_bytes": "64MiB", "cores": 1, "storage": str(tmp_path)}
+    hosts = [
+        {**entry, "name": "hub", "address": "10.0.0.1", "role": "hub"},
+        {**entry, "name": "pi", "address": "10.0.0.2"},
+    ]
+    file = tmp_path / "fleet.yaml"
+    file.write_text(yaml.safe_dump({"name": "f", "hosts": hosts, "gateway": {"insecure": True}}))
+    made = World(load(file))
+    made.folder().write(Record("up", Mark(1, 1.0)))
+    _pretend(made, monkeypatch)
+    return made
+
+
+def _pretend(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = processes.mark(os.getpid())
+    assert ours is not None
+
+    @contextmanager
+    def driving(step: Step) -> Iterator[Machine]:
+        world.driven = step._turn.to.number
+        folder = world.folder()
+        record = folder.read()
+        assert record is not None
+        yield Machine(folder, record, Quiet(), Signals())
+
+    monkeypatch.setattr(Step, "_driving", driving)
+    monkeypatch.setattr(actors, "spawn", world.start)
+    monkeypatch.setattr(actors, "end", world.end)
+    monkeypatch.setattr(actors, "process_id", lambda name, actor, timeout_s: os.getpid())
+    monkeypatch.setattr(actors, "running", lambda: set(world.running[world.driven]))
+    monkeypatch.setattr(actors, "running_of", lambda generation: set(world.running[generation]))
+    monkeypatch.setattr(turn, "free_memory", lambda: world.free)
+    for module in (turn, starting):
+        monkeypatch.setattr(module, "Controller", lambda address, folder: _Controller(world, address))
+
+
+def noted(world: World) -> Generations:
+    found = generations.read(world.folder())
+    assert found is not None
+    return found
+
+
+def order(world: World, name: str) -> None:
+    """As an operator who drains a node."""
+    world.drained[0].add(name)
+    world.folder().orders.write_text(Orders(frozenset(NodeId(one) for one in world.drained[0])).to_text())
+
+
+def test_the_head_notes_what_is_about_to_be_and_what_operators_have_drained(world: World) -> None:
+    assert world.step(FORTH).begin() == {"drained": ()}
+    assert noted(world) == Generations(OLD, NEW)
+    generations.write(world.folder(), Generations(OLD))
+    order(world, "pi")
+    assert world.step(FORTH).begin() == {"drained": ("pi",)}
+    assert noted(world) == Generations(OLD, NEW, ("pi",))
+    assert world.folder(1).orders.read_text() == world.folder(0).orders.read_text()
+
+
+@pytest.mark.parametrize("now", [Generations(OLD, NEW), Generations(replace(OLD, digest="c" * 64))])
+def test_of_two_changes_at_once_one_begins(world: World, now: Generations) -> None:
+    generations.write(world.folder(), now)
+    with pytest.raises(AlreadyUp, match="another change"):
+        world.step(FORTH).begin()
+    assert noted(world) == now
+
+
+def test_where_memory_is_for_both_the_old_node_stays(world: World) -> None:
+    world.step(FORTH).nodes()
+    world.step(FORTH, "pi").nodes()
+    assert world.done == ["+controller", "+hub", "+pi"]
+    assert world.drained == [set(), set()]
+
+
+def test_where_it_is_not_others_take_what_the_old_node_holds_before_it_ends(world: World) -> None:
+    world.step(FORTH).nodes()
+    world.free = LITTLE
+    world.step(FORTH, "pi").nodes()
+    assert world.done[2:] == ["-pi", "+pi"]
+    assert world.drained[0] == {"pi"}
+    world.step(FORTH, "pi").nodes()
+    assert len(world.done) == 4, "it is done already"
+
+
+def test_where_others_have_no_room_nothing_ends(world: World) -> None:
+    world.step(FORTH).nodes()
+    world.free, world.room = LITTLE, False
+    with pytest.raises(OutOfMemoryBudget, match="no room"):
+        world.step(FORTH, "pi").nodes()
+    assert len(world.done) == 2
+    assert not world.drained[0]
+
+
+def test_gateways_change_over_only_to_routers_that_are_ready(world: World) -> None:
+    world.step(FORTH).nodes()
+    with pytest.raises(Unavailable, match=r"no router of .* is ready"):
+        world.step(FORTH).gateways()
+    world.step(FORTH).routers()
+    world.unready.add("router-hub-0")
+    with pytest.raises(Unavailable, match=r"no router of .* is ready"):
+        world.step(FORTH).gateways()
+    assert "-gateway-hub-0" not in world.done
+    world.unready.clear()
+    world.step(FORTH).gateways()
+    assert world.done[-2:] == ["-gateway-hub-0", "+gateway-hub-0"]
+
+
+def test_where_gateways_serve_the_other_already_no_router_is_asked_for(world: World) -> None:
+    world.step(BACK).gateways()
+    world.unready.add("router-hub-0")
+    world.step(BACK).gateways()
+    assert not world.done
+
+
+def everywhere(world: World, turn: Turn, *steps: Callable[[Step], Any]) -> None:
+    for step in steps:
+        for host in ("hub", "pi"):
+            step(world.step(turn, host))
+
+
+def changed(world: World, short: bool = False) -> None:
+    """Forth, up to the gateways. short: the pi has no memory for two nodes."""
+    world.step(FORTH).begin()
+    world.step(FORTH).nodes()
+    world.free = LITTLE if short else MUCH
+    world.step(FORTH, "pi").nodes()
+    world.free = MUCH
+    everywhere(world, FORTH, Step.routers, Step.gateways)
+    world.done.clear()
+
+
+def test_the_other_generation_is_active_also_when_ray_has_restarted_a_role(world: World) -> None:
+    changed(world)
+    world.restarted.update(ROLES)
+    world.step(FORTH).commit()
+    record = world.folder().read()
+    assert record is not None
+    assert (noted(world), record.phase) == (Generations(NEW, OLD), "up")
+    assert record.controller == controller_of(generations.numbered(world.fleet, 1))
+    assert not world.done
+
+
+def test_a_role_that_dies_as_often_as_it_starts_is_an_error(world: World) -> None:
+    changed(world)
+    world.running[1].remove("router-hub-0")
+    world.restarted.add("router-hub-0")
+    with pytest.raises(StartFailed, match="router-hub-0"):
+        world.step(FORTH).commit()
+    assert noted(world) == Generations(OLD, NEW)
+
+
+def test_what_was_drained_for_the_others_sake_is_given_back_and_operators_keep_theirs(world: World) -> None:
+    order(world, "hub")
+    changed(world, short=True)
+    assert world.drained == [{"hub", "pi"}, set()]
+    back = replace(BACK, drained=noted(world).drained)
+    world.step(back).gateways()
+    world.step(back, "pi").nodes()
+    assert world.done == ["-gateway-hub-0", "+gateway-hub-0", "-pi", "+pi"]
+    assert "pi" in world.drained[0], "not before every node is ready"
+    everywhere(world, back, Step.nodes, Step.routers)
+    world.step(back).commit()
+    assert world.drained[0] == {"hub"}
+    assert noted(world) == Generations(OLD, NEW, ("hub",))
+
+
+def test_nothing_of_the_old_generation_is_left_also_if_the_file_has_changed(world: World) -> None:
+    changed(world)
+    world.running[0] |= {"router-hub-1", "gateway-gone-0"}
+    world.step(FORTH).commit()
+    everywhere(world, FORTH, Step.end)
+    assert world.done == ["-router-hub-0", "-hub", "-pi"]
+    world.folder(0).epoch.write_text("3")
+    world.step(FORTH).finish()
+    assert world.done[3:] == ["-gateway-gone-0 elsewhere", "-router-hub-1 elsewhere", "-controller"]
+    assert not world.running[0]
+    assert world.running[1] == set(ROLES)
+    assert not world.folder(0).epoch.exists()
+    assert noted(world) == Generations(NEW)
+
+
+def test_drained_beside_orders() -> None:
+    members = [{"id": name, "drained": name != "c"} for name in "bac"]
+    assert drained_beside({"members": members}, ["a"]) == ["b"]
