@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from cluster.cli.gatewaybench.arrivals import POISSON, Size, drawn
-from cluster.cli.gatewaybench.client import Caller, calling, offer
+from cluster.cli.gatewaybench.client import Caller, calling, offer, running
 from cluster.cli.gatewaybench.figures import Outcome, at_percentile, count
 from cluster.cli.gatewaybench.laboratory import Laboratory, bare_server, busy_client, laboratory
 from cluster.cli.report import Result, Target, result
@@ -43,7 +42,7 @@ def measure_overhead(seconds: float) -> list[Result]:
         client.tell()
         time.sleep(RAMP_S)  # until as many streams run as are meant to
         cpu_us = _cpu_per_token(lab, seconds)
-        outcome = asyncio.run(_probe(lab.address, seconds))
+        outcome = running(_probe(lab.address, seconds))
         seen, others = lab.router.ask(), client.answer()
     overheads = _overheads(outcome, seen["stamps"])
     lost = len(outcome.fates) - len(overheads) + others["lost"]
@@ -66,7 +65,7 @@ def _cpu_per_token(lab: Laboratory, seconds: float) -> float:
 def _bare(seconds: float) -> list[float]:
     """ms to the second message, as the probes have it."""
     with bare_server() as address:
-        outcome = asyncio.run(_probe(address, seconds))
+        outcome = running(_probe(address, seconds))
     return [1e3 * one.first_token for one in outcome.fates if one.tokens_at]
 
 
@@ -92,7 +91,7 @@ def _overheads(outcome: Outcome, seen: dict[str, list[float]]) -> list[float]:
 def measure_idle_streams() -> list[Result]:
     """Streams that were accepted and get no token."""
     with laboratory(0.0, window=2 * IDLE_STREAMS) as lab:
-        used, seconds = asyncio.run(_open_streams(lab))
+        used, seconds = running(_open_streams(lab))
     name = f"gateway.idle_streams{IDLE_STREAMS}"
     return [
         result(f"{name}.memory", [used / 1e6], "MB", IDLE_MEMORY),

@@ -26,7 +26,7 @@ import uvloop
 
 from cluster.cli.gatewaybench import bare
 from cluster.cli.gatewaybench.arrivals import POISSON, Arrival, Size, drawn
-from cluster.cli.gatewaybench.client import calling, offer
+from cluster.cli.gatewaybench.client import calling, offer, running
 from cluster.cli.gatewaybench.figures import DONE
 from cluster.cli.gatewaybench.scripted import ScriptedRouter
 from cluster.config import GatewayConfig
@@ -182,7 +182,7 @@ def _main(role: str, *arguments: str) -> None:
     else:
         rate, seconds = map(float, arguments[1:3])
         size = Size(*map(int, arguments[3:5]))
-        asyncio.run(_client(arguments[0], drawn(POISSON, rate, seconds, size)))
+        running(_client(arguments[0], drawn(POISSON, rate, seconds, size)))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cluster.cli.gatewaybench.arrivals import POISSON, Arrival, Size, drawn
-from cluster.cli.gatewaybench.client import Caller, calling, offer, saturate
+from cluster.cli.gatewaybench.client import Caller, calling, offer, running, saturate
 from cluster.cli.gatewaybench.figures import (
     DONE,
     LOST,
@@ -61,7 +60,7 @@ def measure_load(address: str, arrivals: Sequence[Arrival], slo: Slo) -> tuple[l
             await _warm_up(caller, arrivals[0].size)
             return await offer(caller.generate, arrivals)
 
-    outcome = asyncio.run(run())
+    outcome = running(run())
     name = "gateway.load"
     return [*results_of(name, outcome, slo), *refusal(name, outcome, REFUSAL)], outcome
 
@@ -74,7 +73,7 @@ def measure_score(address: str, seconds: float) -> list[Result]:
             await saturate(caller.score, SCORED, MOST_STREAMS, 1.0)
             return await offer(caller.score, drawn(POISSON, SCORE_RATE, seconds, SCORED))
 
-    outcome = asyncio.run(run())
+    outcome = running(run())
     span = max((one.at + one.end for one in outcome.fates), default=0.0) - min(
         one.at for one in outcome.fates
     )
@@ -105,7 +104,7 @@ def score_alone(engine: Engine, seconds: float) -> list[Result]:
 
 def measure_overload(address: str, seconds: float, slo: Slo, say: Progress) -> tuple[list[Result], Overload]:
     """Half as long below what the cluster gets through, then `seconds` beyond it."""
-    overload = asyncio.run(_overload(address, seconds, say))
+    overload = running(_overload(address, seconds, say))
     name = "gateway.overload"
     below, beyond = overload.below, overload.beyond
     return [

@@ -56,7 +56,8 @@ def validate(
     """Fit each node on one run of `fitted_on`, then run every case live and in the simulator.
 
     start: a profile whose memory and storage the fitted devices keep. Nodes are paced, or each has a core;
-    the router then runs on the first, and every workload for `warm_s` before it is measured. Cases of the
+    the router then runs on the first, every workload for `warm_s` before it is measured, and a fit is renewed
+    after every case of all nodes: a shared machine may be half as fast a few seconds later. Cases of the
     same nodes share a cluster. Raises StartFailed, and ConfigError for workloads that do not fit the
     library, and for nodes of which some are neither.
     """
@@ -71,13 +72,15 @@ def validate(
     fitted: Calibration | None = None
     for group in dict.fromkeys([everybody, *(case.nodes for case in cases.values())]):
         with _replaying(library, [nodes[number] for number in group]) as (live, router), pinned(home):
-            if fitted is None:
+
+            def calibrate(live: LiveCluster = live, router: ReplayRouter = router) -> Calibration:
                 trace = whole(fitted_on, seed)
                 if home is None:
-                    fitted = calibrate_apart(router, trace, model, start)
-                else:
-                    router.warm(trace, warm_s)
-                    fitted = calibrate_shared(live, router, trace, model, start, (*seats, home))
+                    return calibrate_apart(router, trace, model, start)
+                router.warm(trace, warm_s)
+                return calibrate_shared(live, router, trace, model, start, (*seats, home))
+
+            fitted = fitted or calibrate()
             for number, (name, case) in enumerate(cases.items(), 1):
                 if case.nodes == group:
                     trace = whole(case.workload, seed + number)
@@ -85,6 +88,8 @@ def validate(
                         router.warm(trace, warm_s)
                     measured = router.run(trace).step_s
                     found[name] = Validated(measured, fitted.predict(trace, model, group), fitted)
+                    if home is not None and group == everybody:
+                        fitted = calibrate()
     return found
 
 
