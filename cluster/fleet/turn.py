@@ -121,11 +121,9 @@ class Step:
         """One after the other: the old one lets its requests end, the new one is ready once it has got a
         token of the other model. Raises Unavailable, before the old one ends, if no router has that; else
         StartFailed, or what it reported."""
-        from cluster.fleet import actors
-
         with self._driving() as machine:
             for each in self._mine(Role.GATEWAY):
-                if each.name not in actors.running():
+                if each.name not in self._there():
                     self._check_router()
                 self._end(each.name)
                 self._start([each], machine).wait_ready(controller_of(self._to))
@@ -156,10 +154,8 @@ class Step:
     def finish(self) -> dict[str, Any]:
         """On the head, when the other hosts have ended what the fleet file names: what is left of the old
         generation, as roles that the file named before, and its controller."""
-        from cluster.fleet import actors
-
         with self._driving():
-            for name in sorted(actors.running_of(self._turn.of.number) - {CONTROLLER}):
+            for name in sorted(self._left() - {CONTROLLER}):
                 self._end(name, here=False)
             self._end(CONTROLLER)
             forget_controller(self._before.epoch.parent)
@@ -175,9 +171,7 @@ class Step:
         return [each.name for each in every if (each.host, each.role) == (self._host.name, role)]
 
     def _node(self, node: Wanted, machine: Machine) -> None:
-        from cluster.fleet import actors
-
-        missed = node.name not in actors.running()
+        missed = node.name not in self._there()
         if missed and self._turn.back:  # it had to go for the other one, which goes for it now
             self._end(node.name)
         elif missed:
@@ -225,9 +219,7 @@ class Step:
 
     def _start(self, wanted: Sequence[Wanted], machine: Machine) -> Starting:
         """Returns when all processes run; those that did already are left alone."""
-        from cluster.fleet import actors
-
-        there = actors.running()
+        there = self._there()
         for each in wanted:
             if each.host == self._host.name and each.name not in there:
                 self._progress.phase(f"{each.name} starts")
@@ -239,6 +231,19 @@ class Step:
 
     def _starting(self, wanted: Sequence[Wanted], machine: Machine) -> Starting:
         return Starting(wanted, self._folder, Quiet(), machine.watch, self._signals.check, self._host.name)
+
+    def _there(self) -> set[str]:
+        """Roles of the generation that shall be. For a driver, as `_left`: Ray reads its environment, which
+        `_driving` sets, when it is imported."""
+        from cluster.fleet import actors
+
+        return actors.running()
+
+    def _left(self) -> set[str]:
+        """Roles of the generation that shall end."""
+        from cluster.fleet import actors
+
+        return actors.running_of(self._turn.of.number)
 
     def _end(self, name: str, here: bool = True) -> None:
         from cluster.fleet import actors
