@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ import yaml
 
 from cluster.controller.members import Role
 from cluster.controller.orders import Orders
-from cluster.errors import AlreadyUp, OutOfMemoryBudget, StartFailed, Unavailable
+from cluster.errors import AlreadyUp, NotUp, OutOfMemoryBudget, StartFailed, Unavailable
 from cluster.fleet import actors, generations, processes, starting, turn
 from cluster.fleet.file import FleetFile, load
 from cluster.fleet.folder import Folder, Record
@@ -23,7 +24,7 @@ from cluster.fleet.machine import Machine, Quiet
 from cluster.fleet.prepare import controller_of, wanted_of
 from cluster.fleet.processes import Mark
 from cluster.fleet.signals import Signals
-from cluster.fleet.turn import Step, drained_beside
+from cluster.fleet.turn import STEPS, Step, drained_beside
 from cluster.library.bundled import open_model
 from cluster.types import NodeId
 
@@ -307,3 +308,19 @@ def test_nothing_of_the_old_generation_is_left_also_if_the_file_has_changed(worl
 def test_drained_beside_orders() -> None:
     members = [{"id": name, "drained": name != "c"} for name in "bac"]
     assert drained_beside({"members": members}, ["a"]) == ["b"]
+
+
+@pytest.mark.parametrize("name", [name for name in STEPS if name not in ("look", "begin")])
+def test_ray_is_not_imported_before_its_environment_is_set(
+    world: World, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def driving(step: Step) -> Iterator[Machine]:
+        raise NotUp("the environment is set here")
+        yield
+
+    monkeypatch.setattr(Step, "_driving", driving)
+    monkeypatch.setitem(sys.modules, "cluster.fleet.actors", None)
+    monkeypatch.delattr("cluster.fleet.actors")
+    with pytest.raises(NotUp):  # no ImportError
+        STEPS[name](world.step(FORTH))
