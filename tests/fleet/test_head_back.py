@@ -91,7 +91,8 @@ def test_the_head_comes_back_to_what_went_on_without_it(fleet, library, database
     stream = fleet.moemesh.start(*WORDS, "--address", address, "--json")
     begin = time.monotonic()
     join = fleet.moemesh.start("fleet", "join", str(fleet.file), "--host", "hub")
-    wait_until(lambda: members(fleet), "the controller answers")
+    wait_until(lambda: members(fleet) or join.poll(), "the controller answers")
+    assert not join.returncode, join.communicate()[1]
     answers = time.monotonic()
     wait_until(lambda: set(members(fleet)) == MEMBERS, "it knows everybody")
     knows = time.monotonic()

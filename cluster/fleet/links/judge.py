@@ -43,15 +43,17 @@ def _not_measured(one: Direction) -> Advice:
 
 
 def _latencies(hosts: Mapping[str, Host], measured: Iterable[Direction]) -> Iterator[Advice]:
-    """A round trip goes both ways: the worse of the two directions speaks for a pair."""
-    pairs: dict[frozenset[str], Direction] = {}
+    """A round trip goes both ways: the worse of the two directions speaks for a pair, which is named as the
+    fleet file has it, whichever that is."""
+    pairs: dict[tuple[str, str], Direction] = {}
     for one in measured:
-        pair = frozenset((one.source, one.target))
+        back = one.target, one.source
+        pair = back if back in pairs else (one.source, one.target)
         pairs[pair] = max(pairs.get(pair, one), one, key=lambda each: each.median_s or 0.0)
-    for one in pairs.values():
+    for (host, other), one in pairs.items():
         assert one.median_s is not None
         assert one.p99_s is not None
-        name = f"{one.source} ↔ {one.target}"
+        name = f"{host} ↔ {other}"
         if one.median_s > LATENCY_S and _same_site(hosts[one.source], hosts[one.target]):
             text = f"a round trip takes {ms(one.median_s)}, above {ms(LATENCY_S)}"
             fix = "use a cable in place of wifi, and one switch; or label them with the `site`s they stand at"
