@@ -37,6 +37,9 @@ ADDRESSES = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 FIRST_PORT, STEP = 20_000, 200
 """Below what the kernel gives out by itself."""
 
+SPARE = 10
+"""So far above the first set of a host's own ports is the second, within its step."""
+
 
 @dataclass(frozen=True)
 class LoopbackFleet:
@@ -85,7 +88,7 @@ def loopback_fleet(root: Path, hosts: dict[str, dict[str, Any]], **fleet: Any) -
 def own_ports(address: str, number: int) -> dict[str, int]:
     """Ray listens on every address of the machine: no two of its nodes may share a port."""
     for first in range(FIRST_PORT + number * STEP, 32_000, STEP * len(ADDRESSES)):
-        needed = range(first, first + RAY_PORTS + WORKER_PORTS + 20)
+        needed = range(first, first + RAY_PORTS + WORKER_PORTS + 2 * SPARE)
         if not any(ports.problem("0.0.0.0", port) for port in needed):
             workers = first + RAY_PORTS
             own = workers + WORKER_PORTS
@@ -96,5 +99,6 @@ def own_ports(address: str, number: int) -> dict[str, int]:
                 "node": own + 1,
                 "blobs": own + 2,
                 "routers": own + 3,
+                "spare": SPARE,
             }
     raise AssertionError(f"no free ports for {address}")
