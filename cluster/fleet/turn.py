@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from cluster.controller.members import Role
+from cluster.controller.members import Health, Role
 from cluster.controller.orders import Orders
 from cluster.controller.state import Shape
 from cluster.errors import AlreadyUp, MoemeshError, PortInUse, Unavailable
@@ -188,7 +188,8 @@ class Step:
     def _check_router(self) -> None:
         with Controller(controller_of(self._to), self._folder) as controller:
             members = patient_status(controller)["members"]
-        if not any(one["role"] == Role.ROUTER and one["ready"] for one in members):
+        routers = [one for one in members if one["role"] == Role.ROUTER]
+        if not any(one["ready"] and one["health"] == Health.ALIVE for one in routers):
             raise Unavailable(
                 f"no router of {self._turn.to.told} is ready, so that no gateway changes over to it; see "
                 f"{self._folder.logs}, or end the fleet and start it again"

@@ -48,7 +48,7 @@ class World:
         self.running: list[set[str]] = [set(ROLES), set()]
         self.drained: list[set[str]] = [set(), set()]
         self.done: list[str] = []
-        self.restarted, self.unready = set[str](), set[str]()
+        self.restarted, self.unready, self.dead = set[str](), set[str](), set[str]()
         self.driven = 0
 
     def folder(self, number: int = 0) -> Folder:
@@ -79,7 +79,7 @@ class World:
                     "incarnation": 1,
                     "address": "10.0.0.9:1",
                     "ready": one.name not in self.unready,
-                    "health": "alive",
+                    "health": "dead" if one.name in self.dead else "alive",
                     "error": None,
                     "drained": one.name in self.drained[generation],
                     "stats": {"restarts": int(one.name in self.restarted), "resident_bytes": 1},
@@ -225,8 +225,12 @@ def test_gateways_change_over_only_to_routers_that_are_ready(world: World) -> No
     world.unready.add("router-hub-0")
     with pytest.raises(Unavailable, match=r"no router of .* is ready"):
         world.step(FORTH).gateways()
-    assert "-gateway-hub-0" not in world.done
     world.unready.clear()
+    world.dead.add("router-hub-0")
+    with pytest.raises(Unavailable, match=r"no router of .* is ready"):
+        world.step(FORTH).gateways()
+    assert "-gateway-hub-0" not in world.done
+    world.dead.clear()
     world.step(FORTH).gateways()
     assert world.done[-2:] == ["-gateway-hub-0", "+gateway-hub-0"]
 
