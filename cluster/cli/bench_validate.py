@@ -52,8 +52,8 @@ def validation_results(steps: int, seeds: int) -> Iterator[Result]:
             for name, case in CASES.items()
         }
         fitted_on = workload_for(library, replace(FITTED_ON, steps=2 * more * steps))
-        seed_of = range(fits * seeds)
-        runs = [validate(library, nodes, profile("n100"), fitted_on, sized, seed) for seed in seed_of]
+        start = profile("n100")
+        runs = [validate(library, nodes, start, fitted_on, sized, seed) for seed in range(fits * seeds)]
         for name in CASES:
             found = [run[name] for run in runs]
             id = f"balance.simulator.error_{kind}.{name}"

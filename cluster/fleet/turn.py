@@ -22,7 +22,7 @@ from cluster.fleet import gateways, generations, ports, raynode
 from cluster.fleet.ask import Controller, patient_status
 from cluster.fleet.file import FleetFile
 from cluster.fleet.folder import Folder, forget_controller
-from cluster.fleet.generations import Generations, Turn
+from cluster.fleet.generations import Generation, Generations, Turn
 from cluster.fleet.machine import Machine, Progress, Quiet
 from cluster.fleet.memory import free_memory
 from cluster.fleet.ports import resolve
@@ -123,7 +123,7 @@ class Step:
         StartFailed, or what it reported."""
         with self._driving() as machine:
             for each in self._mine(Role.GATEWAY):
-                if each.name not in self._there():
+                if each.name not in self._running(self._turn.to):
                     self._check_router()
                 self._end(each.name)
                 self._start([each], machine).wait_ready(controller_of(self._to))
@@ -155,7 +155,7 @@ class Step:
         """On the head, when the other hosts have ended what the fleet file names: what is left of the old
         generation, as roles that the file named before, and its controller."""
         with self._driving():
-            for name in sorted(self._left() - {CONTROLLER}):
+            for name in sorted(self._running(self._turn.of) - {CONTROLLER}):
                 self._end(name, here=False)
             self._end(CONTROLLER)
             forget_controller(self._before.epoch.parent)
@@ -171,7 +171,7 @@ class Step:
         return [each.name for each in every if (each.host, each.role) == (self._host.name, role)]
 
     def _node(self, node: Wanted, machine: Machine) -> None:
-        missed = node.name not in self._there()
+        missed = node.name not in self._running(self._turn.to)
         if missed and self._turn.back:  # it had to go for the other one, which goes for it now
             self._end(node.name)
         elif missed:
@@ -220,7 +220,7 @@ class Step:
 
     def _start(self, wanted: Sequence[Wanted], machine: Machine) -> Starting:
         """Returns when all processes run; those that did already are left alone."""
-        there = self._there()
+        there = self._running(self._turn.to)
         for each in wanted:
             if each.host == self._host.name and each.name not in there:
                 self._progress.phase(f"{each.name} starts")
@@ -233,18 +233,12 @@ class Step:
     def _starting(self, wanted: Sequence[Wanted], machine: Machine) -> Starting:
         return Starting(wanted, self._folder, Quiet(), machine.watch, self._signals.check, self._host.name)
 
-    def _there(self) -> set[str]:
-        """Roles of the generation that shall be. For a driver, as `_left`: Ray reads its environment, which
-        `_driving` sets, when it is imported."""
+    def _running(self, generation: Generation) -> set[str]:
+        """Names of its roles on all hosts. For a driver: Ray reads its environment, which `_driving` sets,
+        when it is imported."""
         from cluster.fleet import actors
 
-        return actors.running()
-
-    def _left(self) -> set[str]:
-        """Roles of the generation that shall end."""
-        from cluster.fleet import actors
-
-        return actors.running_of(self._turn.of.number)
+        return actors.running_of(generation.number)
 
     def _end(self, name: str, here: bool = True) -> None:
         from cluster.fleet import actors
