@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,8 @@ from cluster.experiments.live.calibrate import Calibration, calibrate_apart, cal
 from cluster.experiments.live.cluster import LiveCluster, LiveNode, expert_model, live_cluster
 from cluster.experiments.live.pin import cores, pinned
 from cluster.experiments.live.replay import ReplayRouter
-from cluster.experiments.sim.model import Device
+from cluster.experiments.routing import Trace
+from cluster.experiments.sim.model import Device, Model
 from cluster.library.reader import Library
 
 WARM_S = 0.5
@@ -66,21 +68,15 @@ def validate(
     if not paced and len(seats) < len(nodes):
         raise ConfigError("nodes that are not paced share this machine's cores: say which one each has")
     home = None if paced else cores()[0]
+    shared = () if home is None else (*seats, home)
     model = expert_model(library)
     found: dict[str, Validated] = {}
     everybody = tuple(range(len(nodes)))
     fitted: Calibration | None = None
     for group in dict.fromkeys([everybody, *(case.nodes for case in cases.values())]):
         with _replaying(library, [nodes[number] for number in group]) as (live, router), pinned(home):
-
-            def calibrate(live: LiveCluster = live, router: ReplayRouter = router) -> Calibration:
-                trace = whole(fitted_on, seed)
-                if home is None:
-                    return calibrate_apart(router, trace, model, start)
-                router.warm(trace, warm_s)
-                return calibrate_shared(live, router, trace, model, start, (*seats, home))
-
-            fitted = fitted or calibrate()
+            fit = partial(_fit, live, router, whole(fitted_on, seed), model, start, shared, warm_s)
+            fitted = fitted or fit()
             for number, (name, case) in enumerate(cases.items(), 1):
                 if case.nodes == group:
                     trace = whole(case.workload, seed + number)
@@ -89,8 +85,24 @@ def validate(
                     measured = router.run(trace).step_s
                     found[name] = Validated(measured, fitted.predict(trace, model, group), fitted)
                     if home is not None and group == everybody:
-                        fitted = calibrate()
+                        fitted = fit()
     return found
+
+
+def _fit(
+    live: LiveCluster,
+    router: ReplayRouter,
+    trace: Trace,
+    model: Model,
+    start: Device,
+    shared: Sequence[int],
+    warm_s: float,
+) -> Calibration:
+    """shared: as `seats` of Calibration; empty for paced nodes."""
+    if not shared:
+        return calibrate_apart(router, trace, model, start)
+    router.warm(trace, warm_s)
+    return calibrate_shared(live, router, trace, model, start, shared)
 
 
 @contextmanager
