@@ -106,8 +106,7 @@ class Exchange:
 
         mending: experts that no node holds are being loaded: wait for them longer than for a silent node.
         """
-        self._upkeep.mending = mending
-        self._roster.post(table, addresses)
+        self._roster.post(table, addresses, mending)
 
     @property
     def lost(self) -> dict[NodeId, int]:

@@ -57,6 +57,7 @@ def best(holders: Sequence[int], ranks: Ranks) -> Sequence[int]:
 
 class Roster:
     """table: in use. next: the newest known, to which `switch` switches.
+    mending: experts that no node holds are being loaded somewhere; as told with the newest addresses.
     links, pace: in the order of the table's nodes; ranks: how good each is (`rank`), () if all are.
     `post` may be called from any thread, all else from one.
     """
@@ -75,7 +76,8 @@ class Roster:
         self._by_node: dict[NodeId, Link] = {}
         self.ranks: Ranks = ()
         self._routes: dict[Ranks, Routes] = {}
-        self._box: deque[tuple[PlacementTable, Addresses]] = deque(maxlen=1)
+        self.mending = False
+        self._box: deque[tuple[PlacementTable, Addresses, bool]] = deque(maxlen=1)
         self.post(table, addresses)
         self.apply_posted()
         self.switch()
@@ -90,15 +92,15 @@ class Roster:
         """Links of the table, and of nodes that have left it but still owe rows."""
         return list(self._by_node.values())
 
-    def post(self, table: PlacementTable, addresses: Addresses) -> None:
+    def post(self, table: PlacementTable, addresses: Addresses, mending: bool = False) -> None:
         """Leave an update in a box of one, a newer one replaces it; `apply_posted` takes it out."""
-        self._box.append((table, dict(addresses)))
+        self._box.append((table, dict(addresses), mending))
 
     def apply_posted(self) -> None:
         """Follow the nodes to their addresses, and connect to those of the next table, not used yet."""
         if not self._box:
             return
-        table, addresses = self._box.popleft()
+        table, addresses, self.mending = self._box.popleft()
         if not newer(self.next, table):
             self.next = table
         for node in {**dict.fromkeys(self.table.nodes), **dict.fromkeys(self.next.nodes)}:

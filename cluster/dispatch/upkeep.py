@@ -35,8 +35,7 @@ class Upkeep:
     """Used by the exchange's thread; `lost` may be read by any.
 
     unwell: some node of the table is not as it should be, so that somebody has to look after it now and then.
-    mending: the controller is having experts loaded that no node held any more. closed: nothing matters.
-    on_loss: called when `lost` has changed.
+    closed: nothing matters. on_loss: called when `lost` has changed.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class Upkeep:
         clock: Callable[[], float],
         unsettle: Callable[[], None],
     ) -> None:
-        self.unwell = self.mending = self.closed = False
+        self.unwell = self.closed = False
         self.lost: dict[NodeId, int] = {}
         self.on_loss: Callable[[], None] = _nothing
         self._counters = counters
@@ -59,6 +58,7 @@ class Upkeep:
         self._clock = clock
         self._unsettle = unsettle
         self._shape = shape
+        self._mended = -math.inf
         self._roster: Roster
 
     def follow(self, roster: Roster) -> None:
@@ -69,6 +69,8 @@ class Upkeep:
         """Reconnect, judge, retry, ask others, give up: whatever is due. now: when the links were last read;
         one of which bytes came then is not late."""
         self._posting.due = now + IDLE_S
+        if self._roster.mending:
+            self._mended = now
         for link in self._roster.all:
             link.due(now)
             self._judge(link, now)
@@ -147,7 +149,7 @@ class Upkeep:
             if part.principal is not None:
                 self._if_all_refuse(part.principal)
             return
-        if later or self.mending or self._roster.posted:
+        if later or self._roster.mending or self._roster.posted:
             part.retry_at = now + RETRY_S
             self.unwell = True
         self._rescue.cover(self._roster, part)
@@ -238,7 +240,9 @@ class Upkeep:
         """Fail the call if nobody is left to wait for, or has been waited for long enough."""
         link, flight = part.link, part.flight
         since = part.since if part.failure is not None else max(part.since, link.last_heard)
-        limit = MEND_S if self.mending else self._deadline_s
+        limit = MEND_S
+        if not self._roster.mending:  # a load that has just ended is no reason to give up at once
+            since, limit = max(since, self._mended), self._deadline_s
         if link.refusal is not None:
             flight.error = flight.error or link.refusal
         elif now - since > limit:

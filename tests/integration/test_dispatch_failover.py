@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -303,33 +304,65 @@ def test_a_flapping_node_is_asked_ever_less() -> None:
         assert exchange.counters.strikes == 2
 
 
-def test_rows_that_nobody_else_holds_wait_for_the_newer_table() -> None:
-    """One copy of each: the node dies, and a table of others that hold its experts comes later than a call
-    would wait for a node that is merely silent."""
+@contextmanager
+def one_lost() -> Iterator[tuple[Exchange, Callable[..., None]]]:
+    """Three nodes, one copy of each expert: one node is dead and its experts are being loaded. Yields the
+    exchange, and what ends the loading and may tell other addresses."""
     with running(3) as nodes:
-        exchange = Exchange(router(), SHAPE, nodes.table, nodes.addresses, deadline_s=0.2)
+        exchange = Exchange(router(), SHAPE, nodes.table, nodes.addresses, deadline_s=1.0)
+        lost, rest = nodes.names[2], nodes.names[:2]
+
+        def load(**addresses: str) -> None:
+            for name in rest:
+                nodes.nodes[name].hold(2, [ExpertId(a, b) for a in range(3) for b in range(32)])
+            table = round_robin(SHAPE.layers, SHAPE.experts, rest, version=2)
+            exchange.update(table, {**nodes.addresses, **addresses})
+
         try:
             exchange.connect(10)
             ask(exchange, 0)
-            lost, rest = nodes.names[2], nodes.names[:2]
             nodes.nodes[lost].shutdown()
             exchange.update(nodes.table, nodes.addresses, mending=True)
-
-            def reload() -> None:
-                table = round_robin(SHAPE.layers, SHAPE.experts, rest, version=2)
-                for name in rest:
-                    nodes.nodes[name].hold(2, [ExpertId(a, b) for a in range(3) for b in range(32)])
-                exchange.update(table, nodes.addresses)
-
-            timer = threading.Timer(0.6, reload)
-            timer.start()
-            ask(exchange, 1)
-            timer.join()
-            assert exchange.counters.deputies >= 1
-            ask(exchange, 2)
-            assert exchange.acknowledged[1] == 2
+            yield exchange, load
         finally:
             exchange.close()
+
+
+def test_rows_that_nobody_else_holds_wait_for_the_newer_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes later than a call would wait for a node that is merely silent, and while the exchange's thread
+    is looking whether to wait on."""
+    with one_lost() as (exchange, load):
+        post = exchange._roster.post
+
+        def slowly(*update) -> None:
+            time.sleep(0.3)
+            post(*update)
+
+        monkeypatch.setattr(exchange._roster, "post", slowly)
+        timer = threading.Timer(1.2, load)
+        timer.start()
+        ask(exchange, 1)
+        timer.join()
+        assert exchange.counters.deputies >= 1
+        ask(exchange, 2)
+        assert exchange.acknowledged[1] == 2
+
+
+def test_the_newer_tables_nodes_have_as_long_as_any_from_when_it_comes() -> None:
+    with one_lost() as (exchange, load), socket.create_server(("127.0.0.1", 0)) as mute:
+        host, port = mute.getsockname()
+
+        def load_while_one_moves() -> None:
+            load(n0=f"{host}:{port}")
+            time.sleep(0.3)
+            load()
+
+        timer = threading.Timer(1.2, load_while_one_moves)
+        timer.start()
+        ask(exchange, 1)
+        timer.join()
+        ask(exchange, 2)
+        assert exchange.acknowledged[1] == 2
 
 
 def test_a_router_starts_beside_a_dead_node_whose_experts_others_hold() -> None:
