@@ -102,6 +102,7 @@ def _standing(state: ControllerState, member: Member) -> dict[str, Any]:
         "ready": member.ready,
         "error": None if member.error is None else list(member.error),
         "drained": member.id in state.orders.drained,
+        "for_upgrade": member.id in state.orders.for_upgrade,
         "experts": len(table.experts_of(NodeId(member.id))) if table else 0,
     }
 

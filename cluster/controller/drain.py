@@ -30,16 +30,17 @@ PLACE: PlacementPolicy = partial(place, objective=STAYING)
 
 
 def drain(
-    state: ControllerState, node: NodeId, policy: PlacementPolicy = PLACE
+    state: ControllerState, node: NodeId, policy: PlacementPolicy = PLACE, for_upgrade: bool = False
 ) -> tuple[ControllerState, Proposal]:
     """The state in which `node` is drained, and the moves that empty it; no tables if it holds nothing.
+    for_upgrade: as in Orders.
 
     Without any load yet, all experts count alike. Raises UnknownNode, Unavailable while moves are under way
     or a node is missing, and OutOfMemoryBudget, saying by how many bytes, where the other nodes cannot hold
     all experts.
     """
     check_known(state, node)
-    drained = replace(state, orders=replace(state.orders, drained=state.orders.drained | {node}))
+    drained = replace(state, orders=state.orders.draining(node, for_upgrade))
     try:
         proposal = propose(drained, policy=policy, load=load_of(state) or even_load(state.shape))
     except OutOfMemoryBudget as error:
@@ -56,10 +57,13 @@ def drain(
     return drained, proposal
 
 
-def undrain(state: ControllerState, node: NodeId) -> ControllerState:
-    """The node may hold experts again, from the next placement on. Raises UnknownNode."""
+def undrain(state: ControllerState, node: NodeId, for_upgrade: bool = False) -> ControllerState:
+    """The node may hold experts again, from the next placement on. for_upgrade: unless an operator has
+    drained it. Raises UnknownNode."""
     check_known(state, node)
-    return replace(state, orders=replace(state.orders, drained=state.orders.drained - {node}))
+    if for_upgrade and node in state.orders.of_operators.drained:
+        return state
+    return replace(state, orders=state.orders.undraining(node))
 
 
 def fill(state: ControllerState, config: ControllerConfig) -> Proposal:

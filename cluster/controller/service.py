@@ -216,20 +216,24 @@ class ControllerService:
         return rebalance.describe(proposal) | {"started": started}
 
     def _drain(self, header: Mapping[str, Any]) -> dict[str, Any]:
-        """header: `node`; `undo`, let it hold experts again, which moves none but with `fill`."""
-        node = NodeId(str(header.get("node", "")))
+        """header: `node`; `undo`, let it hold experts again, which moves none but with `fill`; `for_upgrade`:
+        as in Orders, `undo` changes nothing then of what an operator has drained."""
+        node, for_upgrade = NodeId(str(header.get("node", ""))), bool(header.get("for_upgrade"))
         if header.get("undo"):
             with self._lock:
-                self._order(drain.undrain(self._state, node).orders)
+                orders = drain.undrain(self._state, node, for_upgrade).orders
+                if node in orders.drained:
+                    return {"node": node, "drained": True}
+                self._order(orders)
             if header.get("fill"):
                 proposal = drain.fill(self._state, self._config)
                 with self._lock:
                     self._state = rebalance.begin(self._state, proposal)
             return {"node": node, "drained": False}
-        state, proposal = drain.drain(self._state, node)
+        _, proposal = drain.drain(self._state, node, for_upgrade=for_upgrade)
         with self._lock:
             self._state = rebalance.begin(self._state, proposal)
-            self._order(state.orders)
+            self._order(self._state.orders.draining(node, for_upgrade))
         return rebalance.describe(proposal) | {
             "started": bool(proposal.tables),
             "node": node,

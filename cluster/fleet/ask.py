@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -53,15 +54,22 @@ class Controller:
         header = {"dry_run": dry_run, "force": force}
         return dict(self._client.call(Kind.REBALANCE, header, timeout_s=PLACING_S).header)
 
-    def drain(self, node: str) -> dict[str, Any]:
-        """Move all experts off a node: as `rebalance`, with `node` and `drained`."""
-        return dict(self._client.call(Kind.DRAIN, {"node": node}, timeout_s=PLACING_S).header)
-
-    def undrain(self, node: str, fill: bool = False) -> dict[str, Any]:
-        """Let it hold experts again: {"node", "drained"}. fill: and give it some now; where that raises
-        Unavailable, since others are being moved, it is drained no more."""
-        header = {"node": node, "undo": True, "fill": fill}
+    def drain(self, node: str, for_upgrade: bool = False) -> dict[str, Any]:
+        """Move all experts off a node: as `rebalance`, with `node` and `drained`. for_upgrade: of a node that
+        an operator has drained nothing changes, and the upgrade must let others hold experts again."""
+        header = {"node": node, "for_upgrade": for_upgrade}
         return dict(self._client.call(Kind.DRAIN, header, timeout_s=PLACING_S).header)
+
+    def undrain(self, node: str, fill: bool = False, for_upgrade: bool = False) -> dict[str, Any]:
+        """Let it hold experts again: {"node", "drained"}. fill: and give it some now; where that raises
+        Unavailable, since others are being moved, it is drained no more. for_upgrade: unless an operator has
+        drained it."""
+        header = {"node": node, "undo": True, "fill": fill, "for_upgrade": for_upgrade}
+        return dict(self._client.call(Kind.DRAIN, header, timeout_s=PLACING_S).header)
+
+    def offer(self, tiers: Sequence[str]) -> None:
+        """Have gateways offer these quality tiers alone. Raises ConfigError."""
+        self._client.call(Kind.TIERS, {"tiers": list(tiers)}, timeout_s=TIMEOUT_S)
 
     def shutdown(self) -> None:
         """Have it tell every role to stop."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from cluster.errors import AlreadyUp, IncompleteLibrary, MoemeshError, ProtocolError
@@ -58,6 +57,7 @@ def parts(fleet: FleetFile, back: bool = False) -> tuple[Part, ...]:
     return (
         *(gateways + computing if back else computing + gateways),
         ("commit", head),
+        ("strays", head),
         ("end", [*hosts[1:], *head]),
         ("finish", head),
     )
@@ -87,7 +87,7 @@ class _Change:
     def run(self, turn: Turn, now: Generations) -> None:
         if now.other is None:
             self._look(turn)
-            turn = replace(turn, drained=tuple(self._on(self._fleet.head, "begin", turn)["drained"]))
+            self._on(self._fleet.head, "begin", turn)
         self._progress.done(self._muster.watch.timed(f"from {turn.of.told} to {turn.to.told}"))
         try:
             self._carry_out(turn)
@@ -129,12 +129,12 @@ class _Change:
         )
 
     def _take_back(self, turn: Turn) -> list[tuple[str, MoemeshError]]:
-        """Every step on every host, whatever fails, but nothing that a gateway still needs is ended; what has
-        failed, and in which step."""
+        """What has failed, and in which step. After that nothing is started any more, and what is not needed
+        ends all the same; a gateway that has not changed may need everything."""
         self._progress.done(self._muster.watch.timed(f"taken back: to {turn.to.told}"))
         failed: list[tuple[str, MoemeshError]] = []
         for step, hosts in parts(self._fleet, turn.back):
-            if failed and (failed[0][0] == "gateways" or step in ("commit", "finish")):
+            if failed and (failed[0][0] == "gateways" or step != "end"):
                 continue
             for host in hosts:
                 try:

@@ -9,7 +9,6 @@ orders       what operators asked of it (drained nodes, tiers), for the next one
 generations  on a fleet's head: which model is active, and which one else has roles
 spare/       logs, epoch and orders of the second generation of roles, while there is one
 at-work      which command has the folder for itself, while it has
-ended        the machine was part of a fleet and ended without a word, which its head has not been told yet
 logs/        one file a role; kept after a failed start, because the error points there
 """
 
@@ -126,7 +125,6 @@ class Folder:
         self.generations = self.path / GENERATIONS
         self._state = self.path / "state.json"
         self._at_work = self.path / "at-work"
-        self.ended = self.path / "ended"
 
     def read(self) -> Record | None:
         """None if nothing was started. Raises ClusterError for a record that cannot be understood."""
@@ -204,7 +202,7 @@ class Folder:
         self._state.unlink(missing_ok=True)
         self._at_work.unlink(missing_ok=True)
         if for_good:
-            for file in (self.token, self.key, self.generations, self.ended):
+            for file in (self.token, self.key, self.generations):
                 file.unlink(missing_ok=True)
             shutil.rmtree(self.ray, ignore_errors=True)
         for number in NUMBERS:

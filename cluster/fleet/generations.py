@@ -44,11 +44,11 @@ class Generation:
 @dataclass(frozen=True)
 class Generations:
     """active: serves, or did until gateways began to change over. other: also has roles, while the model is
-    being changed. drained: nodes that operators had drained when that began."""
+    being changed. orders: what operators had asked for when that began, as Orders has it in a text."""
 
     active: Generation
     other: Generation | None = None
-    drained: tuple[str, ...] = ()
+    orders: str = ""
 
     def to_wire(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -59,20 +59,18 @@ class Generations:
         return cls(
             Generation(**values["active"]),
             None if other is None else Generation(**other),
-            tuple(values.get("drained", ())),
+            str(values.get("orders", "")),
         )
 
 
 @dataclass(frozen=True)
 class Turn:
     """From one generation to another. to: shall serve; of: shall end. back: `to` serves already, or did, so
-    that what it lacks has been ended for the other's sake, and it can do without. drained: as in Generations.
-    """
+    that what it lacks has been ended for the other's sake, and it can do without."""
 
     to: Generation
     of: Generation
     back: bool
-    drained: tuple[str, ...] = ()
 
     @property
     def reverse(self) -> Turn:
@@ -83,8 +81,7 @@ class Turn:
 
     @classmethod
     def from_wire(cls, values: Any) -> Turn:
-        to, of = Generation(**values["to"]), Generation(**values["of"])
-        return cls(to, of, bool(values["back"]), tuple(values["drained"]))
+        return cls(Generation(**values["to"]), Generation(**values["of"]), bool(values["back"]))
 
 
 def turn_to(asked: Generation, now: Generations) -> Turn | None:
@@ -97,9 +94,9 @@ def turn_to(asked: Generation, now: Generations) -> Turn | None:
     if other is None:
         return None if asked.same(active) else Turn(replace(asked, number=1 - active.number), active, False)
     if asked.same(active):
-        return Turn(replace(asked, number=active.number), other, True, now.drained)
+        return Turn(replace(asked, number=active.number), other, True)
     if asked.same(other):
-        return Turn(replace(asked, number=other.number), active, False, now.drained)
+        return Turn(replace(asked, number=other.number), active, False)
     raise ClusterError(
         f"the fleet changes from {active.told} to {other.told}, and the fleet file names {asked.told}; name "
         "one of these two there, and call `moemesh fleet upgrade --model` to have it come to its end"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import AlreadyUp, ClusterError, ConfigError, NotUp, PortInUse
-from cluster.fleet import ports, processes, raynode, stop
+from cluster.fleet import ports, processes, stop
 from cluster.fleet.file import FleetFile, Host, PortUse
 from cluster.fleet.folder import Folder, Record
 from cluster.fleet.launch import this_process
@@ -123,8 +123,6 @@ def join(
                 f"--secrets takes those of `moemesh fleet render`, or copy those of {fleet.head.name}"
             )
         check_ports(fleet, host)
-        if not host.head:
-            _report_end(fleet, host, folder)
         store = store_of(fleet, folder) if host.head else NOTHING_KEPT
         folder.clear_logs()
         record = Record(phase="starting", owner=this_process(), address=host.address)
@@ -160,25 +158,13 @@ def _forget(machine: Machine, folder: Folder) -> None:
 
 
 def _clear_the_way(folder: Folder) -> None:
-    """Remove what an earlier life of this machine has left, which ended without a word; note that it did."""
+    """Remove what an earlier life of this machine has left, which ended without a word."""
     record = folder.read()
     if record is None:
         return
     if record.phase != "starting" and record.alive():
         raise AlreadyUp(f"this machine is part of a cluster already; {folder.path} has its record")
-    folder.ended.touch()
     stop.clean(record, folder, for_good=False)
-
-
-def _report_end(fleet: FleetFile, host: Host, folder: Folder) -> None:
-    """Until a join has done so: the head may not be there yet when all machines start at once."""
-    from cluster.fleet.obituary import report
-
-    if not folder.ended.exists():
-        return
-    environment = raynode.environment(folder, fleet.wire_security, ports.resolve(host.address))
-    if report(environment, f"{ports.resolve(fleet.head.address)}:{fleet.head.ports.ray}", host.name):
-        folder.ended.unlink()
 
 
 def leave(fleet: FleetFile, host: Host, folder: Folder) -> bool:

@@ -3,7 +3,8 @@
 On one machine they get ready side by side. A device of a fleet has them one after the other: Ray gives up a
 node that has not registered within 30 s, no option changes that, and a slow device compiles for minutes. The
 head has Ray first, since others wait for it; the others have their kernels first, so that a machine that has
-joined can be given roles.
+joined can be given roles. Directly before its Ray starts, the head hears that nothing of an earlier life of
+the machine runs any more.
 
 Everything that was started is in the record before the next step, so that whoever comes after a crash of this
 process can end it.
@@ -23,7 +24,8 @@ from cluster.errors import StartFailed
 from cluster.fleet import processes, raynode, stop
 from cluster.fleet.folder import Folder, Record
 from cluster.fleet.kernels import KernelWarmup
-from cluster.fleet.raynode import RayNode, RayPlace
+from cluster.fleet.obituary import Obituary
+from cluster.fleet.raynode import LABEL, RayNode, RayPlace
 from cluster.fleet.signals import Signals
 
 KERNELS_S = 900.0
@@ -76,8 +78,10 @@ class Machine:
         self.record, self.watch = record, Stopwatch()
         self._folder, self._progress, self._signals = folder, progress, signals
         self._ray: RayNode | None = None
+        self._place: RayPlace | None = None
         self._ray_began: float | None = None
         self._warmup: KernelWarmup | None = None
+        self._obituary: Obituary | None = None
 
     def note(self, **changes: Any) -> None:
         self.record = dataclasses.replace(self.record, **changes)
@@ -91,12 +95,24 @@ class Machine:
         """place: of a machine of a fleet; None: Ray is for this one alone. This process gets what it needs to
         talk to Ray into its environment."""
         self._ray = RayNode(self._folder, security, place)
+        self._place = place
         self.note(temp=str(self._ray.temp))
         if place is None or not place.head:
             self._start_ray()
         if place is None or place.head:
             self._warm()
         os.environ.update(raynode.driver_variables(self._ray.environment))
+
+    def _has_told(self) -> bool:
+        """Whether the head has heard of the end of what was here before. Raises StartFailed."""
+        assert self._ray is not None, "start() comes first"
+        assert self._place is not None, "a machine alone has nobody to tell"
+        if self._obituary is None:
+            head, name = self._place.head, self._place.labels[LABEL]
+            self._obituary = Obituary(self._ray.environment, head, name, self._folder.logs / "ray.log")
+            if telling := self._obituary.mark:
+                self.note(processes=(*self.record.processes, telling))
+        return self._obituary.finished()
 
     def _start_ray(self) -> None:
         assert self._ray is not None, "start() comes first"
@@ -122,7 +138,7 @@ class Machine:
                 self._warm()
             if not warm and self._warmup is not None and (warm := self._warmup.finished()):
                 self._progress.done(self.watch.timed(f"kernels: {self._warmup.summary}"))
-            if warm and self._ray_began is None:
+            if warm and self._ray_began is None and self._has_told():
                 self._start_ray()
             self._progress.phase(self._waiting(address, warm))
             self._check_deadlines(address, warm)
@@ -146,6 +162,8 @@ class Machine:
             steps.callback(clean)
             if self._ray is not None:
                 steps.callback(self._ray.end)
+            if self._obituary is not None:
+                steps.callback(self._obituary.end)
             if self._warmup is not None:
                 steps.callback(self._warmup.end)
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cluster import __version__
 from cluster.controller.members import Role
-from cluster.errors import MoemeshError, Unavailable
+from cluster.errors import Unavailable
 from cluster.fleet import raynode
 from cluster.fleet.ask import Controller, moved, patient_status
 from cluster.fleet.file import FleetFile, Host
@@ -111,15 +110,14 @@ class _Renewal:
     def _node(self, node: Wanted) -> None:
         """Its experts are on others meanwhile. A node that an operator has drained stays so."""
         member = self._settling.member(node.name)
-        if member is None or member["drained"]:
+        if member is None or (member["drained"] and not member.get("for_upgrade")):
             self._restart(node)
             return
         try:
             self._settling.drain_if_possible(node.name)
             self._restart(node)
         except BaseException:
-            with suppress(MoemeshError):  # what has failed is reported
-                self._controller.undrain(node.name)
+            self._settling.take_back(node.name)
             raise
         self._settling.give_back(node.name)
 

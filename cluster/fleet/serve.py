@@ -87,10 +87,10 @@ def serve(fleet: FleetFile, head: Host, folder: Folder, progress: Progress, sign
     Raises NotUp if this machine has not joined, ClusterError where it serves another model than the file
     names, StartFailed, or what a role reported: started roles stay, for `leave` on each machine to end.
     """
-    record = folder.read()
-    if record is None or not record.alive() or record.phase == "starting":
-        raise NotUp(f"host {head.name} has not joined; start the fleet with `moemesh up --fleet`")
     with folder.locked():
+        record = folder.read()
+        if record is None or not record.alive() or record.phase == "starting":
+            raise NotUp(f"host {head.name} has not joined; start the fleet with `moemesh up --fleet`")
         now = generations.served(fleet, head, folder)
         active = generations.unchanged(generations.asked_for(fleet, head), now)
         fleet = generations.of_generation(fleet, active)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from cluster.errors import OutOfMemoryBudget, StartFailed, Unavailable
+from cluster.errors import MoemeshError, OutOfMemoryBudget, StartFailed, Unavailable
 from cluster.fleet.ask import Controller, moved, patient_status
 from cluster.fleet.machine import Progress
 from cluster.fleet.signals import Signals
@@ -41,9 +43,10 @@ class Settling:
             time.sleep(POLL_S)
 
     def drain(self, node: str) -> None:
-        """Returns when others have its experts. Raises OutOfMemoryBudget where they have no room for them."""
+        """For an upgrade. Returns when others have its experts. Raises OutOfMemoryBudget where they have no
+        room for them."""
         self._progress.phase(f"{node} is drained")
-        self.until(lambda: self._controller.drain(node), "moves to be possible")
+        self.until(lambda: self._controller.drain(node, for_upgrade=True), "moves to be possible")
         self.until(lambda: self._emptied(node), f"{node} to be empty", MOVED_WITHIN_S)
 
     def drain_if_possible(self, node: str) -> None:
@@ -54,9 +57,15 @@ class Settling:
             self._progress.done(f"{error}. It ends with its experts: streams wait until others have them")
 
     def give_back(self, node: str) -> None:
-        """Let it hold experts again."""
+        """Let it hold experts again, unless an operator has drained it."""
         self._progress.phase(f"{node} gets experts")
-        self.until(lambda: self._controller.undrain(node, fill=True), "moves to be possible")
+        undrain = partial(self._controller.undrain, node, fill=True, for_upgrade=True)
+        self.until(undrain, "moves to be possible")
+
+    def take_back(self, node: str) -> None:
+        """As `give_back` after a failure, which is what will be reported: what is possible at once."""
+        with suppress(MoemeshError):
+            self._controller.undrain(node, fill=True, for_upgrade=True)
 
     def member(self, name: str) -> dict[str, Any] | None:
         return member_of(patient_status(self._controller), name)

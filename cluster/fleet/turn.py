@@ -9,15 +9,15 @@ do without what was ended for the other's sake, so that on the way back gateways
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from cluster.controller.members import Health, Role
 from cluster.controller.orders import Orders
 from cluster.controller.state import Shape
-from cluster.errors import AlreadyUp, MoemeshError, PortInUse, Unavailable
+from cluster.errors import AlreadyUp, OutOfMemoryBudget, PortInUse, StartFailed, Unavailable, UnknownNode
 from cluster.fleet import gateways, generations, ports, raynode
 from cluster.fleet.ask import Controller, patient_status
 from cluster.fleet.file import FleetFile
@@ -33,11 +33,14 @@ from cluster.fleet.serve import noted, plan_of
 from cluster.fleet.settling import Settling, member_of
 from cluster.fleet.signals import Signals
 from cluster.fleet.starting import Starting
-from cluster.fleet.wanted import CONTROLLER, Wanted, library_of, on_fleet
+from cluster.fleet.wanted import CONTROLLER, Wanted, library_of, on_fleet, role_of
 from cluster.library.bundled import open_model
 
 ENDING = (Role.GATEWAY.value, Role.ROUTER.value, Role.NODE.value)
 """In this order, and the controller when they have ended on every host."""
+
+ROUTER_S = 60.0
+"""For so long a step waits for a router that Ray starts anew."""
 
 NO_SHAPE = Shape(0, 0, 0, ())
 """Of a fleet whose roles are only to be named: their library may be what is wrong."""
@@ -81,29 +84,25 @@ class Step:
         return {"digest": library.digest, "missing": len(library.blobs.missing(refs))}
 
     def begin(self) -> dict[str, Any]:
-        """On the head: note what is about to be: {"drained": nodes that operators have drained}. What they
-        have asked of the one controller, the other one knows. Raises AlreadyUp if another change was faster.
-        """
-        turn, before = self._turn, self._before.orders
+        """On the head: note what is about to be. What operators have asked of the one controller, the other
+        one knows. Raises AlreadyUp if another change was faster."""
+        turn, orders = self._turn, _orders(self._before).of_operators.to_text()
         with self._folder.locked():
             now = generations.read(self._folder)
             if now is not None and (now.other is not None or not now.active.same(turn.of)):
                 raise AlreadyUp("another change of the model has begun meanwhile; wait for it")
             forget_controller(self._folder.epoch.parent)
-            drained: tuple[str, ...] = ()
-            if before.exists():
-                drained = tuple(sorted(Orders.from_text(before.read_text()).drained))
-                self._folder.orders.parent.mkdir(exist_ok=True)
-                shutil.copyfile(before, self._folder.orders)
-            generations.write(self._folder, Generations(turn.of, turn.to, drained))
-        return {"drained": drained}
+            self._folder.orders.parent.mkdir(exist_ok=True)
+            self._folder.orders.write_text(orders)
+            generations.write(self._folder, Generations(turn.of, turn.to, orders))
+        return {}
 
     def nodes(self) -> dict[str, Any]:
         """On the head the controller, then the node, which has no experts before all are there."""
         with self._driving() as machine:
             for each in self._mine(CONTROLLER):
                 self._start([each], machine)
-                with Controller(controller_of(self._to), self._folder) as controller:
+                with self._controller() as controller:
                     patient_status(controller)
             for each in self._mine(Role.NODE):
                 self._node(each, machine)
@@ -124,22 +123,22 @@ class Step:
         with self._driving() as machine:
             for each in self._mine(Role.GATEWAY):
                 if each.name not in self._running(self._turn.to):
-                    self._check_router()
+                    self._await_router()
                 self._end(each.name)
                 self._start([each], machine).wait_ready(controller_of(self._to))
                 self._progress.done(machine.watch.timed(f"{each.name} serves {self._turn.to.told}"))
         return {}
 
     def commit(self) -> dict[str, Any]:
-        """On the head: from now on the other generation is the fleet. Nodes that had to end for the sake of
-        another model get experts again."""
+        """On the head: from now on the other generation is the fleet. It knows what operators have asked of
+        the one before, and nodes that had to end for the sake of another model get experts again."""
         with self._driving() as machine:
             wanted = wanted_of(self._to, self._host)
             # `_start` knows which run already: that Ray has started one of those anew is no failure.
             members = self._start(wanted, machine).wait_ready(controller_of(self._to))
-            self._give_back()
+            self._settle()
             plan = plan_of(self._to, open_model(library_of(self._to, self._host)))
-            generations.write(self._folder, Generations(self._turn.to, self._turn.of, self._turn.drained))
+            generations.write(self._folder, Generations(self._turn.to, self._turn.of))
             machine.note(phase="up", **noted(self._to, plan), **gateways.noted(members))
         return {}
 
@@ -151,12 +150,18 @@ class Step:
                     self._end(name)
         return {}
 
-    def finish(self) -> dict[str, Any]:
-        """On the head, when the other hosts have ended what the fleet file names: what is left of the old
-        generation, as roles that the file named before, and its controller."""
+    def strays(self) -> dict[str, Any]:
+        """On the head: what runs of the old generation though the fleet file names it no more. Its gateways
+        may have requests still, for which the others stay."""
         with self._driving():
-            for name in sorted(self._running(self._turn.of) - {CONTROLLER}):
-                self._end(name, here=False)
+            named = {each.name for each in on_fleet(self._of, NO_SHAPE, self._turn.of.variant)}
+            for name in sorted(self._running(self._turn.of) - named, key=_when_to_end):
+                self._end(name, here=role_of(name)[1] == self._host.name)
+        return {}
+
+    def finish(self) -> dict[str, Any]:
+        """On the head, when all else of the old generation has ended: its controller."""
+        with self._driving():
             self._end(CONTROLLER)
             forget_controller(self._before.epoch.parent)
             generations.write(self._folder, Generations(self._turn.to))
@@ -178,22 +183,44 @@ class Step:
             self._make_room(node.name)
         self._start([node], machine).wait_joined(controller_of(self._to))
 
-    def _give_back(self) -> None:
-        """To nodes that were drained to make room, unless operators had drained them."""
-        with Controller(controller_of(self._to), self._folder) as controller:
+    def _settle(self) -> None:
+        with self._controller() as controller:
             settling = Settling(controller, self._progress, self._signals)
-            for name in drained_beside(patient_status(controller), self._turn.drained):
-                settling.give_back(name)
+            if not self._turn.back:  # else it is the one that they have asked
+                self._follow_operators(controller, settling)
+            for member in patient_status(controller)["members"]:
+                if member.get("for_upgrade"):
+                    settling.give_back(member["id"])
 
-    def _check_router(self) -> None:
-        with Controller(controller_of(self._to), self._folder) as controller:
-            members = patient_status(controller)["members"]
-        routers = [one for one in members if one["role"] == Role.ROUTER]
-        if not any(one["ready"] and one["health"] == Health.ALIVE for one in routers):
-            raise Unavailable(
-                f"no router of {self._turn.to.told} is ready, so that no gateway changes over to it; see "
-                f"{self._folder.logs}, or end the fleet and start it again"
-            )
+    def _follow_operators(self, controller: Controller, settling: Settling) -> None:
+        """What they have ordered since `begin`."""
+        noted, here = generations.read(self._folder), _orders(self._folder)
+        before = here if noted is None or not noted.orders else Orders.from_text(noted.orders)
+        wanted = here.following(before, _orders(self._before))
+        for node in sorted(wanted.drained - here.drained):
+            try:
+                settling.until(partial(controller.drain, node), "moves to be possible")
+            except (OutOfMemoryBudget, UnknownNode) as error:
+                self._progress.done(f"{error}; it was drained while the model was changed, and is no more")
+        for node in sorted(here.drained - wanted.drained):
+            controller.undrain(node)
+        if wanted.tiers != here.tiers:
+            controller.offer(wanted.tiers)
+
+    def _await_router(self) -> None:
+        """Raises Unavailable if there is none to be waited for."""
+        with self._controller() as controller:
+            settling = Settling(controller, self._progress, self._signals)
+            try:
+                settling.until(lambda: _serves(controller.status()), "a router", ROUTER_S)
+            except StartFailed as error:
+                raise Unavailable(
+                    f"no router of {self._turn.to.told} is ready ({error}), so that no gateway changes over "
+                    f"to it; see {self._folder.logs}, or end the fleet and start it again"
+                ) from None
+
+    def _controller(self) -> Controller:
+        return Controller(controller_of(self._to), self._folder)
 
     def _make_room(self, node: str) -> None:
         """Have the old node end where there is no memory for both. Raises OutOfMemoryBudget where that is not
@@ -202,11 +229,11 @@ class Step:
             if self._fits(controller):
                 return
             self._progress.done(f"{node}: no memory for two models; others take what it holds")
+            settling = Settling(controller, self._progress, self._signals)
             try:
-                Settling(controller, self._progress, self._signals).drain(node)
+                settling.drain(node)
             except BaseException:
-                with suppress(MoemeshError):  # what has failed is reported
-                    controller.undrain(node)
+                settling.take_back(node)
                 raise
         self._end(node)
 
@@ -249,13 +276,13 @@ class Step:
     @contextmanager
     def _driving(self) -> Iterator[Machine]:
         """This process is a driver of Ray, for the generation that shall be, while the context lasts."""
-        record = joined(self._host, self._folder)
         address = resolve(self._host.address)
         environment = raynode.environment(self._folder, self._to.wire_security, address)
         os.environ.update(raynode.driver_variables(environment))
         from cluster.fleet import actors  # Ray reads its environment when it is imported
 
         with self._folder.locked():
+            record = joined(self._host, self._folder)
             actors.connect(record.ray, address, self._turn.to.number)
             try:
                 self._signals.listen()
@@ -264,9 +291,22 @@ class Step:
                 actors.disconnect()
 
 
-def drained_beside(status: Mapping[str, Any], ordered: Collection[str]) -> list[str]:
-    """Names of nodes that are drained though nobody has ordered it. status: the controller's answer."""
-    return sorted(one["id"] for one in status["members"] if one["drained"] and one["id"] not in ordered)
+def _orders(folder: Folder) -> Orders:
+    """What operators have asked of this generation's controller."""
+    try:
+        return Orders.from_text(folder.orders.read_text())
+    except FileNotFoundError:
+        return Orders()
+
+
+def _serves(status: Mapping[str, Any]) -> bool:
+    """Whether there is a router for gateways. status: the controller's answer."""
+    routers = [one for one in status["members"] if one["role"] == Role.ROUTER]
+    return any(one["ready"] and one["health"] == Health.ALIVE for one in routers)
+
+
+def _when_to_end(name: str) -> tuple[int, str]:
+    return ENDING.index(role_of(name)[0].value), name
 
 
 STEPS: dict[str, Callable[[Step], dict[str, Any]]] = {
@@ -278,6 +318,7 @@ STEPS: dict[str, Callable[[Step], dict[str, Any]]] = {
         Step.routers,
         Step.gateways,
         Step.commit,
+        Step.strays,
         Step.end,
         Step.finish,
     )

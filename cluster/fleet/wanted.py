@@ -142,6 +142,14 @@ def on_fleet(fleet: FleetFile, shape: Shape, variant: str) -> tuple[Wanted, ...]
     return tuple(found)
 
 
+def role_of(name: str) -> tuple[Role, str]:
+    """(role, host) of a process of a fleet, by its name; of all but the controller."""
+    for role in (Role.ROUTER, Role.GATEWAY):
+        if name.startswith(f"{role.value}-"):
+            return role, name.removeprefix(f"{role.value}-").rpartition("-")[0]
+    return Role.NODE, name
+
+
 def _node(fleet: FleetFile, host: Host, variant: str) -> Wanted:
     place = _place(fleet, host, host.name, variant, host.ports.node)
     return Wanted(Role.NODE.value, host.name, (place, host.node_config), host.name)

@@ -173,6 +173,7 @@ def test_a_node_is_drained_and_comes_back_while_the_tokens_stay(
         assert set(roles["router-0"]._exchange.table.nodes) == {"node-0", "node-1"}
         with pytest.raises(OutOfMemoryBudget, match=r"node-1 cannot be drained: .* lack \d+ bytes"):
             controller.drain("node-1")
+        assert controller.undrain("node-2", for_upgrade=True)["drained"]
         controller.undrain("node-2")
         controller.rebalance(dry_run=False, force=True)
         wait_until(lambda: moved(controller) and held("node-2"), "its experts back", 60.0)

@@ -188,10 +188,39 @@ def test_status_and_gateways_are_told() -> None:
     assert {one["id"] for one in seen["members"] if one["drained"]} == {LAST}
 
 
+def test_what_an_upgrade_has_drained_is_the_operators_once_one_drains_it() -> None:
+    ours = Orders().draining(LAST, for_upgrade=True)
+    assert (ours.drained, ours.for_upgrade, ours.of_operators.drained) == ({LAST}, {LAST}, frozenset())
+    assert ours.draining(LAST, for_upgrade=True) == ours
+    theirs = ours.draining(LAST)
+    assert theirs == Orders(frozenset({LAST})) == theirs.draining(LAST, for_upgrade=True)
+    assert ours.undraining(LAST) == theirs.undraining(LAST) == Orders()
+
+
+def test_an_upgrade_gives_back_only_what_it_has_drained() -> None:
+    ours, _ = drain(with_table(None, 0), LAST, for_upgrade=True)
+    told = {one["id"]: one["for_upgrade"] for one in answers.status(ours, 0.0)["members"]}
+    assert [name for name in NODES if told[name]] == [LAST]
+    assert undrain(ours, LAST, for_upgrade=True).orders == Orders()
+    theirs, _ = drain(with_table(None, 0), LAST)
+    assert undrain(theirs, LAST, for_upgrade=True) is theirs
+    assert undrain(theirs, LAST).orders == Orders()
+
+
+def test_orders_follow_what_operators_have_changed_elsewhere() -> None:
+    first, second, third = NODES
+    before = Orders(frozenset({first}))
+    since = Orders(frozenset({second, third}), ("exact",), frozenset({third}))
+    assert before.following(before, before) == before
+    assert before.following(before, since) == Orders(frozenset({second}), ("exact",))
+    own = Orders(frozenset({first, third}), ("exact",))
+    assert own.following(before, before) == own
+
+
 def test_orders_survive_as_text() -> None:
-    orders = Orders(frozenset({LAST}), ("exact",))
+    orders = Orders(frozenset({LAST, NODES[0]}), ("exact",), frozenset({LAST}))
     assert Orders.from_text(orders.to_text()) == orders
-    assert Orders.from_text('{"drained": [], "tiers": ["gone"]}').tiers == TIERS
+    assert Orders.from_text('{"drained": [], "tiers": ["gone"]}') == Orders(tiers=TIERS)
     with pytest.raises(ConfigError, match="cannot be read"):
         Orders.from_text("{")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config import EngineConfig
+from cluster.controller.orders import Orders
 from cluster.controller.state import Shape
 from cluster.errors import (
     ClusterError,
@@ -24,7 +24,7 @@ from cluster.errors import (
 )
 from cluster.fleet import generations
 from cluster.fleet.changeover import check_looked, parts
-from cluster.fleet.file import FleetFile, load
+from cluster.fleet.file import FleetFile
 from cluster.fleet.folder import Folder, Record
 from cluster.fleet.generations import (
     Generation,
@@ -38,6 +38,7 @@ from cluster.fleet.processes import Mark
 from cluster.fleet.room import OVERHEAD_BYTES, fits_beside, needed_bytes
 from cluster.fleet.wanted import on_fleet
 from cluster.library.bundled import open_model
+from support.fleet_files import DOOR, HUB, PI, fleet_of
 
 SHAPE = Shape(3, 2, 4, (0, 1), 4096)
 OLD = Generation(0, "old", "int8", "first", "a" * 64)
@@ -46,21 +47,13 @@ THIRD = Generation(0, "third", "int8", "third", "c" * 64)
 GIB = 1 << 30
 
 
-def fleet_of(folder: Path, **more: Any) -> FleetFile:
-    entry = {"role": "edge", "memory_bytes": "64MiB", "cores": 1, "storage": str(folder / "storage")}
-    hosts = [
-        {**entry, "name": "pi", "address": "10.0.0.2"},
-        {**entry, "name": "hub", "address": "10.0.0.1", "role": "hub"},
-        {**entry, "name": "door", "address": "10.0.0.3", "role": "hub", "memory_bytes": 0, "gateways": 2},
-    ]
-    file = folder / "fleet.yaml"
-    file.write_text(yaml.safe_dump({"name": "f", "hosts": hosts, "gateway": {"insecure": True}, **more}))
-    return load(file)
+def doors(folder: Path, **more: Any) -> FleetFile:
+    return fleet_of(folder, PI, HUB, {**DOOR, "gateways": 2}, **more)
 
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> FleetFile:
-    return fleet_of(tmp_path)
+    return doors(tmp_path)
 
 
 def asked(of: Generation) -> Generation:
@@ -86,11 +79,11 @@ def test_another_variant_of_the_same_library_is_another_model() -> None:
 
 
 def test_in_the_middle_the_file_decides_which_of_the_two_shall_stay() -> None:
-    middle = Generations(OLD, NEW, ("pi",))
+    middle = Generations(OLD, NEW)
     old, new = (dataclasses.replace(one, model="elsewhere") for one in (OLD, NEW))
-    assert turn_to(asked(NEW), middle) == Turn(new, OLD, False, ("pi",))
-    assert turn_to(asked(OLD), middle) == Turn(old, NEW, True, ("pi",))
-    assert Turn(NEW, OLD, False, ("pi",)).reverse == Turn(OLD, NEW, True, ("pi",))
+    assert turn_to(asked(NEW), middle) == Turn(new, OLD, False)
+    assert turn_to(asked(OLD), middle) == Turn(old, NEW, True)
+    assert Turn(NEW, OLD, False).reverse == Turn(OLD, NEW, True)
     with pytest.raises(
         ClusterError, match=r"changes from first .* to second .*, and the fleet file names third"
     ):
@@ -132,7 +125,7 @@ def test_a_host_has_the_same_ports_whichever_generation_is_meant(
     spare: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     try:
-        fleet = fleet_of(tmp_path_factory.mktemp("fleet"), ports={"spare": spare})
+        fleet = doors(tmp_path_factory.mktemp("fleet"), ports={"spare": spare})
     except ConfigError:
         fleet = None
     if fleet is None:
@@ -149,7 +142,7 @@ def test_a_host_has_the_same_ports_whichever_generation_is_meant(
 
 def test_nobody_writes_a_generation_into_a_fleet_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no key 'generation'"):
-        fleet_of(tmp_path, generation=1)
+        doors(tmp_path, generation=1)
 
 
 def test_hosts_take_their_turns_and_the_old_ones_end_at_the_head_last(fleet: FleetFile) -> None:
@@ -158,6 +151,7 @@ def test_hosts_take_their_turns_and_the_old_ones_end_at_the_head_last(fleet: Fle
         ("routers", ["hub", "door"]),
         ("gateways", ["hub", "door"]),
         ("commit", ["hub"]),
+        ("strays", ["hub"]),
         ("end", ["pi", "door", "hub"]),
         ("finish", ["hub"]),
     ]
@@ -200,13 +194,13 @@ def test_what_is_noted_is_read_again_and_ends_with_the_fleet(fleet: FleetFile, t
     folder = Folder(tmp_path / "state")
     folder.put_secrets("token", b"key")
     assert generations.read(folder) is None
-    for now in (Generations(OLD), Generations(NEW, OLD, ("pi",))):
+    for now in (Generations(OLD), Generations(NEW, OLD, Orders().to_text())):
         generations.write(folder, now)
         assert generations.read(folder) == now
-    turn = Turn(NEW, OLD, True, ("pi",))
+    turn = Turn(NEW, OLD, True)
     assert Turn.from_wire(json.loads(json.dumps(turn.to_wire()))) == turn
     folder.forget(for_good=False)
-    assert generations.read(folder) == Generations(NEW, OLD, ("pi",)), "the machine may join again"
+    assert generations.read(folder) == Generations(NEW, OLD, Orders().to_text()), "the machine may join again"
     folder.put_secrets("token", b"key")
     assert generations.read(folder) is not None
     folder.put_secrets("of another fleet", b"key")
@@ -224,7 +218,7 @@ def test_what_is_noted_is_read_again_and_ends_with_the_fleet(fleet: FleetFile, t
 
 
 def test_a_fleet_that_an_older_version_has_started_serves_what_its_record_says(tmp_path: Path) -> None:
-    fleet = fleet_of(tmp_path, model="not there any more")
+    fleet = doors(tmp_path, model="not there any more")
     folder = Folder(tmp_path / "state")
     mark = Mark(1, 1.0)
     folder.write(Record("up", mark, (mark,), config={"model": "", "variant": ""}))

@@ -1,4 +1,4 @@
-"""A machine joins again after an end without a word, whether or not the head is there to hear of it."""
+"""A machine joins: what starts in which order, and what it says of itself before."""
 
 from __future__ import annotations
 
@@ -6,38 +6,69 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from cluster.errors import StartFailed
-from cluster.fleet import generations, obituary, ports
-from cluster.fleet.file import FleetFile, Host, load
+from cluster.fleet import generations, machine, ports
+from cluster.fleet.file import FleetFile
 from cluster.fleet.folder import Folder, Record
 from cluster.fleet.generations import Generation, Generations
 from cluster.fleet.join import join, probe
-from cluster.fleet.machine import Machine, Quiet
+from cluster.fleet.machine import Quiet
 from cluster.fleet.processes import Mark
 from cluster.fleet.signals import Signals
+from support.fleet_files import HUB, PI, fleet_of
 
 GONE = Mark(2**22 + 1, 1.0)
 
 
+class Started:
+    """In place of what a machine starts, one of each kind. done: what was started, or made sure of."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.told = True
+        self.mark, self.summary, self.total, self.environment = None, "", 0, dict[str, str]()
+        self.temp = "there"
+
+    def ray(self, folder: Folder, security: Any, place: Any = None) -> Started:
+        return self
+
+    def kernels(self, environment: Any, log: Path) -> Started:
+        self.done.append("kernels")
+        return self
+
+    def obituary(self, environment: Any, head: str, name: str, log: Path) -> Started:
+        self.done.append(f"{head} hears that {name} joins")
+        return self
+
+    def start(self) -> Mark:
+        self.done.append("Ray")
+        return GONE
+
+    def address(self) -> str:
+        return "10.0.0.1:1" if "Ray" in self.done else ""
+
+    def finished(self) -> bool:
+        if not self.told and self.done[-1] != "kernels":
+            raise StartFailed("the head does not hear")
+        return True
+
+    def end(self) -> None:
+        pass
+
+
 @pytest.fixture
-def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FleetFile:
-    """Ray does not start on its hosts, whose ports are free."""
-
-    def refuse(machine: Machine, *arguments: Any) -> None:
-        raise StartFailed("the head is not there yet")
-
-    monkeypatch.setattr(Machine, "start", refuse)
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    made = Started()
+    for name, method in (("RayNode", made.ray), ("KernelWarmup", made.kernels), ("Obituary", made.obituary)):
+        monkeypatch.setattr(machine, name, method)
     monkeypatch.setattr(ports, "problem", lambda address, port: "")
-    entry = {"memory_bytes": "64MiB", "cores": 1, "storage": str(tmp_path)}
-    hosts = [
-        {**entry, "name": "hub", "address": "10.0.0.1", "role": "hub"},
-        {**entry, "name": "pi", "address": "10.0.0.2", "role": "edge"},
-    ]
-    file = tmp_path / "fleet.yaml"
-    file.write_text(yaml.safe_dump({"name": "f", "hosts": hosts, "gateway": {"insecure": True}}))
-    return load(file)
+    return made
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> FleetFile:
+    return fleet_of(tmp_path, HUB, PI)
 
 
 @pytest.fixture
@@ -47,48 +78,33 @@ def folder(tmp_path: Path) -> Folder:
     return made
 
 
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What Ray at the head was told. The first call does not reach it."""
-    calls: list[tuple[str, str]] = []
-
-    def report(environment: Any, head: str, name: str) -> bool:
-        calls.append((head, name))
-        return len(calls) > 1
-
-    monkeypatch.setattr(obituary, "report", report)
-    return calls
-
-
-def try_to_join(fleet: FleetFile, host: Host, folder: Folder) -> None:
-    with pytest.raises(StartFailed, match="not there yet"):
-        join(fleet, host, folder, Quiet(), Signals())
-
-
-def test_an_end_without_a_word_is_told_until_the_head_has_heard_of_it(
-    fleet: FleetFile, folder: Folder, told: list[tuple[str, str]]
+@pytest.mark.parametrize("before", [None, Record("joined", GONE, (GONE,))])
+def test_the_head_hears_of_every_join_directly_before_its_ray_does(
+    fleet: FleetFile, folder: Folder, started: Started, before: Record | None
 ) -> None:
-    pi = fleet.hosts[1]
-    try_to_join(fleet, pi, folder)
-    assert not told, "it has not been part of the fleet yet"
-    folder.write(Record("joined", GONE, (GONE,)))
-    for _ in range(3):
-        try_to_join(fleet, pi, folder)
-    assert told == [(f"10.0.0.1:{fleet.head.ports.ray}", "pi")] * 2
+    if before is not None:
+        folder.write(before)
+    join(fleet, fleet.hosts[1], folder, Quiet(), Signals())
+    assert started.done == ["kernels", f"10.0.0.1:{fleet.head.ports.ray} hears that pi joins", "Ray"]
 
 
-def test_the_head_has_nobody_to_tell(fleet: FleetFile, folder: Folder, told: list[tuple[str, str]]) -> None:
+def test_a_machine_whose_end_the_head_does_not_hear_of_does_not_join(
+    fleet: FleetFile, folder: Folder, started: Started
+) -> None:
+    started.told = False
+    with pytest.raises(StartFailed, match="does not hear"):
+        join(fleet, fleet.hosts[1], folder, Quiet(), Signals())
+    assert "Ray" not in started.done
+    assert folder.read() is None
+
+
+def test_the_head_has_nobody_to_tell(fleet: FleetFile, folder: Folder, started: Started) -> None:
     folder.write(Record("up", GONE, (GONE,)))
-    try_to_join(fleet, fleet.head, folder)
-    assert not told
+    join(fleet, fleet.head, folder, Quiet(), Signals())
+    assert started.done == ["Ray", "kernels"]
 
 
-def test_a_machine_that_leaves_for_good_keeps_nothing_to_tell(folder: Folder) -> None:
-    folder.ended.touch()
-    folder.forget()
-    assert not folder.path.exists() or not any(folder.path.iterdir())
-
-
+@pytest.mark.usefixtures("started")
 def test_which_generation_is_active_is_part_of_what_a_host_says_of_itself(
     fleet: FleetFile, folder: Folder
 ) -> None:

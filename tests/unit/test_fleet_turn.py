@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from cluster.controller.members import Role
 from cluster.controller.orders import Orders
 from cluster.errors import AlreadyUp, NotUp, OutOfMemoryBudget, StartFailed, Unavailable
 from cluster.fleet import actors, generations, processes, starting, turn
-from cluster.fleet.file import FleetFile, load
+from cluster.fleet.file import FleetFile
 from cluster.fleet.folder import Folder, Record
 from cluster.fleet.generations import Generation, Generations, Turn
 from cluster.fleet.machine import Machine, Quiet
 from cluster.fleet.prepare import controller_of, wanted_of
 from cluster.fleet.processes import Mark
+from cluster.fleet.settling import Settling
 from cluster.fleet.signals import Signals
-from cluster.fleet.turn import STEPS, Step, drained_beside
+from cluster.fleet.turn import STEPS, Step
 from cluster.library.bundled import open_model
 from cluster.types import NodeId
+from support.fleet_files import HUB, PI, fleet_of
 
 LIBRARY = open_model()
 OLD = Generation(0, "", "int8", LIBRARY.name, LIBRARY.digest)
@@ -39,17 +41,29 @@ MUCH, LITTLE = 1 << 40, 100 << 20
 
 class World:
     """Two generations on a hub and a pi. running: names by generation; done: what ended ("-") and started
-    ("+"), in its order; drained: nodes by generation; free: bytes of memory; room: whether other nodes can
-    take a drained one's experts; restarted: roles that Ray has started anew once; driven: generation whose
+    ("+"), in its order; orders: by generation; free: bytes of memory; room: whether other nodes can take a
+    drained one's experts; restarted: roles that Ray has started anew once; driven: generation whose
     driver this process is."""
 
     def __init__(self, fleet: FleetFile) -> None:
         self.fleet, self.free, self.room = fleet, MUCH, True
         self.running: list[set[str]] = [set(ROLES), set()]
-        self.drained: list[set[str]] = [set(), set()]
         self.done: list[str] = []
         self.restarted, self.unready, self.dead = set[str](), set[str](), set[str]()
         self.driven = 0
+
+    def drained(self, generation: int) -> set[str]:
+        return set(self.orders(generation).drained)
+
+    def orders(self, generation: int) -> Orders:
+        """As its controller keeps them."""
+        file = self.folder(generation).orders
+        return Orders.from_text(file.read_text()) if file.exists() else Orders()
+
+    def order(self, orders: Orders, generation: int = 0) -> None:
+        file = self.folder(generation).orders
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(orders.to_text())
 
     def folder(self, number: int = 0) -> Folder:
         return Folder(Path(self.fleet.head.storage) / "state", number)
@@ -81,7 +95,8 @@ class World:
                     "ready": one.name not in self.unready,
                     "health": "dead" if one.name in self.dead else "alive",
                     "error": None,
-                    "drained": one.name in self.drained[generation],
+                    "drained": one.name in self.drained(generation),
+                    "for_upgrade": one.name in self.orders(generation).for_upgrade,
                     "stats": {"restarts": int(one.name in self.restarted), "resident_bytes": 1},
                 }
                 for one in there
@@ -106,15 +121,23 @@ class _Controller:
             raise Unavailable("no controller listens")
         return self._world.status(self._generation)
 
-    def drain(self, node: str) -> dict[str, Any]:
-        self._world.drained[self._generation].add(node)
+    @property
+    def _orders(self) -> Orders:
+        return self._world.orders(self._generation)
+
+    def drain(self, node: str, for_upgrade: bool = False) -> dict[str, Any]:
         if not self._world.room:
             raise OutOfMemoryBudget("no room")
+        self._world.order(self._orders.draining(NodeId(node), for_upgrade), self._generation)
         return {"drained": True}
 
-    def undrain(self, node: str, fill: bool = False) -> dict[str, Any]:
-        self._world.drained[self._generation].discard(node)
+    def undrain(self, node: str, fill: bool = False, for_upgrade: bool = False) -> dict[str, Any]:
+        if not (for_upgrade and node in self._orders.of_operators.drained):
+            self._world.order(self._orders.undraining(NodeId(node)), self._generation)
         return {"drained": False, "node": node}
+
+    def offer(self, tiers: Sequence[str]) -> None:
+        self._world.order(self._orders.offering(tiers), self._generation)
 
     def __enter__(self) -> _Controller:
         return self
@@ -125,14 +148,7 @@ class _Controller:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    entry = {"role": "edge", "memory_bytes": "64MiB", "cores": 1, "storage": str(tmp_path)}
-    hosts = [
-        {**entry, "name": "hub", "address": "10.0.0.1", "role": "hub"},
-        {**entry, "name": "pi", "address": "10.0.0.2"},
-    ]
-    file = tmp_path / "fleet.yaml"
-    file.write_text(yaml.safe_dump({"name": "f", "hosts": hosts, "gateway": {"insecure": True}}))
-    made = World(load(file))
+    made = World(fleet_of(tmp_path, HUB, PI))
     made.folder().write(Record("up", Mark(1, 1.0)))
     _pretend(made, monkeypatch)
     return made
@@ -157,6 +173,7 @@ def _pretend(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actors, "running", lambda: set(world.running[world.driven]))
     monkeypatch.setattr(actors, "running_of", lambda generation: set(world.running[generation]))
     monkeypatch.setattr(turn, "free_memory", lambda: world.free)
+    monkeypatch.setattr(turn, "ROUTER_S", 0.0)
     for module in (turn, starting):
         monkeypatch.setattr(module, "Controller", lambda address, folder: _Controller(world, address))
 
@@ -167,20 +184,18 @@ def noted(world: World) -> Generations:
     return found
 
 
-def order(world: World, name: str) -> None:
-    """As an operator who drains a node."""
-    world.drained[0].add(name)
-    world.folder().orders.write_text(Orders(frozenset(NodeId(one) for one in world.drained[0])).to_text())
+def drain(world: World, name: str, generation: int = 0) -> None:
+    """As an operator does."""
+    world.order(world.orders(generation).draining(NodeId(name)), generation)
 
 
-def test_the_head_notes_what_is_about_to_be_and_what_operators_have_drained(world: World) -> None:
-    assert world.step(FORTH).begin() == {"drained": ()}
-    assert noted(world) == Generations(OLD, NEW)
-    generations.write(world.folder(), Generations(OLD))
-    order(world, "pi")
-    assert world.step(FORTH).begin() == {"drained": ("pi",)}
-    assert noted(world) == Generations(OLD, NEW, ("pi",))
-    assert world.folder(1).orders.read_text() == world.folder(0).orders.read_text()
+def test_the_head_notes_what_is_about_to_be_and_what_operators_have_ordered(world: World) -> None:
+    drain(world, "pi")
+    world.order(world.orders(0).draining(NodeId("hub"), for_upgrade=True))
+    world.step(FORTH).begin()
+    ordered = Orders(frozenset({NodeId("pi")}))
+    assert noted(world) == Generations(OLD, NEW, ordered.to_text())
+    assert world.orders(1) == ordered
 
 
 @pytest.mark.parametrize("now", [Generations(OLD, NEW), Generations(replace(OLD, digest="c" * 64))])
@@ -195,7 +210,7 @@ def test_where_memory_is_for_both_the_old_node_stays(world: World) -> None:
     world.step(FORTH).nodes()
     world.step(FORTH, "pi").nodes()
     assert world.done == ["+controller", "+hub", "+pi"]
-    assert world.drained == [set(), set()]
+    assert not world.drained(0) | world.drained(1)
 
 
 def test_where_it_is_not_others_take_what_the_old_node_holds_before_it_ends(world: World) -> None:
@@ -203,7 +218,7 @@ def test_where_it_is_not_others_take_what_the_old_node_holds_before_it_ends(worl
     world.free = LITTLE
     world.step(FORTH, "pi").nodes()
     assert world.done[2:] == ["-pi", "+pi"]
-    assert world.drained[0] == {"pi"}
+    assert world.orders(0).for_upgrade == {"pi"}
     world.step(FORTH, "pi").nodes()
     assert len(world.done) == 4, "it is done already"
 
@@ -214,7 +229,22 @@ def test_where_others_have_no_room_nothing_ends(world: World) -> None:
     with pytest.raises(OutOfMemoryBudget, match="no room"):
         world.step(FORTH, "pi").nodes()
     assert len(world.done) == 2
-    assert not world.drained[0]
+    assert not world.drained(0)
+
+
+def test_what_an_operator_has_drained_stays_so_when_a_step_fails(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moves_for_ever(*arguments: Any) -> None:
+        raise StartFailed("waited")
+
+    drain(world, "pi")
+    world.step(FORTH).nodes()
+    world.free = LITTLE
+    monkeypatch.setattr(Settling, "until", moves_for_ever)
+    with pytest.raises(StartFailed, match="waited"):
+        world.step(FORTH, "pi").nodes()
+    assert world.drained(0) == {"pi"}
 
 
 def test_gateways_change_over_only_to_routers_that_are_ready(world: World) -> None:
@@ -276,42 +306,73 @@ def test_a_role_that_dies_as_often_as_it_starts_is_an_error(world: World) -> Non
     world.restarted.add("router-hub-0")
     with pytest.raises(StartFailed, match="router-hub-0"):
         world.step(FORTH).commit()
-    assert noted(world) == Generations(OLD, NEW)
+    assert (noted(world).active, noted(world).other) == (OLD, NEW)
 
 
 def test_what_was_drained_for_the_others_sake_is_given_back_and_operators_keep_theirs(world: World) -> None:
-    order(world, "hub")
     changed(world, short=True)
-    assert world.drained == [{"hub", "pi"}, set()]
-    back = replace(BACK, drained=noted(world).drained)
-    world.step(back).gateways()
-    world.step(back, "pi").nodes()
+    drain(world, "hub")
+    assert world.drained(0) == {"hub", "pi"}
+    world.step(BACK).gateways()
+    world.step(BACK, "pi").nodes()
     assert world.done == ["-gateway-hub-0", "+gateway-hub-0", "-pi", "+pi"]
-    assert "pi" in world.drained[0], "not before every node is ready"
-    everywhere(world, back, Step.nodes, Step.routers)
-    world.step(back).commit()
-    assert world.drained[0] == {"hub"}
-    assert noted(world) == Generations(OLD, NEW, ("hub",))
+    assert "pi" in world.drained(0), "not before every node is ready"
+    everywhere(world, BACK, Step.nodes, Step.routers)
+    world.step(BACK).commit()
+    assert world.drained(0) == {"hub"}
+    assert noted(world) == Generations(OLD, NEW)
+
+
+def test_a_node_that_an_operator_drains_after_it_was_drained_for_the_others_sake_stays_so(
+    world: World,
+) -> None:
+    changed(world, short=True)
+    drain(world, "pi")
+    everywhere(world, BACK, Step.gateways, Step.nodes, Step.routers)
+    world.step(BACK).commit()
+    assert world.drained(0) == {"pi"}
+
+
+def test_what_operators_order_while_the_model_is_changed_holds_for_the_new_one(world: World) -> None:
+    drain(world, "hub")
+    changed(world)
+    world.order(world.orders(0).undraining(NodeId("hub")).draining(NodeId("pi")).offering(["exact"]))
+    world.step(FORTH).commit()
+    assert world.orders(1) == Orders(frozenset({NodeId("pi")}), ("exact",))
+
+
+def test_a_tier_that_was_chosen_at_a_gateway_of_the_new_one_stays(world: World) -> None:
+    changed(world)
+    world.order(world.orders(1).offering(["exact"]), 1)
+    world.step(FORTH).commit()
+    assert world.orders(1).tiers == ("exact",)
+
+
+def test_what_cannot_be_drained_any_more_is_told_and_no_failure(world: World) -> None:
+    changed(world)
+    drain(world, "pi")
+    world.room = False
+    world.step(FORTH).commit()
+    assert noted(world) == Generations(NEW, OLD)
+    assert not world.drained(1)
 
 
 def test_nothing_of_the_old_generation_is_left_also_if_the_file_has_changed(world: World) -> None:
     changed(world)
     world.running[0] |= {"router-hub-1", "gateway-gone-0"}
+    world.running[0] |= {"attic"}
     world.step(FORTH).commit()
+    world.step(FORTH).strays()
+    assert world.done == ["-gateway-gone-0 elsewhere", "-router-hub-1", "-attic elsewhere"]
     everywhere(world, FORTH, Step.end)
-    assert world.done == ["-router-hub-0", "-hub", "-pi"]
+    assert world.done[3:] == ["-router-hub-0", "-hub", "-pi"]
     world.folder(0).epoch.write_text("3")
     world.step(FORTH).finish()
-    assert world.done[3:] == ["-gateway-gone-0 elsewhere", "-router-hub-1 elsewhere", "-controller"]
+    assert world.done[6:] == ["-controller"]
     assert not world.running[0]
     assert world.running[1] == set(ROLES)
     assert not world.folder(0).epoch.exists()
     assert noted(world) == Generations(NEW)
-
-
-def test_drained_beside_orders() -> None:
-    members = [{"id": name, "drained": name != "c"} for name in "bac"]
-    assert drained_beside({"members": members}, ["a"]) == ["b"]
 
 
 @pytest.mark.parametrize("name", [name for name in STEPS if name not in ("look", "begin")])
@@ -328,3 +389,8 @@ def test_ray_is_not_imported_before_its_environment_is_set(
     monkeypatch.delattr("cluster.fleet.actors")
     with pytest.raises(NotUp):  # no ImportError
         STEPS[name](world.step(FORTH))
+
+
+def test_nor_with_the_module() -> None:
+    command = "import sys, cluster.fleet.turn; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0

@@ -3,29 +3,20 @@
 from dataclasses import replace
 
 import pytest
-import yaml
 
 from cluster.controller.state import Shape
 from cluster.errors import ConfigError, ProtocolError, Unavailable
-from cluster.fleet.file import load
 from cluster.fleet.upgrade import check_same, last_of
 from cluster.fleet.versions import by_host, check_protocols, check_ready, in_order, outdated, versions
 from cluster.fleet.wanted import on_fleet
+from support.fleet_files import DOOR, HUB, PI, fleet_of
 
 SHAPE = Shape(3, 2, 4, (0, 1), 4096)
 
 
 @pytest.fixture
 def fleet(tmp_path):
-    entry = {"role": "edge", "memory_bytes": "64MiB", "cores": 1}
-    hosts = [
-        {**entry, "name": "pi", "address": "10.0.0.2"},
-        {**entry, "name": "hub", "address": "10.0.0.1", "role": "hub"},
-        {**entry, "name": "spare", "address": "10.0.0.3", "role": "hub"},
-    ]
-    file = tmp_path / "fleet.yaml"
-    file.write_text(yaml.safe_dump({"name": "f", "hosts": hosts, "gateway": {"insecure": True}}))
-    return load(file)
+    return fleet_of(tmp_path, PI, HUB, {**DOOR, "name": "spare", "memory_bytes": "64MiB"})
 
 
 @pytest.fixture
