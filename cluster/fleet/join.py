@@ -186,6 +186,7 @@ def _end(folder: Folder) -> bool:
         _interrupt(folder)
         try:
             stop.down(folder)
+            return True
         except NotUp:
             folder.forget(keep_logs=True)
             return False
@@ -194,9 +195,7 @@ def _end(folder: Folder) -> bool:
                 raise ClusterError(
                     f"command after command is at work in {folder.path}; end what gives them, and try again"
                 ) from None
-            time.sleep(POLL_S)
-            continue
-        return True
+        time.sleep(POLL_S)
 
 
 def _interrupt(folder: Folder) -> None:
