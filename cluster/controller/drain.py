@@ -58,12 +58,19 @@ def drain(
 
 
 def undrain(state: ControllerState, node: NodeId, for_upgrade: bool = False) -> ControllerState:
-    """The node may hold experts again, from the next placement on. for_upgrade: unless an operator has
-    drained it. Raises UnknownNode."""
+    """The node may hold experts again, from the next placement on. for_upgrade: if an upgrade has drained it,
+    else the state is the same. Raises UnknownNode."""
     check_known(state, node)
-    if for_upgrade and node in state.orders.of_operators.drained:
+    if for_upgrade and node not in state.orders.for_upgrade:
         return state
     return replace(state, orders=state.orders.undraining(node))
+
+
+def order(state: ControllerState, node: NodeId) -> ControllerState:
+    """The node shall be drained as soon as nothing else is being moved: cluster/controller/repair.py sees to
+    it, whether or not the others have room. Raises UnknownNode."""
+    check_known(state, node)
+    return replace(state, orders=state.orders.draining(node))
 
 
 def fill(state: ControllerState, config: ControllerConfig) -> Proposal:

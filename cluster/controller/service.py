@@ -216,20 +216,15 @@ class ControllerService:
         return rebalance.describe(proposal) | {"started": started}
 
     def _drain(self, header: Mapping[str, Any]) -> dict[str, Any]:
-        """header: `node`; `undo`, let it hold experts again, which moves none but with `fill`; `for_upgrade`:
-        as in Orders, `undo` changes nothing then of what an operator has drained."""
+        """header: `node`; `undo`, let it hold experts again, which moves none but with `fill`; `later`, only
+        order it; `for_upgrade`: as in Orders, and `undo` changes nothing that no upgrade has drained."""
         node, for_upgrade = NodeId(str(header.get("node", ""))), bool(header.get("for_upgrade"))
         if header.get("undo"):
+            return self._undrain(node, for_upgrade, bool(header.get("fill")))
+        if header.get("later"):
             with self._lock:
-                orders = drain.undrain(self._state, node, for_upgrade).orders
-                if node in orders.drained:
-                    return {"node": node, "drained": True}
-                self._order(orders)
-            if header.get("fill"):
-                proposal = drain.fill(self._state, self._config)
-                with self._lock:
-                    self._state = rebalance.begin(self._state, proposal)
-            return {"node": node, "drained": False}
+                self._order(drain.order(self._state, node).orders)
+            return {"node": node, "drained": True, "started": False}
         _, proposal = drain.drain(self._state, node, for_upgrade=for_upgrade)
         with self._lock:
             self._state = rebalance.begin(self._state, proposal)
@@ -239,6 +234,18 @@ class ControllerService:
             "node": node,
             "drained": True,
         }
+
+    def _undrain(self, node: NodeId, for_upgrade: bool, fill: bool) -> dict[str, Any]:
+        """Where nothing can be moved yet, nothing is changed."""
+        before = self._state
+        after = drain.undrain(before, node, for_upgrade)
+        if after is not before:
+            proposal = drain.fill(after, self._config) if fill else None
+            with self._lock:
+                if proposal is not None:
+                    self._state = rebalance.begin(self._state, proposal)
+                self._order(self._state.orders.undraining(node))
+        return {"node": node, "drained": node in self._state.orders.drained}
 
     def _order(self, orders: Orders) -> None:
         self._keep(orders)

@@ -54,16 +54,17 @@ class Controller:
         header = {"dry_run": dry_run, "force": force}
         return dict(self._client.call(Kind.REBALANCE, header, timeout_s=PLACING_S).header)
 
-    def drain(self, node: str, for_upgrade: bool = False) -> dict[str, Any]:
+    def drain(self, node: str, for_upgrade: bool = False, later: bool = False) -> dict[str, Any]:
         """Move all experts off a node: as `rebalance`, with `node` and `drained`. for_upgrade: of a node that
-        an operator has drained nothing changes, and the upgrade must let others hold experts again."""
-        header = {"node": node, "for_upgrade": for_upgrade}
+        an operator has drained nothing changes, and the upgrade must let others hold experts again. later: it
+        is only ordered, whether or not that is possible now."""
+        header = {"node": node, "for_upgrade": for_upgrade, "later": later}
         return dict(self._client.call(Kind.DRAIN, header, timeout_s=PLACING_S).header)
 
     def undrain(self, node: str, fill: bool = False, for_upgrade: bool = False) -> dict[str, Any]:
         """Let it hold experts again: {"node", "drained"}. fill: and give it some now; where that raises
-        Unavailable, since others are being moved, it is drained no more. for_upgrade: unless an operator has
-        drained it."""
+        Unavailable, since others are being moved, nothing is changed. for_upgrade: if an upgrade has drained
+        it."""
         header = {"node": node, "undo": True, "fill": fill, "for_upgrade": for_upgrade}
         return dict(self._client.call(Kind.DRAIN, header, timeout_s=PLACING_S).header)
 

@@ -129,12 +129,12 @@ class _Change:
         )
 
     def _take_back(self, turn: Turn) -> list[tuple[str, MoemeshError]]:
-        """What has failed, and in which step. After that nothing is started any more, and what is not needed
-        ends all the same; a gateway that has not changed may need everything."""
+        """What has failed, and in which step. After that step nothing is started any more, and what is not
+        needed ends all the same; a gateway that has not changed may need everything."""
         self._progress.done(self._muster.watch.timed(f"taken back: to {turn.to.told}"))
         failed: list[tuple[str, MoemeshError]] = []
         for step, hosts in parts(self._fleet, turn.back):
-            if failed and (failed[0][0] == "gateways" or step != "end"):
+            if failed and (failed[0][0] == "gateways" or step not in ("strays", "end")):
                 continue
             for host in hosts:
                 try:

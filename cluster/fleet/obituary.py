@@ -53,7 +53,7 @@ class Obituary:
         if code is None and time.monotonic() < self._began + LIMIT_S:
             return False
         if code:
-            why = last_line(self._log)
+            why = last_line(self._log) or f"exit code {code}"
         elif code is None:
             why = f"no answer in {LIMIT_S:g} s"
         else:

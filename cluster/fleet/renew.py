@@ -39,13 +39,13 @@ def renew(
     Raises Unavailable before anything is stopped if roles on other hosts are not ready; StartFailed, or what
     a role reported, if one does not come back.
     """
-    record = joined(host, folder)
     wanted = wanted_of(fleet, host)
     address = resolve(host.address)
     os.environ.update(raynode.driver_variables(raynode.environment(folder, fleet.wire_security, address)))
     from cluster.fleet import actors  # Ray reads its environment when it is imported
 
     with folder.locked():
+        record = joined(host, folder)
         machine = Machine(folder, record, progress, signals)
         actors.connect(record.ray, address, folder.generation)
         try:

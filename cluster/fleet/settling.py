@@ -57,15 +57,18 @@ class Settling:
             self._progress.done(f"{error}. It ends with its experts: streams wait until others have them")
 
     def give_back(self, node: str) -> None:
-        """Let it hold experts again, unless an operator has drained it."""
+        """Let it hold experts again, if an upgrade has drained it."""
         self._progress.phase(f"{node} gets experts")
         undrain = partial(self._controller.undrain, node, fill=True, for_upgrade=True)
-        self.until(undrain, "moves to be possible")
+        self.until(undrain, "moves to be possible", MOVED_WITHIN_S)
 
     def take_back(self, node: str) -> None:
         """As `give_back` after a failure, which is what will be reported: what is possible at once."""
         with suppress(MoemeshError):
-            self._controller.undrain(node, fill=True, for_upgrade=True)
+            try:
+                self._controller.undrain(node, fill=True, for_upgrade=True)
+            except Unavailable:  # others are being moved
+                self._controller.undrain(node, for_upgrade=True)
 
     def member(self, name: str) -> dict[str, Any] | None:
         return member_of(patient_status(self._controller), name)

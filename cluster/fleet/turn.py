@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 from cluster.controller.members import Health, Role
@@ -138,8 +138,10 @@ class Step:
             members = self._start(wanted, machine).wait_ready(controller_of(self._to))
             self._settle()
             plan = plan_of(self._to, open_model(library_of(self._to, self._host)))
-            generations.write(self._folder, Generations(self._turn.to, self._turn.of))
+            generations.write(self._folder, Generations(self._turn.to, self._turn.of, self._base))
             machine.note(phase="up", **noted(self._to, plan), **gateways.noted(members))
+            if not self._turn.back:
+                self._follow_operators()  # once more: until now they asked the one before
         return {}
 
     def end(self) -> dict[str, Any]:
@@ -184,28 +186,49 @@ class Step:
         self._start([node], machine).wait_joined(controller_of(self._to))
 
     def _settle(self) -> None:
+        if not self._turn.back:  # else it is the one that they have asked
+            self._follow_operators()
         with self._controller() as controller:
             settling = Settling(controller, self._progress, self._signals)
-            if not self._turn.back:  # else it is the one that they have asked
-                self._follow_operators(controller, settling)
             for member in patient_status(controller)["members"]:
                 if member.get("for_upgrade"):
                     settling.give_back(member["id"])
 
-    def _follow_operators(self, controller: Controller, settling: Settling) -> None:
-        """What they have ordered since `begin`."""
-        noted, here = generations.read(self._folder), _orders(self._folder)
-        before = here if noted is None or not noted.orders else Orders.from_text(noted.orders)
-        wanted = here.following(before, _orders(self._before))
-        for node in sorted(wanted.drained - here.drained):
-            try:
-                settling.until(partial(controller.drain, node), "moves to be possible")
-            except (OutOfMemoryBudget, UnknownNode) as error:
-                self._progress.done(f"{error}; it was drained while the model was changed, and is no more")
-        for node in sorted(here.drained - wanted.drained):
+    def _follow_operators(self) -> None:
+        """Have this controller asked for what operators have ordered of the other one since it was looked."""
+        here, since = _orders(self._folder), _orders(self._before)
+        wanted = here.following(Orders.from_text(self._base) if self._base else since, since)
+        with self._controller() as controller:
+            for node in sorted(here.drained - wanted.drained):  # first, since they make room
+                self._undrain(controller, node)
+            for node in sorted(wanted.of_operators.drained - here.of_operators.drained):
+                self._drain(controller, node)
+            if wanted.tiers != here.tiers:
+                controller.offer(wanted.tiers)
+        now = generations.read(self._folder)
+        assert now is not None, "`begin` has noted it"
+        generations.write(self._folder, replace(now, orders=since.of_operators.to_text()))
+
+    @property
+    def _base(self) -> str:
+        """What operators had ordered when it was looked last."""
+        now = generations.read(self._folder)
+        return "" if now is None else now.orders
+
+    def _drain(self, controller: Controller, node: str) -> None:
+        try:
+            controller.drain(node)
+        except Unavailable:  # others are being moved
+            controller.drain(node, later=True)
+        except (OutOfMemoryBudget, UnknownNode) as error:
+            self._progress.done(f"{error}. It was drained while the model was changed, and is no more")
+
+    def _undrain(self, controller: Controller, node: str) -> None:
+        try:
+            controller.undrain(node, fill=True)
+        except (OutOfMemoryBudget, Unavailable):
             controller.undrain(node)
-        if wanted.tiers != here.tiers:
-            controller.offer(wanted.tiers)
+            self._progress.done(f"{node} may hold experts again; `moemesh rebalance --force` gives it some")
 
     def _await_router(self) -> None:
         """Raises Unavailable if there is none to be waited for."""

@@ -51,9 +51,12 @@ def by_host(status: Status, wanted: Sequence[Wanted]) -> dict[str, list[str]]:
 
 
 def outdated(status: Status, wanted: Sequence[Wanted], version: str) -> list[Wanted]:
-    """The roles that do not run `version` or are not ready, in the order of their turns."""
-    running, ready = versions(status, wanted), _ready(status) | {CONTROLLER}
-    found = [each for each in wanted if running[each.name] != version or each.name not in ready]
+    """The roles that do not run `version` or are not ready, in the order of their turns; so are nodes that an
+    upgrade has drained which was cut before it gave them back."""
+    running = versions(status, wanted)
+    drained = {one["id"] for one in status["members"] if one.get("for_upgrade")}
+    done = (_ready(status) | {CONTROLLER}) - drained
+    found = [each for each in wanted if running[each.name] != version or each.name not in done]
     return sorted(found, key=lambda each: TURNS.index(each.role))
 
 

@@ -14,7 +14,7 @@ from cluster.balance.load import LoadStats, NodeLoad
 from cluster.balance.placement import PlacementTable
 from cluster.config import ControllerConfig
 from cluster.controller import answers, rebalance, repair, syncing
-from cluster.controller.drain import drain, fill, undrain
+from cluster.controller.drain import drain, fill, order, undrain
 from cluster.controller.members import NO_TABLE, Member, Role
 from cluster.controller.orders import Orders
 from cluster.controller.state import ControllerState, Shape
@@ -204,17 +204,27 @@ def test_an_upgrade_gives_back_only_what_it_has_drained() -> None:
     assert undrain(ours, LAST, for_upgrade=True).orders == Orders()
     theirs, _ = drain(with_table(None, 0), LAST)
     assert undrain(theirs, LAST, for_upgrade=True) is theirs
+    nobodys = with_table(None, 0)
+    assert undrain(nobodys, LAST, for_upgrade=True) is nobodys
     assert undrain(theirs, LAST).orders == Orders()
 
 
 def test_orders_follow_what_operators_have_changed_elsewhere() -> None:
     first, second, third = NODES
-    before = Orders(frozenset({first}))
-    since = Orders(frozenset({second, third}), ("exact",), frozenset({third}))
+    before = Orders(frozenset({first}), ("a", "b"))
+    since = Orders(frozenset({second, third}), ("a",), frozenset({third}))
     assert before.following(before, before) == before
-    assert before.following(before, since) == Orders(frozenset({second}), ("exact",))
-    own = Orders(frozenset({first, third}), ("exact",))
+    assert before.following(before, since) == Orders(frozenset({second}), ("a",))
+    own = Orders(frozenset({first, third}), ("b",))
     assert own.following(before, before) == own
+    assert own.following(before, since) == Orders(frozenset({second, third}), ("a",))
+
+
+def test_a_drain_may_be_ordered_for_when_moves_are_possible() -> None:
+    moving = rebalance.begin(*drain(with_table(None, 0), LAST))
+    assert order(moving, NODES[0]).orders.drained == {LAST, NODES[0]}
+    with pytest.raises(UnknownNode):
+        order(moving, NodeId("nobody"))
 
 
 def test_orders_survive_as_text() -> None:

@@ -13,16 +13,18 @@ from typing import Any
 
 import pytest
 
+from cluster.controller import orders
 from cluster.controller.members import Role
 from cluster.controller.orders import Orders
 from cluster.errors import AlreadyUp, NotUp, OutOfMemoryBudget, StartFailed, Unavailable
-from cluster.fleet import actors, generations, processes, starting, turn
+from cluster.fleet import actors, generations, processes, settling, starting, turn
 from cluster.fleet.file import FleetFile
 from cluster.fleet.folder import Folder, Record
 from cluster.fleet.generations import Generation, Generations, Turn
 from cluster.fleet.machine import Machine, Quiet
 from cluster.fleet.prepare import controller_of, wanted_of
 from cluster.fleet.processes import Mark
+from cluster.fleet.serve import plan_of
 from cluster.fleet.settling import Settling
 from cluster.fleet.signals import Signals
 from cluster.fleet.turn import STEPS, Step
@@ -42,11 +44,11 @@ MUCH, LITTLE = 1 << 40, 100 << 20
 class World:
     """Two generations on a hub and a pi. running: names by generation; done: what ended ("-") and started
     ("+"), in its order; orders: by generation; free: bytes of memory; room: whether other nodes can take a
-    drained one's experts; restarted: roles that Ray has started anew once; driven: generation whose
-    driver this process is."""
+    drained one's experts; moving: whether experts are being moved, so that nothing else can be; restarted:
+    roles that Ray has started anew once; driven: generation whose driver this process is."""
 
     def __init__(self, fleet: FleetFile) -> None:
-        self.fleet, self.free, self.room = fleet, MUCH, True
+        self.fleet, self.free, self.room, self.moving = fleet, MUCH, True, False
         self.running: list[set[str]] = [set(ROLES), set()]
         self.done: list[str] = []
         self.restarted, self.unready, self.dead = set[str](), set[str](), set[str]()
@@ -125,14 +127,18 @@ class _Controller:
     def _orders(self) -> Orders:
         return self._world.orders(self._generation)
 
-    def drain(self, node: str, for_upgrade: bool = False) -> dict[str, Any]:
-        if not self._world.room:
+    def drain(self, node: str, for_upgrade: bool = False, later: bool = False) -> dict[str, Any]:
+        if self._world.moving and not later:
+            raise Unavailable("experts are being moved")
+        if not later and not (self._world.room and {"hub", "pi"} - self._orders.drained - {node}):
             raise OutOfMemoryBudget("no room")
         self._world.order(self._orders.draining(NodeId(node), for_upgrade), self._generation)
         return {"drained": True}
 
     def undrain(self, node: str, fill: bool = False, for_upgrade: bool = False) -> dict[str, Any]:
-        if not (for_upgrade and node in self._orders.of_operators.drained):
+        if not for_upgrade or node in self._orders.for_upgrade:
+            if fill and self._world.moving:
+                raise Unavailable("experts are being moved")
             self._world.order(self._orders.undraining(NodeId(node)), self._generation)
         return {"drained": False, "node": node}
 
@@ -235,16 +241,46 @@ def test_where_others_have_no_room_nothing_ends(world: World) -> None:
 def test_what_an_operator_has_drained_stays_so_when_a_step_fails(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def moves_for_ever(*arguments: Any) -> None:
-        raise StartFailed("waited")
-
     drain(world, "pi")
     world.step(FORTH).nodes()
     world.free = LITTLE
-    monkeypatch.setattr(Settling, "until", moves_for_ever)
+    monkeypatch.setattr(Settling, "_emptied", never)
     with pytest.raises(StartFailed, match="waited"):
         world.step(FORTH, "pi").nodes()
     assert world.drained(0) == {"pi"}
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_what_a_step_has_drained_itself_is_given_back_when_it_fails(
+    world: World, monkeypatch: pytest.MonkeyPatch, moving: bool
+) -> None:
+    def fails(settling: Settling, node: str) -> bool:
+        assert world.orders(0).for_upgrade == {"pi"}
+        world.moving = moving
+        raise StartFailed("waited")
+
+    world.step(FORTH).nodes()
+    world.free = LITTLE
+    monkeypatch.setattr(Settling, "_emptied", fails)
+    with pytest.raises(StartFailed, match="waited"):
+        world.step(FORTH, "pi").nodes()
+    assert not world.drained(0)
+
+
+def never(*arguments: Any) -> None:
+    raise StartFailed("waited")
+
+
+def test_a_router_that_starts_anew_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def later(seconds: float) -> None:
+        world.dead.clear()
+
+    monkeypatch.setattr(turn, "ROUTER_S", 60.0)
+    monkeypatch.setattr(settling.time, "sleep", later)
+    everywhere(world, FORTH, Step.nodes, Step.routers)
+    world.dead.add("router-hub-0")
+    world.step(FORTH).gateways()
+    assert world.done[-2:] == ["-gateway-hub-0", "+gateway-hub-0"]
 
 
 def test_gateways_change_over_only_to_routers_that_are_ready(world: World) -> None:
@@ -295,7 +331,7 @@ def test_the_other_generation_is_active_also_when_ray_has_restarted_a_role(world
     world.step(FORTH).commit()
     record = world.folder().read()
     assert record is not None
-    assert (noted(world), record.phase) == (Generations(NEW, OLD), "up")
+    assert (noted(world), record.phase) == (Generations(NEW, OLD, Orders().to_text()), "up")
     assert record.controller == controller_of(generations.numbered(world.fleet, 1))
     assert not world.done
 
@@ -320,7 +356,7 @@ def test_what_was_drained_for_the_others_sake_is_given_back_and_operators_keep_t
     everywhere(world, BACK, Step.nodes, Step.routers)
     world.step(BACK).commit()
     assert world.drained(0) == {"hub"}
-    assert noted(world) == Generations(OLD, NEW)
+    assert (noted(world).active, noted(world).other) == (OLD, NEW)
 
 
 def test_a_node_that_an_operator_drains_after_it_was_drained_for_the_others_sake_stays_so(
@@ -333,27 +369,91 @@ def test_a_node_that_an_operator_drains_after_it_was_drained_for_the_others_sake
     assert world.drained(0) == {"pi"}
 
 
-def test_what_operators_order_while_the_model_is_changed_holds_for_the_new_one(world: World) -> None:
+def test_what_operators_order_while_the_model_is_changed_holds_for_the_new_one(
+    world: World, two_tiers: None
+) -> None:
     drain(world, "hub")
     changed(world)
-    world.order(world.orders(0).undraining(NodeId("hub")).draining(NodeId("pi")).offering(["exact"]))
+    world.order(world.orders(0).undraining(NodeId("hub")).draining(NodeId("pi")).offering(["fast"]))
     world.step(FORTH).commit()
-    assert world.orders(1) == Orders(frozenset({NodeId("pi")}), ("exact",))
+    assert world.orders(1) == Orders(frozenset({NodeId("pi")}), ("fast",))
 
 
-def test_a_tier_that_was_chosen_at_a_gateway_of_the_new_one_stays(world: World) -> None:
+@pytest.fixture
+def two_tiers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orders, "TIERS", ("exact", "fast"))
+
+
+def test_what_they_order_of_the_new_one_stays(world: World, two_tiers: None) -> None:
     changed(world)
-    world.order(world.orders(1).offering(["exact"]), 1)
+    world.order(world.orders(1).offering(["fast"]).draining(NodeId("pi")), 1)
     world.step(FORTH).commit()
-    assert world.orders(1).tiers == ("exact",)
+    assert world.orders(1) == Orders(frozenset({NodeId("pi")}), ("fast",))
 
 
-def test_what_cannot_be_drained_any_more_is_told_and_no_failure(world: World) -> None:
+def test_orders_that_come_while_it_is_being_committed_are_not_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(*arguments: Any) -> Any:
+        drain(world, "pi")
+        return plan_of(*arguments)
+
+    changed(world)
+    monkeypatch.setattr(turn, "plan_of", plan)
+    world.step(FORTH).commit()
+    assert world.drained(1) == {"pi"}
+
+
+def test_a_commit_that_was_cut_does_not_undo_what_was_ordered_since(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changed(world)
     drain(world, "pi")
-    world.room = False
+    with monkeypatch.context() as patch:
+        patch.setattr(turn, "plan_of", never)
+        with pytest.raises(StartFailed):
+            world.step(FORTH).commit()
+    assert world.drained(1) == {"pi"}
+    world.order(Orders(), 0)
     world.step(FORTH).commit()
-    assert noted(world) == Generations(NEW, OLD)
+    assert not world.drained(1)
+
+
+def test_on_the_way_back_nobody_follows_the_new_one(world: World) -> None:
+    changed(world)
+    drain(world, "pi", 1)
+    everywhere(world, BACK, Step.gateways, Step.nodes, Step.routers)
+    world.step(BACK).commit()
+    assert not world.drained(0)
+
+
+def test_a_node_that_was_emptied_for_one_model_and_drained_in_the_other_is_the_operators(
+    world: World,
+) -> None:
+    world.order(Orders().draining(NodeId("pi"), for_upgrade=True), 1)
+    generations.write(world.folder(), Generations(OLD, NEW, Orders().to_text()))
+    world.running[1] |= set(ROLES)
+    drain(world, "pi")
+    world.step(FORTH).commit()
+    assert world.orders(1) == Orders(frozenset({NodeId("pi")}))
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_what_cannot_be_drained_any_more_is_told_and_no_failure(world: World, moving: bool) -> None:
+    changed(world)
+    drain(world, "pi")
+    world.room, world.moving = False, moving
+    world.step(FORTH).commit()
+    assert (noted(world).active, noted(world).other) == (NEW, OLD)
+    assert world.drained(1) == ({"pi"} if moving else set())
+
+
+def test_a_node_that_operators_had_drained_and_have_no_more_gets_experts_when_it_can(world: World) -> None:
+    drain(world, "pi")
+    changed(world)
+    world.order(Orders(), 0)
+    world.moving = True
+    world.step(FORTH).commit()
     assert not world.drained(1)
 
 

@@ -69,6 +69,11 @@ def test_who_runs_the_version_and_is_ready_is_left_alone(wanted):
     assert [each.name for each in outdated(status, wanted, "2")] == ["router-spare-0", "pi", "hub"]
 
 
+def test_a_node_that_an_upgrade_drained_before_it_was_cut_has_its_turn_again(wanted):
+    status = status_of(wanted, "2", pi={"for_upgrade": True}, hub={"for_upgrade": False})
+    assert [each.name for each in outdated(status, wanted, "2")] == ["pi"]
+
+
 def test_one_host_at_a_time(wanted):
     elsewhere = [each for each in wanted if each.host != "hub"]
     check_ready(status_of(wanted, hub=None), elsewhere)
