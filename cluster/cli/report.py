@@ -21,6 +21,7 @@ import llvmlite.binding
 from rich.table import Table
 
 from cluster.cli.output import table_console
+from cluster.fleet.cgroups import autogrouped
 from kernels.hwcap import arm_features
 
 VERSIONS = ("moemesh", "numpy", "numba", "llvmlite", "ray", "grpcio")
@@ -144,13 +145,15 @@ class Report:
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures come from. cores: those this process may use."""
+    """Where the figures come from. cores: those this process may use. autogroups: whether sessions share
+    them (cluster/fleet/cgroups.py): figures of clients beside a cluster depend on it."""
     known = llvmlite.binding.get_host_cpu_features()
     host = {name for name, on in known.items() if on} | arm_features()
     return {
         "cpu": _cpu_name(),
         "features": [f for f in (*X86_FEATURES, *ARM_FEATURES) if f in host],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "autogroups": autogrouped(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
     }
 

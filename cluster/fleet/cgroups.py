@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+AUTOGROUPS = Path("/proc/sys/kernel/sched_autogroup_enabled")
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 
@@ -45,6 +46,25 @@ def memory_limits(cgroups: Path = CGROUPS, own: Path = OWN) -> Iterator[MemoryLi
 def cpu_limit(cgroups: Path = CGROUPS, own: Path = OWN) -> float | None:
     """CPUs' worth of time that the groups above us may use; None where nothing limits it."""
     return min(_cpu_limits(cgroups, own), default=None)
+
+
+def autogrouped(enabled: Path = AUTOGROUPS, cgroups: Path = CGROUPS, own: Path = OWN) -> bool:
+    """Whether Linux shares the cores between sessions, each with as much as another, whatever is nice in it
+    (sched(7), autogroups): where that is on, and no control group shares them."""
+    try:
+        return _read(enabled) == "1" and not any(_shared_by(cgroups, own))
+    except OSError:
+        return False
+
+
+def _shared_by(cgroups: Path, own: Path) -> Iterator[bool]:
+    """Of each hierarchy, whether our group in it is one that gets a share of the cores."""
+    for line in own.read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if "cpu" in names.split(","):
+            yield path != "/"
+        elif not names:  # version 2, whose root has no weight
+            yield (cgroups / path.strip("/") / "cpu.weight").exists()
 
 
 def _cpu_limits(cgroups: Path, own: Path) -> Iterator[float]:

@@ -11,7 +11,7 @@ import psutil
 
 from cluster.config import GatewayConfig
 from cluster.fleet import clock, ports
-from cluster.fleet.cgroups import cpu_limit, memory_limits
+from cluster.fleet.cgroups import autogrouped, cpu_limit, memory_limits
 from cluster.fleet.disk import DiskSpeed, disk_speed
 from cluster.fleet.findings import Finding
 from cluster.fleet.folder import Folder
@@ -38,6 +38,7 @@ def condition(folder: Folder) -> list[Finding]:
         memory(psutil.virtual_memory().total, free_memory(), limit),
         page_size(mmap.PAGESIZE),
         cpu_time(cores, cpu_limit()),
+        scheduler(autogrouped()),
         clock_kept(clock.synchronised()),
         disk(folder.path),
         own_ports(folder),
@@ -74,6 +75,17 @@ def cpu_time(cores: int, limit: float | None) -> Finding:
         return Finding("cpu_time", f"all of {cores} cores", values)
     fix = f"compute with {max(int(limit), 1)} threads, or raise the limit: more are stopped in mid-step"
     return Finding("cpu_time", f"{limit:g} of {cores} cores, limited by its control group", values, fix=fix)
+
+
+def scheduler(autogroups: bool) -> Finding:
+    """autogroups: as `cgroups.autogrouped` says."""
+    if not autogroups:
+        return Finding("scheduler", "processes share the cores", {"autogroups": False})
+    fix = (
+        "where clients run on the same cores: `sudo sysctl kernel.sched_autogroup_enabled=0`; a client's "
+        "session gets as much as the whole cluster's, and the gateway waits"
+    )
+    return Finding("scheduler", "sessions share the cores (autogroups)", {"autogroups": True}, fix=fix)
 
 
 def clock_kept(synchronised: bool | None) -> Finding:

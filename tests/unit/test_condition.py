@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from cluster.fleet import condition, disk
-from cluster.fleet.cgroups import cpu_limit, memory_limits
+from cluster.fleet.cgroups import autogrouped, cpu_limit, memory_limits
 from cluster.fleet.clock import synchronised
 from cluster.fleet.disk import DiskSpeed, disk_speed, existing
 from cluster.fleet.folder import Folder
@@ -121,6 +121,28 @@ def test_less_time_than_cores_is_advice():
     assert less.good is None
 
 
+@pytest.mark.parametrize(
+    ("enabled", "own", "files", "expected"),
+    [
+        ("1", "1:cpu:/\n0::/", {}, True),
+        ("0", "1:cpu:/\n0::/", {}, False),
+        ("1", "1:cpu,cpuacct:/docker/a", {}, False),
+        ("1", "0::/user.slice", {"user.slice/cpu.weight": "100"}, False),
+        ("1", "0::/user.slice", {}, True),
+    ],
+)
+def test_sessions_share_the_cores_where_no_control_group_does(tmp_path, enabled, own, files, expected):
+    places = groups(tmp_path, own, files)
+    (tmp_path / "enabled").write_text(f"{enabled}\n")
+    assert autogrouped(tmp_path / "enabled", *places) is expected
+    assert not autogrouped(tmp_path / "nowhere", *places)
+
+
+def test_sessions_that_share_the_cores_are_advice():
+    assert condition.scheduler(False).fix == ""
+    assert "sched_autogroup_enabled=0" in condition.scheduler(True).fix
+
+
 def test_larger_pages_are_advice():
     assert condition.page_size(4096).fix == ""
     assert "kernel8.img" in condition.page_size(16384).fix
@@ -156,5 +178,13 @@ def test_the_folder_that_would_be_made_is_looked_at_above(tmp_path):
 
 def test_all_of_it_has_a_name_of_its_own(tmp_path):
     found = condition.condition(Folder(tmp_path / "state"))
-    assert [one.name for one in found] == ["memory", "page_size", "cpu_time", "clock", "disk", "ports"]
+    assert [one.name for one in found] == [
+        "memory",
+        "page_size",
+        "cpu_time",
+        "scheduler",
+        "clock",
+        "disk",
+        "ports",
+    ]
     assert found[1].values == os.sysconf("SC_PAGE_SIZE")

@@ -36,7 +36,7 @@ def test_the_object_has_the_promised_keys() -> None:
     report = Report("minimal", [result("a.b", [1 / 3], "ratio", Target(must=0.3, reference="the law"))])
     made = json.loads(report.as_json())
     assert set(made) == {"machine", "git", "preset", "results"}
-    assert set(made["machine"]) == {"cpu", "features", "cores", "versions"}
+    assert set(made["machine"]) == {"cpu", "features", "cores", "autogroups", "versions"}
     assert set(made["results"][0]) == KEYS
     assert made["results"][0]["value"] == 0.3333
 

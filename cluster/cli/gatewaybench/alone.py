@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
-from cluster.cli.gatewaybench.arrivals import POISSON, Size, drawn
-from cluster.cli.gatewaybench.client import Caller, calling, offer, running
+from cluster.cli.gatewaybench.arrivals import POISSON, Arrival, Size, drawn
+from cluster.cli.gatewaybench.client import Caller, calling, running
 from cluster.cli.gatewaybench.figures import Outcome, at_percentile, count
 from cluster.cli.gatewaybench.laboratory import Laboratory, bare_server, busy_client, laboratory
+from cluster.cli.gatewaybench.probes import probe
 from cluster.cli.report import Result, Target, result
 from cluster.errors import MoemeshError
 
@@ -42,7 +43,7 @@ def measure_overhead(seconds: float) -> list[Result]:
         client.tell()
         time.sleep(RAMP_S)  # until as many streams run as are meant to
         cpu_us = _cpu_per_token(lab, seconds)
-        outcome = running(_probe(lab.address, seconds))
+        outcome = probe(lab.address, _probes(seconds))
         seen, others = lab.router.ask(), client.answer()
     overheads = _overheads(outcome, seen["stamps"])
     lost = len(outcome.fates) - len(overheads) + others["lost"]
@@ -65,13 +66,12 @@ def _cpu_per_token(lab: Laboratory, seconds: float) -> float:
 def _bare(seconds: float) -> list[float]:
     """ms to the second message, as the probes have it."""
     with bare_server() as address:
-        outcome = running(_probe(address, seconds))
+        outcome = probe(address, _probes(seconds))
     return [1e3 * one.first_token for one in outcome.fates if one.tokens_at]
 
 
-async def _probe(address: str, seconds: float) -> Outcome:
-    async with calling(address) as caller:
-        return await offer(caller.generate, drawn(POISSON, PROBES, seconds, Size(SIZE.prompt, 1)))
+def _probes(seconds: float) -> list[Arrival]:
+    return drawn(POISSON, PROBES, seconds, Size(SIZE.prompt, 1))
 
 
 def _tokens(lab: Laboratory) -> int:

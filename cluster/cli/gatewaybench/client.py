@@ -24,6 +24,9 @@ Answer = TypeVar("Answer")
 
 DEADLINE_S = 60.0
 RAMP = 0.25
+OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+"""Of a channel: else all of an address share one."""
+
 CHANNELS = 4
 """Connections that the requests take in turn: a single one would have one flow-control window for all."""
 
@@ -101,38 +104,30 @@ class Caller:
                 tokens += [time.monotonic() - moment] * len(answer.token_ids)
                 finished = answer.HasField("finish")
         except grpc.RpcError as error:
-            return _failed(error, moment, accepted=bool(name))
-        end = time.monotonic() - moment
-        whole = finished and len(tokens) == size.new
-        return Fate(moment, DONE if whole else LOST, end, tuple(tokens), request_id=name)
+            return failed(error, moment, accepted=bool(name))
+        return answered(moment, tokens, finished, size, name)
 
     def open(self, number: int, size: Size) -> Any:
         """The call of such a stream, for whoever reads it in another way."""
-        sampling = pb.Sampling(max_tokens=size.new, ignore_eos=True)
-        request = pb.GenerateRequest(token_ids=self._prompt(number, size), sampling=sampling)
-        return self._stub(number).Generate(request, timeout=DEADLINE_S)
+        return self._stub(number).Generate(request_of(self._ids, number, size), timeout=DEADLINE_S)
 
     async def score(self, number: int, size: Size, moment: float) -> Fate:
         """A Score call over the prompt; `new` plays no part."""
-        request = pb.ScoreRequest(token_ids=self._prompt(number, size))
+        request = pb.ScoreRequest(token_ids=_prompt(self._ids, number, size))
         try:
             answer = await self._stub(number).Score(request, timeout=DEADLINE_S)
         except grpc.RpcError as error:
-            return _failed(error, moment, accepted=False)
+            return failed(error, moment, accepted=False)
         end = time.monotonic() - moment
         return Fate(moment, DONE if len(answer.logprobs) == size.prompt - 1 else LOST, end, (end,))
 
     def _stub(self, number: int) -> generation_pb2_grpc.GenerationAsyncStub:
         return self._stubs[number % len(self._stubs)]
 
-    def _prompt(self, number: int, size: Size) -> pb.TokenIds:
-        return pb.TokenIds(ids=random.Random(number).choices(self._ids, k=size.prompt))
-
 
 @asynccontextmanager
 async def calling(address: str) -> AsyncIterator[Caller]:
-    options = (("grpc.use_local_subchannel_pool", 1),)  # or all channels would share one connection
-    channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CHANNELS)]
+    channels = [grpc.aio.insecure_channel(address, OWN_CONNECTION) for _ in range(CHANNELS)]
     try:
         caller = Caller([generation_pb2_grpc.GenerationStub(channel) for channel in channels])
         await caller.prepare()
@@ -142,7 +137,24 @@ async def calling(address: str) -> AsyncIterator[Caller]:
             await channel.close(None)
 
 
-def _failed(error: grpc.RpcError, moment: float, accepted: bool) -> Fate:
+def request_of(ids: Sequence[int], number: int, size: Size) -> pb.GenerateRequest:
+    """Request `number`, the same each time: a prompt drawn from `ids`."""
+    sampling = pb.Sampling(max_tokens=size.new, ignore_eos=True)
+    return pb.GenerateRequest(token_ids=_prompt(ids, number, size), sampling=sampling)
+
+
+def _prompt(ids: Sequence[int], number: int, size: Size) -> pb.TokenIds:
+    return pb.TokenIds(ids=random.Random(number).choices(ids, k=size.prompt))
+
+
+def answered(moment: float, tokens: Sequence[float], finished: bool, size: Size, name: str) -> Fate:
+    """Of a stream that has ended without an error. tokens: when each came, in seconds after `moment`."""
+    end = time.monotonic() - moment
+    whole = finished and len(tokens) == size.new
+    return Fate(moment, DONE if whole else LOST, end, tuple(tokens), request_id=name)
+
+
+def failed(error: grpc.RpcError, moment: float, accepted: bool) -> Fate:
     refused = not accepted and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     end = time.monotonic() - moment
     return Fate(moment, REFUSED if refused else LOST, end, error=f"{error.code().name}: {error.details()}")
