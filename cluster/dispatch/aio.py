@@ -104,6 +104,15 @@ class FrameStream(asyncio.BufferedProtocol):
             async with self._ordered:
                 await self._write(kind, header, body)
 
+    def send_now(self, kind: Kind, header: Header, body: bytes) -> bool:
+        """Whether it could be sent without waiting, and so has been. Behind an ordered one that is being sent
+        it would have to wait."""
+        waits = len(body) > FRAGMENT_BYTES or self._ordered.locked() or not self._may_write.is_set()
+        if waits or self._transport is None or self._error is not None:
+            return False
+        self._put(self._transport, pack_header(kind, header, len(body), protocol=self._protocol), body)
+        return True
+
     async def recv(self) -> Frame:
         """The next frame. Raises Unavailable at the end of the stream, ProtocolError on a broken one."""
         while not self._frames:

@@ -60,6 +60,7 @@ class RouterLink:
         self._on_lost = on_lost
         self._on_refused = on_refused
         self._on_change = on_change
+        self._stream: FrameStream | None = None
         # The front door's frames must keep their order, and whoever sends one cannot wait.
         self._outbox: asyncio.Queue[tuple[Kind, Header, bytes]] = asyncio.Queue()
         self.connected = False
@@ -84,12 +85,21 @@ class RouterLink:
     def _pass_on(self, number: int, request: EngineRequest, mailbox: Mailbox) -> None:
         assert self.connected
         self.outstanding[number] = mailbox
-        self._outbox.put_nowait((Kind.SUBMIT, *pack_request(number, request)))
+        self._post(Kind.SUBMIT, *pack_request(number, request))
 
     def release(self, number: int) -> None:
         """The client is gone or has everything. A request that still runs is aborted at once."""
         if self.outstanding.pop(number, None) is not None and self.connected:
-            self._outbox.put_nowait((Kind.ABORT, {"n": number}, b""))
+            self._post(Kind.ABORT, {"n": number}, b"")
+
+    def _post(self, kind: Kind, header: Header, payload: bytes) -> None:
+        """At once if nothing waits: its turn of the loop would be a part of the time to a first token."""
+        sent = False
+        if self._stream is not None and self._outbox.empty():
+            with contextlib.suppress(MoemeshError):  # what cannot be sent ends the link, in `_send`
+                sent = self._stream.send_now(kind, header, payload)
+        if not sent:
+            self._outbox.put_nowait((kind, header, payload))
 
     async def close(self) -> None:
         self._task.cancel()
@@ -115,7 +125,7 @@ class RouterLink:
 
     async def _serve(self, stream: FrameStream) -> None:
         self.connected = True
-        self._outbox = asyncio.Queue()
+        self._stream, self._outbox = stream, asyncio.Queue()
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(self._send(stream)), loop.create_task(self._watch(stream))]
         self._on_change()
@@ -152,13 +162,14 @@ class RouterLink:
         """Ask the router whether it is there, and end the connection when it does not answer."""
         pulse = Pulse(stream.received)
         while not pulse.silent:
-            self._outbox.put_nowait((Kind.PING, {}, b""))
+            self._post(Kind.PING, {}, b"")
             await asyncio.sleep(BEAT_S)
             pulse = beat(pulse, stream.received)
         await stream.close(Unavailable(f"it was silent for {SILENT_BEATS * BEAT_S:g} s"))
 
     def _lost(self) -> None:
         self.connected = False
+        self._stream = None
         lost, self.outstanding = self.outstanding, {}
         if (probe := lost.get(PROBE_NUMBER)) is not None:
             probe.fail(Unavailable(f"the connection to router {self.name} was lost"))

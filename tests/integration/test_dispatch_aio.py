@@ -45,6 +45,25 @@ def test_aio_streams_send_and_receive_large_and_small(run: Callable[..., None]) 
         run(talk(server.address))
 
 
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_what_can_be_sent_at_once_is_and_nothing_else(run: Callable[..., None]) -> None:
+    async def talk(address: str) -> None:
+        async with await FrameStream.open(address, identity=Identity("gateway", "g")) as stream:
+            assert stream.send_now(Kind.SUBMIT, [0], b"small")
+            assert not stream.send_now(Kind.SUBMIT, [1], bytes(BIG)), "it would go in pieces"
+            frame = await asyncio.wait_for(stream.recv(), 30)
+            assert (frame.header, bytes(frame.payload)) == ([0], b"small")
+            stream.pause_writing()
+            assert not stream.send_now(Kind.SUBMIT, [2], b""), "the socket's buffer is full"
+            stream.resume_writing()
+            async with stream._ordered:
+                assert not stream.send_now(Kind.SUBMIT, [3], b""), "another is being sent"
+        assert not stream.send_now(Kind.SUBMIT, [4], b""), "it is closed"
+
+    with serving(echo, identity=Identity("node", "n")) as server:
+        run(talk(server.address))
+
+
 def test_aio_errors() -> None:
     async def refused(address: str) -> None:
         with pytest.raises(ProtocolError, match="numerics 3"):
