@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 CONTROLLER = "controller"
 
-NICE = 5
+NICE = 10
 """Of what computes, where gateway and clients are on the same cores: a step goes on for milliseconds, and who
-was refused, or has a token to read, would wait for its end (docs/decisions/0036). 5 leaves them a quarter of
-a core that somebody else wants wholly, so that heartbeats come in time."""
+was refused, or has a token to read, would wait for its end (docs/decisions/0036). 10 leaves two of them on a
+core a fifth of it that somebody else wants wholly, so that heartbeats come in time."""
 
 
 @dataclass(frozen=True)

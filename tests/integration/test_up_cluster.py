@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from cluster.dispatch.handshake import Identity
 from cluster.dispatch.kinds import Kind
 from cluster.errors import ProtocolError
 from cluster.fleet import processes
+from cluster.fleet.roles import cores
 from cluster.fleet.wanted import NICE
 from support.clusters import Leaving, Moemesh, kill, listening, wait_until
 from support.engines import tiny_library
@@ -82,6 +84,16 @@ def test_what_computes_gives_way_to_the_gateway(moemesh):
     nicest = {name: max(niceness_of_threads(moemesh.role_pid(name))) for name in moemesh.members()}
     gateways = {nicest.pop(f"gateway-{number}") for number in range(2)}
     assert set(nicest.values()) == {min(19, gateway + NICE) for gateway in gateways}
+
+
+def test_everybody_leads_a_session(moemesh):
+    """Which counts as nice as the role is, where Linux takes such orders."""
+    pids = {name: moemesh.role_pid(name) for name in moemesh.members()}
+    assert {name: os.getsid(pid) for name, pid in pids.items()} == pids
+    if cores.AUTOGROUP.exists():
+        orders = {name: Path(f"/proc/{pid}/autogroup").read_text() for name, pid in pids.items()}
+        nice = {name: 0 if name.startswith("gateway") else NICE for name in pids}
+        assert {name: int(order.split()[-1]) for name, order in orders.items()} == nice
 
 
 def test_status_is_a_table_for_people(moemesh):

@@ -12,6 +12,7 @@ from cluster.config import EngineConfig, GatewayConfig
 from cluster.controller.members import NO_TABLE, Role
 from cluster.errors import ProtocolError
 from cluster.fleet.control import ControlledRole, View
+from cluster.fleet.roles import cores
 from cluster.fleet.roles.process import Place, count_restarts, log_to_file
 from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
@@ -65,6 +66,7 @@ class GatewayRole(ControlledRole):
 
     def __init__(self, place: Place, config: GatewayConfig, engine: EngineConfig) -> None:
         log_to_file(place.logs, place.name, place.log_format)
+        cores.share(place.nice)
         self._place, self._config, self._engine = place, config, engine
         self._restarts = count_restarts(place.logs, place.name)
         self._service: GatewayService | None = None

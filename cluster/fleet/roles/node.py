@@ -18,7 +18,8 @@ from cluster.expert.build import build_compute
 from cluster.expert.node import ExpertCompute, ExpertNode
 from cluster.expert.store import ExpertStore
 from cluster.fleet.control import ControlledRole, View
-from cluster.fleet.roles.process import Place, count_restarts, give_way, load_kernels, log_to_file
+from cluster.fleet.roles import cores
+from cluster.fleet.roles.process import Place, count_restarts, load_kernels, log_to_file
 from cluster.fleet.roles.shard import Shard
 from cluster.fleet.roles.supply import Supply, open_library, peers_of
 from cluster.fleet.roles.wire import wire_shape
@@ -48,8 +49,8 @@ class NodeRole(ControlledRole):
         self, place: Place, config: NodeConfig, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         """clock: by which it tells routers how long its calls took."""
-        give_way(place.nice)
         log_to_file(place.logs, place.name, place.log_format)
+        cores.share(place.nice)
         self._place, self._config, self._clock = place, config, clock
         self._restarts = count_restarts(place.logs, place.name)
         self._workers: Workers | None = None

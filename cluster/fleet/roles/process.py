@@ -21,7 +21,7 @@ MAX_LOG_BYTES = 64 << 20
 class Place:
     """name: unique in the cluster, also the log's name; controller: host:port; library: its folder, "" for
     the bundled one; variant: of the experts; logs: folder, written in log_format. host, port: where nodes and
-    routers listen, 0 for any port; a gateway has a configuration for that. nice: see `give_way`."""
+    routers listen, 0 for any port; a gateway has a configuration for that. nice: see cores.share."""
 
     name: str
     controller: str
@@ -32,13 +32,7 @@ class Place:
     tracing: TracingConfig = field(default_factory=TracingConfig)
     host: str = "127.0.0.1"
     port: int = 0
-    nice: int = 0
-
-
-def give_way(nice: int) -> None:
-    """The calling thread, and all that it starts from now on, leave the core to whoever is less nice (see
-    nice(2)); call it before there are any. 0 changes nothing."""
-    os.nice(nice)
+    nice: int | None = None
 
 
 def log_to_file(logs: str, name: str, kind: LogFormat = LogFormat.text) -> None:
