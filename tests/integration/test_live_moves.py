@@ -24,7 +24,7 @@ from cluster.experiments.traces import TraceWriter, read
 from cluster.expert.mapping import PAGE
 from cluster.fleet import control
 from cluster.fleet.ask import Controller
-from cluster.fleet.roles import node, router
+from cluster.fleet.roles import node, process, router
 from cluster.fleet.roles.process import Place
 from cluster.library.reader import Library
 from cluster.router.recorder import GateRecorder
@@ -59,8 +59,7 @@ def roles(
 ) -> Iterator[dict[str, Any]]:
     """A controller, three nodes with a limit of half of all experts each, and a router, all ready."""
     monkeypatch.setattr(control, "SYNC_PERIOD_S", 0.05)
-    for role in (node, router):
-        monkeypatch.setattr(role, "log_to_file", lambda *_: None)  # the log is this process's
+    monkeypatch.setattr(process, "log_to_file", lambda *_: None)  # the log is this process's
     spec = library.spec
     size = pad(max(ref.bytes for layer in library.variant("").blobs for ref in layer), PAGE)
     shape = Shape(3, spec.layers, spec.experts, spec.sparse_layers, size)

@@ -21,7 +21,7 @@ from cluster.expert.fetch import fetch_blobs, fetch_manifest
 from cluster.expert.mapping import PAGE
 from cluster.fleet import control
 from cluster.fleet.ask import Controller
-from cluster.fleet.roles import node, router, supply
+from cluster.fleet.roles import node, process, router, supply
 from cluster.fleet.roles.process import Place
 from cluster.library.reader import Library
 from cluster.library.verify import verify
@@ -56,8 +56,7 @@ def expected(library: Library) -> list[list[int]]:
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "SYNC_PERIOD_S", 0.05)
-    for role in (node, router):
-        monkeypatch.setattr(role, "log_to_file", lambda *_: None)
+    monkeypatch.setattr(process, "log_to_file", lambda *_: None)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from cluster.controller.service import ControllerService
 from cluster.controller.state import Shape
 from cluster.errors import ConfigError
 from cluster.fleet import control
-from cluster.fleet.roles import node, router
+from cluster.fleet.roles import node, process, router
 from cluster.fleet.roles.process import Place
 from cluster.gateway.service import GatewayService
 from cluster.otel import Telemetry
@@ -129,8 +129,7 @@ def test_an_endpoint_that_is_none_is_refused() -> None:
 
 def test_a_whole_cluster_sends_one_trace_by_otlp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "SYNC_PERIOD_S", 0.05)
-    for role in (node, router):
-        monkeypatch.setattr(role, "log_to_file", lambda *_: None)
+    monkeypatch.setattr(process, "log_to_file", lambda *_: None)
     library = tiny_library(tmp_path / "models", "qwen3-tied-gqa")
     spec = library.spec
     shape = Shape(2, spec.layers, spec.experts, spec.sparse_layers)

@@ -23,6 +23,7 @@ from cluster.fleet.machine import Quiet
 from cluster.fleet.memory import free_memory
 from cluster.fleet.muster import check_probes, new_secrets, stale_hosts
 from cluster.fleet.raynode import LABEL, RayNode, RayPlace, trim
+from cluster.fleet.roles import process
 from cluster.fleet.roles.cores import give_way
 from cluster.fleet.room import OVERHEAD_BYTES
 from cluster.fleet.serve import await_hosts
@@ -94,6 +95,17 @@ def test_a_thread_that_gives_way_takes_along_those_that_it_starts():
     thread.join()
     assert found == [min(19, before + 1)] * 2
     assert own() == before
+
+
+def test_a_start_is_counted_before_its_log_tells_of_it(tmp_path, monkeypatch):
+    def log_to_file(logs, name, kind):
+        counted.append((logs / f"{name}.starts").read_text())
+
+    counted = []
+    monkeypatch.setattr(process, "log_to_file", log_to_file)
+    place = process.Place("node-0", "127.0.0.1:1", "", "int8", tmp_path / "cleared")
+    assert [process.begin(place), process.begin(place)] == [0, 1]
+    assert counted == [f"{os.getpid()}\n", 2 * f"{os.getpid()}\n"]
 
 
 def test_a_process_has_what_its_host_says(fleet):

@@ -12,8 +12,7 @@ from cluster.config import EngineConfig, GatewayConfig
 from cluster.controller.members import NO_TABLE, Role
 from cluster.errors import ProtocolError
 from cluster.fleet.control import ControlledRole, View
-from cluster.fleet.roles import cores
-from cluster.fleet.roles.process import Place, count_restarts, log_to_file
+from cluster.fleet.roles.process import Place, begin
 from cluster.gateway.served import ServedModel
 from cluster.gateway.service import GatewayService
 from cluster.library.bundled import open_model
@@ -65,10 +64,8 @@ class GatewayRole(ControlledRole):
     role = Role.GATEWAY
 
     def __init__(self, place: Place, config: GatewayConfig, engine: EngineConfig) -> None:
-        log_to_file(place.logs, place.name, place.log_format)
-        cores.share(place.nice)
         self._place, self._config, self._engine = place, config, engine
-        self._restarts = count_restarts(place.logs, place.name)
+        self._restarts = begin(place)
         self._service: GatewayService | None = None
         self._routers: dict[str, Named] = {}
         self._telemetry: Telemetry | None = None

@@ -18,8 +18,7 @@ from cluster.expert.build import build_compute
 from cluster.expert.node import ExpertCompute, ExpertNode
 from cluster.expert.store import ExpertStore
 from cluster.fleet.control import ControlledRole, View
-from cluster.fleet.roles import cores
-from cluster.fleet.roles.process import Place, count_restarts, load_kernels, log_to_file
+from cluster.fleet.roles.process import Place, begin, load_kernels
 from cluster.fleet.roles.shard import Shard
 from cluster.fleet.roles.supply import Supply, open_library, peers_of
 from cluster.fleet.roles.wire import wire_shape
@@ -49,10 +48,8 @@ class NodeRole(ControlledRole):
         self, place: Place, config: NodeConfig, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         """clock: by which it tells routers how long its calls took."""
-        log_to_file(place.logs, place.name, place.log_format)
-        cores.share(place.nice)
         self._place, self._config, self._clock = place, config, clock
-        self._restarts = count_restarts(place.logs, place.name)
+        self._restarts = begin(place)
         self._workers: Workers | None = None
         self._shard = Shard()
         self._load_speed = self._load_s = 0.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.config import LogFormat, TracingConfig
+from cluster.fleet.roles import cores
 from cluster.fleet.roles.logs import formatter
 from kernels import warm
 
@@ -35,10 +36,19 @@ class Place:
     nice: int | None = None
 
 
+def begin(place: Place) -> int:
+    """First of all that a role's process does. Returns how often the role has started before since `up`.
+
+    Counted before its log tells its number: whoever ends it by that finds its start counted."""
+    before = count_restarts(place.logs, place.name)
+    log_to_file(place.logs, place.name, place.log_format)
+    cores.share(place.nice)
+    return before
+
+
 def log_to_file(logs: str, name: str, kind: LogFormat = LogFormat.text) -> None:
     """Send this process's log, and the traces of a crash, to `logs`/`name`.log. Prompts are never logged."""
-    Path(logs).mkdir(parents=True, exist_ok=True)  # a machine that joins again has cleared its logs
-    file = Path(logs) / f"{name}.log"
+    file = _folder(logs) / f"{name}.log"
     if file.exists() and file.stat().st_size > MAX_LOG_BYTES:
         file.unlink()
     stream = open(file, "a")  # noqa: SIM115 - held until the process ends
@@ -62,8 +72,15 @@ def load_kernels() -> None:
 
 def count_restarts(logs: str, name: str) -> int:
     """How often this role has started before since `up`; call once a process."""
-    with open(Path(logs) / f"{name}.starts", "a+") as file:
+    with open(_folder(logs) / f"{name}.starts", "a+") as file:
         file.seek(0)
         before = len(file.readlines())
         file.write(f"{os.getpid()}\n")
     return before
+
+
+def _folder(logs: str) -> Path:
+    """A machine that joins again has cleared its logs."""
+    folder = Path(logs)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -13,8 +13,7 @@ from cluster.controller.members import NO_TABLE, Role
 from cluster.dispatch.exchange import Exchange
 from cluster.dispatch.handshake import Identity
 from cluster.fleet.control import ControlledRole, View
-from cluster.fleet.roles import cores
-from cluster.fleet.roles.process import Place, count_restarts, load_kernels, log_to_file
+from cluster.fleet.roles.process import Place, begin, load_kernels
 from cluster.fleet.roles.wire import wire_shape
 from cluster.library.bundled import open_model
 from cluster.library.grammars import grammars_of
@@ -37,10 +36,8 @@ class RouterRole(ControlledRole):
     role = Role.ROUTER
 
     def __init__(self, place: Place, config: EngineConfig) -> None:
-        log_to_file(place.logs, place.name, place.log_format)
-        cores.share(place.nice)
         self._place, self._config = place, config
-        self._restarts = count_restarts(place.logs, place.name)
+        self._restarts = begin(place)
         self._workers: Workers | None = None
         self._exchange: Exchange | None = None
         self._service: RouterService | None = None
